@@ -1,0 +1,324 @@
+"""One typed tree of settings: YAML files, composed by `extends`, then dotted overrides.
+
+Each section is grouped as *changes results* and *does not change results*: two runs that agree in the
+first kind learn the same weights whatever the second kind says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from swav_platform.errors import UsageError
+
+
+class ConfigError(UsageError):
+    """Wrong configuration. The message is one paragraph fit for a user."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Photometric(_Section):
+    """Colour changes of a view (changes results). Defaults: Caron et al. 2020, appendix A (SimCLR's, strength 1)."""
+
+    jitter: float = Field(0.8, ge=0, le=1, description="probability of colour jitter")
+    brightness: float = Field(0.8, ge=0)
+    contrast: float = Field(0.8, ge=0)
+    saturation: float = Field(0.8, ge=0)
+    hue: float = Field(0.2, ge=0, le=0.5)
+    grey: float = Field(0.2, ge=0, le=1, description="probability of greyscale")
+    blur: float = Field(0.5, ge=0, le=1, description="probability of Gaussian blur")
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = Field(0.0, ge=0, le=1, description="probability of solarisation")
+
+
+class ViewGroup(_Section):
+    """Views of one resolution (changes results). `scale` is the range of the crop's share of the image's area."""
+
+    size: int = Field(ge=8, le=1024)
+    count: int = Field(ge=1, le=32)
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = Field(0.5, ge=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    photometric: Photometric = Photometric()
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ViewGroup:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be 0 < low <= high <= 1, got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be 0 < low <= high, got {self.ratio}")
+        return self
+
+
+class ImagePolicy(_Section):
+    """Which images are taken (changes results). What falls outside becomes an outcome in the ledger."""
+
+    min_side: int = Field(16, ge=1)
+    max_pixels: int = Field(64_000_000, ge=1, description="images of this many pixels or more are refused")
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    max_aspect: float = Field(20.0, ge=1)
+    truncated: Literal["reject", "accept"] = "reject"
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+class Data(_Section):
+    # changes results
+    sources: tuple[str, ...] = ()
+    row_size: int = Field(32, ge=1, description="positions of a row: what travels, trains and fails together")
+    block: int = Field(16, ge=1, description="consecutive samples read together")
+    window: int = Field(64, ge=1, description="blocks mixed with each other")
+    images: ImagePolicy = ImagePolicy()
+    # does not change results
+    index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
+    photometric: Literal["worker", "device"] = "device"
+    tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
+    segment: int = Field(256, ge=1, description="rows of one Ray Data set in the chain")
+    sample_log: str | None = None
+    max_quarantine_fraction: float = Field(0.5, gt=0, le=1)
+
+
+class Model(_Section):
+    """Changes results."""
+
+    name: str = "resnet50"
+    stem: Literal["imagenet", "small"] = "imagenet"
+    stem_stride: Literal[1, 2] = Field(1, description="stride of the small stem")
+    projection_hidden: int = Field(2048, ge=1)
+    projection_dim: int = Field(128, ge=2)
+
+
+class Method(_Section):
+    """Changes results. Defaults: Caron et al. 2020."""
+
+    name: str = "swav"
+    prototypes: int = Field(3000, ge=2)
+    epsilon: float = Field(0.05, gt=0)
+    iterations: int = Field(3, ge=1, description="Sinkhorn iterations")
+    temperature: float = Field(0.1, gt=0)
+    assign_views: tuple[int, ...] = (0, 1)
+    queue_length: int = Field(0, ge=0, description="features kept per assignment view, over all ranks")
+    queue_start: int = Field(0, ge=0, description="step from which on the queue is filled")
+    freeze_prototypes: int = Field(313, ge=0, description="first steps in which prototypes stay as they are")
+
+
+class Optimiser(_Section):
+    """Changes results."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    lr: float = Field(4.8, gt=0)
+    final_lr: float = Field(0.0048, ge=0)
+    warmup_steps: int = Field(3130, ge=0)
+    start_lr: float = Field(0.3, ge=0)
+    weight_decay: float = Field(1e-6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
+
+
+class Train(_Section):
+    # changes results
+    batch: int = Field(256, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1, description="wins over epochs")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimiser: Optimiser = Optimiser()
+    # does not change results (beyond the order of floating-point sums)
+    workers: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1, description="torch threads of a worker; cores / workers when absent")
+    checkpoint_every: int = Field(500, ge=1, description="steps")
+    keep_checkpoints: int = Field(3, ge=1)
+    log_every: int = Field(10, ge=1, description="steps")
+
+
+class Tracking(_Section):
+    """Does not change results."""
+
+    uri: str | None = Field(None, description="MLflow; SQLite in run.out when absent")
+    experiment: str = "swav"
+    model: str | None = Field(None, description="registered model; the run's name when absent")
+
+
+class Run(_Section):
+    """Does not change results."""
+
+    name: str | None = None
+    out: str = "runs"
+
+
+class Config(_Section):
+    seed: int = Field(31, ge=0, lt=2**63)
+    data: Data = Data()
+    views: dict[str, ViewGroup] = {
+        "large": ViewGroup(size=224, count=2, scale=(0.14, 1.0)),
+        "small": ViewGroup(size=96, count=6, scale=(0.05, 0.14)),
+    }
+    model: Model = Model()
+    method: Method = Method()
+    train: Train = Train()
+    tracking: Tracking = Tracking()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.train.batch % self.data.row_size:
+            raise ValueError(
+                f"train.batch={self.train.batch} must be a multiple of data.row_size={self.data.row_size}: a step is a whole number of rows"
+            )
+        if self.train.workers > self.rows_per_step:
+            raise ValueError(
+                f"train.workers={self.train.workers} is more than the {self.rows_per_step} rows of a step "
+                f"(train.batch / data.row_size): lower data.row_size or take fewer workers"
+            )
+        views = sum(g.count for g in self.views.values())
+        if not self.method.assign_views or max(self.method.assign_views) >= next(iter(self.views.values())).count:
+            raise ValueError("method.assign_views must name views of the first group of views")
+        if views < 2:
+            raise ValueError("views: at least two views are needed to predict one from another")
+        if self.method.queue_length and self.method.queue_length < self.train.batch:
+            raise ValueError(f"method.queue_length={self.method.queue_length} must be 0 or at least train.batch={self.train.batch}")
+        return self
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.train.batch // self.data.row_size
+
+    def steps(self, samples: int) -> int:
+        """Steps of the run over an index of `samples` samples."""
+        if self.train.steps is not None:
+            return self.train.steps
+        rows_per_epoch = -(-samples // self.data.row_size)
+        return max(1, int((self.train.epochs or 1) * rows_per_epoch) // self.rows_per_step)
+
+    def digest(self) -> str:
+        """Identity of what changes results: two configurations with one digest learn the same weights."""
+        tree = self.model_dump(mode="json")
+        for free in ("tracking", "run"):
+            del tree[free]
+        for section, names in _FREE.items():
+            for name in names:
+                del tree[section][name]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_FREE = {
+    "data": ("sources", "index", "photometric", "tasks", "segment", "sample_log", "max_quarantine_fraction"),
+    "train": ("workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every"),
+}
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file (or of the defaults) with `key.path=value` overrides.
+
+    Raises ConfigError for a missing file, bad YAML, an unknown key (with the nearest known name) or a bad value.
+    """
+    tree = _read(Path(path), ()) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    return from_tree(tree, str(path) if path is not None else "the configuration")
+
+
+def from_tree(tree: Mapping[str, Any], name: str = "the configuration") -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, name)) from None
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.expanduser().resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: `extends` goes in a circle; take one of the files out of it.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no configuration file {path}; name an existing YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} can't be read ({error}); check its permissions and that it is text.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings at its top level, not a {type(tree).__name__}.")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    return _merge(_read(path.parent / str(parent), (*seen, path)), tree)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inherited = merged.get(key)
+        merged[key] = _merge(inherited, value) if isinstance(inherited, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is not an override; write key=value, for example train.steps=200.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str) and _is_number(value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as text
+    *sections, last = key.split(".")
+    for depth, section in enumerate(sections):
+        node = tree.setdefault(section, _default_subtree(sections[: depth + 1]))
+        if not isinstance(node, dict):
+            raise ConfigError(f"'{override}': {'.'.join(sections[: depth + 1])} is a value, not a section.")
+        tree = node
+    tree[last] = [value] if key == "data.sources" and isinstance(value, str) else value
+
+
+def _default_subtree(path: Sequence[str]) -> dict[str, Any]:
+    """What an override starts from: views have no defaults of their own, so one of them is taken whole."""
+    if path == ["views"]:
+        return {name: group.model_dump() for name, group in Config().views.items()}
+    return {}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.lower() not in ("nan", "inf", "infinity")
+
+
+def _explain(error: ValidationError, name: str) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(where, list(known_keys()), n=1, cutoff=0.0)
+            parts.append(f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            got = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
+            parts.append(f"{where}: {message}{got}" if where else message)
+    return f"{name} is not a valid configuration: {'; '.join(parts)}."
+
+
+def known_keys() -> Iterable[str]:
+    """Dotted names of every setting; views by the names of the default groups."""
+    return _keys(Config().model_dump(mode="json"), "")
+
+
+def _keys(tree: Mapping[str, Any], prefix: str) -> Iterable[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
