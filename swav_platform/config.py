@@ -152,7 +152,7 @@ class Run(_Section):
     """Does not change results."""
 
     name: str | None = None
-    out: str = "runs"
+    out: str | None = Field(None, description="folder of the runs; SWAV_OUT or ./runs when absent")
 
 
 class Config(_Section):

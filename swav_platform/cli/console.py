@@ -1,0 +1,52 @@
+"""What verbs share to talk with people and machines: progress on stderr, answers on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+stderr = Console(stderr=True)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+
+
+def progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr,
+        disable=not stderr.is_terminal,
+    )
+
+
+def answer(result: Mapping[str, Any], as_json: bool) -> None:
+    """A result as JSON, or as a table of names and values."""
+    if as_json:
+        click.echo(json.dumps(result, default=str))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in result.items():
+        table.add_row(key.replace("_", " "), _readable(value))
+    Console().print(table)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value) or "none"
+    return "-" if value is None else str(value)

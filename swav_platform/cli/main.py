@@ -1,0 +1,94 @@
+"""The command `swav`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from swav_platform.errors import UsageError, UserError
+
+# verb -> file of this folder; read when the verb is used, so that `swav --help` starts at once
+_VERBS = {
+    "demo": "demo",
+    "index": "data",
+    "pack": "data",
+    "ledger": "data",
+    "pretrain": "pretrain",
+    "evaluate": "evaluate",
+    "embed": "evaluate",
+    "serve": "serve",
+    "query": "serve",
+    "submit": "jobs",
+    "status": "jobs",
+    "logs": "jobs",
+    "stop": "jobs",
+    "list": "jobs",
+    "doctor": "doctor",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _VERBS:
+            return None
+        module = importlib.import_module(f"swav_platform.cli.{_VERBS[name]}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="swav-platform", prog_name="swav")
+def swav() -> None:
+    """Image encoders learned from your own uncurated images, without labels: pretrain, evaluate, serve, query.
+
+    \b
+    Every verb takes --debug (show tracebacks); those that report take --json (one object, last line of stdout).
+    """
+
+
+def entry() -> None:
+    """Exit code 0: done; 1: failed; 2: wrong use; 130: interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    debug = "--debug" in arguments or bool(os.environ.get("SWAV_DEBUG"))
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        outcome: Any = swav.main([a for a in arguments if a != "--debug"], prog_name="swav", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return 130
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"swav: {_paragraph(error)}", err=True)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _paragraph(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}. Check that it exists, that you may use it, and that the disk is not full."
+    return f"Unexpected {type(error).__name__}: {error}. This is a fault of swav; run it again with --debug for the traceback."
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise SystemExit(143)  # runs `finally` blocks: processes end, the run is marked as killed

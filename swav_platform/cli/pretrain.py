@@ -1,0 +1,119 @@
+"""swav pretrain."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from swav_platform.cli import console
+from swav_platform.config import Config, load
+from swav_platform.run_folder import RunFolder
+
+PLAIN_SECONDS = 5.0  # between two lines of progress where there is no terminal
+
+
+def configured(config: str, data: tuple[str, ...], name: str | None, out: str | None, overrides: tuple[str, ...]) -> Config:
+    """The configuration of a verb that takes CONFIG --data --name --out key=value."""
+    options = []
+    if data:
+        options.append(f"data.sources={json.dumps(list(data))}")
+    if name:
+        options.append(f"run.name={json.dumps(name)}")
+    if out:
+        options.append(f"run.out={json.dumps(out)}")
+    return load(config, [*overrides, *options])
+
+
+def run_options(command: Any) -> Any:
+    for option in reversed(
+        (
+            click.argument("config"),
+            click.argument("overrides", nargs=-1, metavar="[key=value …]"),
+            click.option("--data", multiple=True, metavar="PATTERN", help="Shards: paths, globs or {000..019} ranges, quoted."),
+            click.option("--name", help="The run's name."),
+            click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs)."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@run_options
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run, if there is one.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@console.json_option
+def pretrain_command(
+    config: str, overrides: tuple[str, ...], data: tuple[str, ...], name: str | None, out: str | None, resume: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Learn an encoder from the images of --data by the recipe in CONFIG."""
+    settings = configured(config, data, name, out, overrides)
+    if dry_run:
+        click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
+        return
+    from swav_platform.cluster.pretrain import Watcher, pretrain
+
+    with ProgressDisplay() as display:
+        result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started))
+    console.answer(result, as_json)
+
+
+class ProgressDisplay:
+    """Shows a run's progress as its metrics.jsonl grows: a bar in a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars = console.progress()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        self._bars.stop()
+
+    def indexing(self, done: int, total: int) -> None:
+        if not self._bars.tasks:
+            self._bars.add_task("index", total=total, note="shards")
+        self._bars.update(self._bars.tasks[0].id, completed=done, total=total)
+
+    def started(self, folder: RunFolder, steps: int) -> None:
+        if not console.stderr.is_terminal:
+            click.echo(f"run_id {folder.info()['run_id']}", err=True)
+        self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps), daemon=True)
+        self._thread.start()
+
+    def _follow(self, metrics: Path, steps: int) -> None:
+        task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
+        said = 0.0
+        while True:
+            last = self._stop.wait(0.5)
+            line = _last_line(metrics)
+            if line is not None:
+                done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
+                self._bars.update(task, completed=done, note=note)
+                if not console.stderr.is_terminal and (last or time.monotonic() - said > PLAIN_SECONDS):
+                    click.echo(f"step {done}/{steps} {note}", err=True)
+                    said = time.monotonic()
+            if last:
+                return
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            complete = file.read().split(b"\n")[:-1]
+        return dict(json.loads(complete[-1])) if complete else None
+    except (OSError, ValueError):
+        return None

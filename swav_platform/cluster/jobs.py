@@ -1,0 +1,194 @@
+"""Pretraining as jobs of a Ray cluster, over the Ray Jobs API: submit, look, read, stop, list.
+
+A job's name is its run's name. Each submission of a name gets an id of its own (name, name-2, name-3 …), so that a
+run which was lost can be submitted again and goes on from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from swav_platform.cluster.pretrain import placed
+from swav_platform.config import Config, from_tree
+from swav_platform.errors import UsageError, UserError
+from swav_platform.run_folder import runs_folder
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ENDED = ("succeeded", "failed", "stopped")
+_STOPPED_BY_SIGNAL = (130, 143, -2, -15)
+_STEP = re.compile(r"^step (\d+)/(\d+)", re.MULTILINE)
+_RUN_ID = re.compile(r"^run_id (\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Job:
+    id: str
+    name: str
+    state: str  # pending, running, succeeded, failed, stopped
+    exit_code: int | None
+    started: float | None
+    message: str
+
+
+class Cluster:
+    """The Ray cluster behind an address. Each method raises UserError when the address does not answer."""
+
+    def __init__(self, address: str | None) -> None:
+        address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+        self.address = address if "://" in address else f"http://{address}"
+        with self._explained():
+            from ray.job_submission import JobSubmissionClient
+
+            self._client = JobSubmissionClient(self.address)
+
+    def submit(self, config: Config) -> Job:
+        """Raises UsageError for a name that runs, or for paths that the cluster can't know."""
+        config = self._placed(config)
+        name = str(config.run.name)
+        earlier = [job for job in self.jobs() if job.name == name]
+        if alive := [job for job in earlier if job.state not in ENDED]:
+            raise UsageError(
+                f"Run {name} is {alive[0].state} on {self.address} (job {alive[0].id}); follow it with `swav logs {name} --follow`, "
+                f"stop it with `swav stop {name}`, or take another --name."
+            )
+        job_id = name if not earlier else f"{name}-{len(earlier) + 1}"
+        with tempfile.TemporaryDirectory() as package, self._explained():
+            Path(package, "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            self._client.submit_job(
+                entrypoint=_entrypoint("pretrain config.yaml --resume --json"),
+                submission_id=job_id,
+                metadata={"run": name},
+                runtime_env={"working_dir": package, "env_vars": {"PYTHONUNBUFFERED": "1"}},
+            )
+        return self.job(name)
+
+    def jobs(self) -> list[Job]:
+        """All jobs of ours, oldest first."""
+        with self._explained():
+            found = [self._job(details) for details in self._client.list_jobs() if (details.metadata or {}).get("run")]
+        return sorted(found, key=lambda job: job.started or 0.0)
+
+    def job(self, name: str) -> Job:
+        """The newest job of a run's name, or the job of an id."""
+        found = [job for job in self.jobs() if name in (job.name, job.id)]
+        if not found:
+            raise UsageError(f"There is no job '{name}' on {self.address}; `swav list --address {self.address}` shows those it has.")
+        return found[-1]
+
+    def logs(self, job: Job) -> str:
+        with self._explained():
+            return str(self._client.get_job_logs(job.id))
+
+    def report(self, job: Job) -> dict[str, Any]:
+        """The keys that `submit`, `status` and `list` print with --json."""
+        text = self.logs(job) if job.state != "pending" else ""
+        steps, run_ids = _STEP.findall(text), _RUN_ID.findall(text)
+        return {
+            "id": job.id,
+            "name": job.name,
+            "state": job.state,
+            "address": self.address,
+            "run_id": run_ids[-1] if run_ids else None,
+            "step": int(steps[-1][0]) if steps else None,
+            "steps": int(steps[-1][1]) if steps else None,
+        }
+
+    def follow(self, job: Job, show: Callable[[str], None], poll: float = 1.0) -> Job:
+        """Passes new log text to `show` until the job has ended; returns the job as it ended."""
+        shown = 0
+        while True:
+            now = self.job(job.id)
+            text = self.logs(now) if now.state != "pending" else ""
+            if len(text) > shown:
+                show(text[shown:])
+                shown = len(text)
+            if now.state in ENDED:
+                return now
+            time.sleep(poll)
+
+    def stop(self, job: Job, timeout: float = 60.0) -> Job:
+        if job.state in ENDED:
+            return job
+        with self._explained():
+            self._client.stop_job(job.id)
+        deadline = time.monotonic() + timeout
+        while (now := self.job(job.id)).state not in ENDED:
+            if time.monotonic() > deadline:
+                raise UserError(f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name}`.")
+            time.sleep(0.5)
+        return now
+
+    def _job(self, details: Any) -> Job:
+        state, code = str(details.status.value).lower(), getattr(details, "driver_exit_code", None)
+        if state == "failed" and code in _STOPPED_BY_SIGNAL:
+            state = "stopped"  # Ray calls a job that was stopped in its first seconds failed
+        started = details.start_time / 1000 if details.start_time else None
+        return Job(details.submission_id, details.metadata["run"], state, code, started, details.message or "")
+
+    def _placed(self, config: Config) -> Config:
+        """Paths as the cluster will see them: a cluster on this machine sees ours, another one only absolute ones."""
+        tree = config.model_dump(mode="json")
+        if not self._is_here():
+            relative = [p for p in (*config.data.sources, config.data.index, config.data.sample_log) if p and "://" not in p and not p.startswith("/")]
+            if relative:
+                raise UsageError(f"'{relative[0]}' is a path on this machine, but {self.address} is another one; name where the cluster finds it, from / on.")
+            if config.run.out is None:
+                raise UsageError(f"Say where on the cluster at {self.address} runs shall lie, on storage that all its nodes see: run.out=/shared/runs.")
+        tree["data"]["sources"] = [p if "://" in p else os.path.abspath(os.path.expanduser(p)) for p in config.data.sources]
+        tree["run"]["out"] = str(runs_folder(config.run.out))
+        return placed(from_tree(tree))
+
+    def _is_here(self) -> bool:
+        host = urlsplit(self.address).hostname or ""
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(host).is_loopback
+        return host == "localhost"
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(_explanation(self.address, error)) from error
+
+
+def _explanation(address: str, error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "uthentication" in type(error).__name__ + str(error):
+        return (
+            f"The Ray cluster at {address} wants a token ({first}). Give the one it was started with in RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) "
+            f"and RAY_AUTH_MODE=token, in the environment of the cluster and of this command; `ray get-auth-token --generate` makes one."
+        )
+    return f"The Ray cluster at {address} does not answer or refused ({first}). Check --address (the dashboard's URL, usually port 8265) and that it runs."
+
+
+def _entrypoint(arguments: str) -> str:
+    """`swav` as this machine has it where the head has that too (one image, or one machine), else the head's own."""
+    ours = shlex.quote(str(Path(sys.executable).parent / "swav"))
+    return f"if [ -x {ours} ]; then exec {ours} {arguments}; else exec swav {arguments}; fi"
+
+
+def result_of(log: str) -> dict[str, Any] | None:
+    """The JSON object that the job printed last."""
+    for line in reversed(log.splitlines()):
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(line))
+    return None

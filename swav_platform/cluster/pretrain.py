@@ -1,0 +1,170 @@
+"""A pretraining run from shards to a registered model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swav_platform import registry
+from swav_platform.cluster import session, train
+from swav_platform.config import Config, from_tree
+from swav_platform.data.index import Index, build_index
+from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError, UserError
+from swav_platform.images.decode import codec_fingerprint
+from swav_platform.run_folder import RunFolder, runs_folder
+from swav_platform.training.checkpoints import latest_valid
+from swav_platform.training.export import export_package
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What a caller is told while the run goes on."""
+
+    indexing: Callable[[int, int], None] = lambda done, total: None  # shards
+    started: Callable[[RunFolder, int], None] = lambda folder, steps: None
+
+
+def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = None) -> dict[str, Any]:
+    """Runs to the end and returns the keys that `swav pretrain --json` prints.
+
+    resume: go on from the newest checkpoint when there is one; without it, a run that exists is refused.
+    Raises UsageError or UserError.
+    """
+    watch = watch or Watcher()
+    config = placed(config)
+    folder = RunFolder(Path(str(config.run.out)) / str(config.run.name))
+    started = time.monotonic()
+    with folder.claimed():
+        _check_new_or_same(folder, config, resume)
+        index = _index(config, folder, watch)
+        run_id = _open_run(config, folder, index, resume)
+        uri = registry.tracking_uri(config)
+        try:
+            with session.connected(config) as room:
+                watch.started(folder, config.steps(index.samples))
+                result = train.fit(_job(config, folder, index, uri, run_id, room), room)
+            package = export_package(folder, latest_valid(folder.checkpoints))
+            model_uri = registry.register_package(uri, run_id, package, config.tracking.model or folder.name)
+            registry.finish_run(uri, run_id, "FINISHED")
+        except BaseException as error:
+            _close_quietly(uri, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+    return {
+        "run": folder.name,
+        "run_id": run_id,
+        **{k: result[k] for k in ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")},
+        "seconds": round(time.monotonic() - started, 2),
+        "folder": str(folder.path),
+        "model_uri": model_uri,
+    }
+
+
+def placed(config: Config) -> Config:
+    """The configuration with a run name and absolute paths: workers have other current folders."""
+    tree = config.model_dump(mode="json")
+    tree["run"]["name"] = config.run.name or time.strftime("%Y%m%d-%H%M%S") + f"-{config.method.name}"
+    tree["run"]["out"] = str(runs_folder(config.run.out))
+    for key in ("index", "sample_log"):
+        if tree["data"][key]:
+            tree["data"][key] = os.path.abspath(os.path.expanduser(tree["data"][key]))
+    return from_tree(tree)
+
+
+def _check_new_or_same(folder: RunFolder, config: Config, resume: bool) -> None:
+    if not folder.exists():
+        return
+    if not resume:
+        raise UsageError(f"Run {folder.name} exists in {folder.path.parent}; go on with it by --resume, or take another --name.")
+    if folder.info()["config_digest"] != config.digest():
+        raise UserError(
+            f"Run {folder.name} was started with other settings ({_difference(folder.config(), config)}), so its checkpoints do not fit. "
+            f"Resume with the settings in {folder.path}/config.yaml, or start a new run under another --name."
+        )
+
+
+def _difference(old: Config, new: Config) -> str:
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    free = ("run.", "tracking.")
+    changed = [f"{k}: {before.get(k)} -> {after.get(k)}" for k in sorted(before | after) if before.get(k) != after.get(k) and not k.startswith(free)]
+    return ", ".join(changed[:5])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _index(config: Config, folder: RunFolder, watch: Watcher) -> Index:
+    if config.data.index:
+        return Index.open(Path(config.data.index))
+    if not config.data.sources:
+        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
+    build_index(expand(config.data.sources), folder.index, progress=watch.indexing)
+    return Index.open(folder.index)
+
+
+def _open_run(config: Config, folder: RunFolder, index: Index, resume: bool) -> str:
+    known = folder.info() if folder.exists() else {}
+    if known and known["index_digest"] != index.digest:
+        raise UserError(
+            f"The shards of run {folder.name} are not those it was started with (index {index.digest[:12]}, was {known['index_digest'][:12]}). "
+            f"Put the shards back as they were, or start a new run under another --name."
+        )
+    tags = {
+        "swav.run": folder.name,
+        "swav.index_digest": index.digest,
+        "swav.config_digest": config.digest(),
+        "swav.codec": codec_fingerprint(),
+        "swav.code_version": code_version(),
+    }
+    run_id = registry.start_run(config, known.get("run_id"), tags, _flat(config.model_dump(mode="json")))
+    folder.write(
+        config,
+        {
+            "name": folder.name,
+            "run_id": run_id,
+            "index": config.data.index or str(folder.index),
+            "index_digest": index.digest,
+            "samples": index.samples,
+            "config_digest": config.digest(),
+            "tracking_uri": registry.tracking_uri(config),
+            "model_name": config.tracking.model or folder.name,
+            "created": known.get("created", time.time()),
+        },
+    )
+    return run_id
+
+
+def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str, room: session.Room) -> train.TrainJob:
+    shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's own notes of an earlier attempt
+    return train.TrainJob(
+        config=config.model_dump(mode="json"),
+        index=config.data.index or str(folder.index),
+        index_digest=index.digest,
+        samples=index.samples,
+        run_dir=str(folder.path),
+        tasks=room.tasks,
+        tracking_uri=uri,
+        run_id=run_id,
+    )
+
+
+def _close_quietly(uri: str, run_id: str, status: str) -> None:
+    try:
+        registry.finish_run(uri, run_id, status)
+    except UserError:
+        pass  # the error under way matters more
+
+
+def code_version() -> str:
+    from importlib.metadata import version
+
+    return version("swav-platform")

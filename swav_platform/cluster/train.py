@@ -1,0 +1,135 @@
+"""The training loop on Ray Train workers, fed by the stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from swav_platform.cluster.session import Room
+from swav_platform.config import Config, from_tree
+from swav_platform.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a rank is told. Paths are absolute: a worker's current folder is Ray's."""
+
+    config: dict[str, Any]
+    index: str
+    index_digest: str
+    samples: int
+    run_dir: str
+    tasks: int
+    tracking_uri: str
+    run_id: str
+
+
+def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
+    """Trains on config.train.workers ranks and returns the run's result.
+
+    A lost worker restarts the group from the newest checkpoint, `failures` times. Raises UserError.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config = from_tree(job.config)
+    outcome = Path(job.run_dir) / "result.json"
+    outcome.unlink(missing_ok=True)
+    gpus = _has_gpus(config.train.workers)
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"job": asdict(job)},
+        scaling_config=ray.train.ScalingConfig(num_workers=config.train.workers, use_gpu=gpus, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=f"train-{uuid.uuid4().hex[:8]}",  # a name of its own: Ray would else restore a state that is not the truth
+            storage_path=str(Path(job.run_dir) / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(
+            f"Training of run {config.run.name} ended early: {_root_cause(error)}. What was committed is in "
+            f"{job.run_dir}/checkpoints; start again with --resume."
+        ) from error
+    result = json.loads(outcome.read_text())
+    if "error" in result:
+        raise UserError(result["error"])
+    return result
+
+
+def _has_gpus(workers: int) -> bool:
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0)) >= workers
+
+
+def _root_cause(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _rank(loop_config: dict[str, Any]) -> None:
+    """Runs in each Ray Train worker."""
+    import ray.train
+    import ray.train.torch
+
+    from swav_platform.registry import Tracker
+    from swav_platform.training.collectives import DistributedComm
+    from swav_platform.training.loop import train
+
+    job = TrainJob(**loop_config["job"])
+    config, comm, leads = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
+    os.environ.setdefault("SWAV_RUN_DIR", job.run_dir)
+    tracker = Tracker(job.tracking_uri, job.run_id) if leads else None
+    try:
+        result = train(
+            config,
+            samples=job.samples,
+            index_digest=job.index_digest,
+            rows=_stream(job, config, comm.rank, comm.size),
+            comm=comm,
+            run_dir=Path(job.run_dir),
+            resume=True,
+            on_progress=tracker.progress if tracker else None,
+            device=str(ray.train.torch.get_device()),
+        )
+        report: dict[str, Any] = {**asdict(result), "checkpoint": str(result.checkpoint)}
+    except UserError as error:
+        # Told to the driver by a file: raised here, Ray would take it for a lost worker and try again.
+        report = {"error": str(error)}
+    finally:
+        if tracker:
+            tracker.close()
+    if leads:
+        _write_result(Path(job.run_dir) / "result.json", report)
+
+
+def _write_result(path: Path, report: dict[str, Any]) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(report))
+    aside.replace(path)
+
+
+def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[int, int], Iterator[Any]]:
+    """`rows(first, last)` of the training loop: this rank's share of the segments that rank 0's actor makes."""
+    import ray
+    import torch.distributed as dist
+
+    from swav_platform.cluster.stream import Segments, StreamJob, rank_rows, segment_bounds
+
+    def rows(first: int, last: int) -> Iterator[Any]:
+        stream = StreamJob(config, job.index, job.samples, job.tasks)
+        handle: list[Any] = [Segments.remote(stream, first, last, ranks) if rank == 0 else None]  # type: ignore[attr-defined]
+        if ranks > 1:
+            dist.broadcast_object_list(handle, src=0)
+        return rank_rows(handle[0], segment_bounds(first, last, config.data.segment, ranks), rank, ranks)
+
+    return rows

@@ -1,0 +1,173 @@
+"""Runs, metrics and models in MLflow. The only file that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from swav_platform.config import Config
+from swav_platform.errors import UserError
+from swav_platform.run_folder import runs_folder
+
+# Without these a dead server holds each call for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+FLUSH_SECONDS = 2.0
+BATCH = 900  # MLflow takes 1,000 metrics in a call
+
+
+def tracking_uri(config: Config) -> str:
+    """config.tracking.uri, else MLFLOW_TRACKING_URI, else a SQLite file in the folder of the runs."""
+    out = runs_folder(config.run.out)
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
+
+
+def start_run(config: Config, run_id: str | None, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    """Opens a run, or opens `run_id` again, and returns its id."""
+    with _explained(tracking_uri(config)):
+        client = _client(tracking_uri(config))
+        if run_id is not None:
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        run = client.create_run(_experiment(client, config), run_name=config.run.name, tags={k: str(v) for k, v in tags.items()})
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key, str(value)[:500])
+        return str(run.info.run_id)
+
+
+def finish_run(uri: str, run_id: str, status: str, metrics: Mapping[str, float] | None = None) -> None:
+    """status: FINISHED, FAILED or KILLED."""
+    with _explained(uri):
+        client = _client(uri)
+        for key, value in (metrics or {}).items():
+            client.log_metric(run_id, key, value)
+        client.set_terminated(run_id, status)
+
+
+def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    with _explained(uri):
+        for key, value in metrics.items():
+            _client(uri).log_metric(run_id, key, value, step=step)
+
+
+def find_run(uri: str, name: str) -> tuple[str, int | None] | None:
+    """(run id, last step) of the newest run with this name, or None."""
+    with _explained(uri):
+        client = _client(uri)
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        found = client.search_runs(experiments, f"tags.`swav.run` = '{name}'", max_results=1, order_by=["attributes.start_time DESC"])
+        if not found:
+            return None
+        run_id = found[0].info.run_id
+        history = client.get_metric_history(run_id, "train/loss")
+        return run_id, max((m.step for m in history), default=None)
+
+
+def register_package(uri: str, run_id: str, folder: Path, model: str) -> str:
+    """Stores a model package with its run, registers it, gives it the alias `candidate`; returns its models:/ URI."""
+    with _explained(uri):
+        import mlflow.exceptions
+
+        client = _client(uri)
+        client.log_artifacts(run_id, str(folder), artifact_path="model")
+        with contextlib.suppress(mlflow.exceptions.MlflowException):
+            client.create_registered_model(model)
+        version = client.create_model_version(model, source=f"runs:/{run_id}/model", run_id=run_id)
+        client.set_registered_model_alias(model, "candidate", version.version)
+        return f"models:/{model}/{version.version}"
+
+
+def download_package(uri: str, model_uri: str, into: Path) -> Path:
+    """Brings the package of models:/NAME@alias, models:/NAME/version or runs:/ID/model to a folder."""
+    with _explained(uri):
+        import mlflow.artifacts
+
+        into.mkdir(parents=True, exist_ok=True)
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(into), tracking_uri=uri))
+
+
+class Tracker:
+    """Sends metrics in batches from a thread of its own: training never waits for a tracking server.
+
+    What can't be sent is kept and tried again; what is left at the end is given up with a warning (metrics.jsonl
+    in the run's folder has all of it).
+    """
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self._uri, self._run_id = uri, run_id
+        self._points: queue.Queue[tuple[str, float, int, int]] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def progress(self, progress: Any) -> None:
+        """progress: `training.loop.Progress`."""
+        now = int(time.time() * 1000)
+        for key, value in progress.metrics.items():
+            self._points.put((key, float(value), now, progress.step))
+
+    def close(self, timeout: float = 30.0) -> None:
+        self._closing.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        unsent: list[tuple[str, float, int, int]] = []
+        while True:
+            last = self._closing.wait(FLUSH_SECONDS)
+            unsent += [self._points.get() for _ in range(self._points.qsize())]
+            try:
+                while unsent:
+                    self._send(unsent[:BATCH])
+                    unsent = unsent[BATCH:]
+            except Exception as error:  # a dead tracking server must not end a run
+                logging.getLogger(__name__).warning("metrics could not be sent to %s: %s", self._uri, str(error).splitlines()[0])
+            if last:
+                return
+
+    def _send(self, points: list[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        _client(self._uri).log_batch(self._run_id, metrics=[Metric(*point) for point in points])
+
+
+def _client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(client: Any, config: Config) -> str:
+    name = config.tracking.experiment
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return str(known.experiment_id)
+    beside = None
+    if tracking_uri(config).startswith("sqlite:"):  # no server to keep artifacts: they lie beside the data base
+        beside = (runs_folder(config.run.out) / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=beside))
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"MLflow at {uri} did not do what was asked ({first}). Check that the tracking server answers and tracking.uri or "
+            f"MLFLOW_TRACKING_URI names it; without either, a SQLite file in the folder of the runs is used."
+        ) from error

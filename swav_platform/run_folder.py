@@ -1,0 +1,117 @@
+"""The folder of a run: what lies where, how it is found by name, and who may write to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swav_platform.config import Config, load
+from swav_platform.errors import UsageError, UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.parquet"
+
+    @property
+    def package(self) -> Path:
+        """The model as it is served."""
+        return self.path / "model"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.path / "embeddings"
+
+    def exists(self) -> bool:
+        return (self.path / "run.json").is_file()
+
+    def info(self) -> dict[str, Any]:
+        """run.json: name, run_id, index, index_digest, samples, config_digest, tracking_uri, model_name."""
+        try:
+            return dict(json.loads((self.path / "run.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}/run.json can't be read ({error}), so {self.path} is not a whole run; name another run.") from None
+
+    def config(self) -> Config:
+        return load(self.path / "config.yaml")
+
+    def write(self, config: Config, info: Mapping[str, Any]) -> None:
+        write_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(self.path / "run.json", json.dumps(dict(info), indent=1))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps a second process from writing to the same run. Raises UserError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"The run's folder {self.path} can't be written ({error.strerror}); choose another one with --out or mend its permissions."
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise UserError(f"Run {self.name} in {self.path.parent} is running already; wait for it, stop it, or take another --name.") from None
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+
+def write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def runs_folder(out: str | None) -> Path:
+    """Where runs lie: `out`, else SWAV_OUT, else ./runs; absolute."""
+    return Path(out or os.environ.get("SWAV_OUT") or "runs").expanduser().absolute()
+
+
+def find(run: str, out: str | None = None) -> RunFolder:
+    """The run of a name or path: a run's folder, a folder with one run in it, or a name in the folder of the runs."""
+    places = [Path(run)]
+    if "/" not in run:
+        places += [runs_folder(out) / run, *sorted(Path().glob(f"*/{run}"))]
+    for place in places:
+        if (place / "run.json").is_file():
+            return RunFolder(place.absolute())
+    inside = sorted(Path(run).glob("*/run.json"))
+    if len(inside) == 1:
+        return RunFolder(inside[0].parent.absolute())
+    if inside:
+        raise UsageError(f"{run} holds several runs ({', '.join(p.parent.name for p in inside)}); name one of them.")
+    looked = ", ".join(str(p) for p in places)
+    raise UsageError(f"There is no run '{run}' (looked at {looked}). Name a run's folder, or say with --out where runs lie.")
