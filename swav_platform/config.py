@@ -185,7 +185,9 @@ class Config(_Section):
         if views < 2:
             raise ValueError("views: at least two views are needed to predict one from another")
         if self.method.queue_length and self.method.queue_length < self.train.batch:
-            raise ValueError(f"method.queue_length={self.method.queue_length} must be 0 or at least train.batch={self.train.batch}")
+            raise ValueError(
+                f"method.queue_length={self.method.queue_length} must be 0 or at least train.batch={self.train.batch}"
+            )
         return self
 
     @property
@@ -243,7 +245,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration file {path}; name an existing YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file {path} can't be read ({error}); check its permissions and that it is text.") from None
+        raise ConfigError(
+            f"The configuration file {path} can't be read ({error}); check its permissions and that it is text."
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -304,7 +308,9 @@ def _explain(error: ValidationError, name: str) -> str:
         where = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(where, list(known_keys()), n=1, cutoff=0.0)
-            parts.append(f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'")
+            parts.append(
+                f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'"
+            )
         else:
             message = item["msg"].removeprefix("Value error, ")
             got = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""

@@ -63,7 +63,9 @@ def find_run(uri: str, name: str) -> tuple[str, int | None] | None:
     with _explained(uri):
         client = _client(uri)
         experiments = [e.experiment_id for e in client.search_experiments()]
-        found = client.search_runs(experiments, f"tags.`swav.run` = '{name}'", max_results=1, order_by=["attributes.start_time DESC"])
+        found = client.search_runs(
+            experiments, f"tags.`swav.run` = '{name}'", max_results=1, order_by=["attributes.start_time DESC"]
+        )
         if not found:
             return None
         run_id = found[0].info.run_id

@@ -59,7 +59,9 @@ class RunFolder:
         try:
             return dict(json.loads((self.path / "run.json").read_text()))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path}/run.json can't be read ({error}), so {self.path} is not a whole run; name another run.") from None
+            raise UserError(
+                f"{self.path}/run.json can't be read ({error}), so {self.path} is not a whole run; name another run."
+            ) from None
 
     def config(self) -> Config:
         return load(self.path / "config.yaml")
@@ -82,7 +84,9 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise UserError(f"Run {self.name} in {self.path.parent} is running already; wait for it, stop it, or take another --name.") from None
+            raise UserError(
+                f"Run {self.name} in {self.path.parent} is running already; wait for it, stop it, or take another --name."
+            ) from None
         try:
             yield
         finally:

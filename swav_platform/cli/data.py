@@ -23,7 +23,9 @@ def index_command(pattern: tuple[str, ...], out: str, label: str | None, as_json
 
     with console.progress() as bars:
         task = bars.add_task("index", total=None, note="shards")
-        report = build_index(expand(pattern), Path(out), label=label, progress=lambda done, total: bars.update(task, completed=done, total=total))
+        report = build_index(
+            expand(pattern), Path(out), label=label, progress=lambda done, total: bars.update(task, completed=done, total=total)
+        )
     console.answer({**dataclasses.asdict(report), "path": str(report.path)}, as_json)
 
 
@@ -39,7 +41,10 @@ def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -
     with console.progress() as bars:
         task = bars.add_task("pack", total=None, note="files")
         report = pack(
-            Path(folder), Path(out), samples_per_shard=samples_per_shard, progress=lambda done, total: bars.update(task, completed=done, total=total)
+            Path(folder),
+            Path(out),
+            samples_per_shard=samples_per_shard,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     console.answer({**dataclasses.asdict(report), "out": out}, as_json)
 

@@ -13,7 +13,9 @@ from rich.table import Table
 from swav_platform.cli import console
 from swav_platform.cli.pretrain import configured, run_options
 
-address_option = click.option("--address", help="The cluster's dashboard URL (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265).")
+address_option = click.option(
+    "--address", help="The cluster's dashboard URL (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)."
+)
 
 
 def _cluster(address: str | None) -> Any:
@@ -106,7 +108,9 @@ def _watch(cluster: Any, job: Any, *, show: bool) -> int:
     try:
         ended = cluster.follow(job, (lambda text: click.echo(text, nl=False, err=True)) if show else (lambda text: None))
     except KeyboardInterrupt:
-        console.stderr.print(f"\nDetached; {job.id} goes on. Come back with: swav logs {job.name} --follow --address {cluster.address}")
+        console.stderr.print(
+            f"\nDetached; {job.id} goes on. Come back with: swav logs {job.name} --follow --address {cluster.address}"
+        )
         return 0
     if ended.state == "succeeded":
         return 0

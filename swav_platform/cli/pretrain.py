@@ -50,7 +50,14 @@ def run_options(command: Any) -> Any:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @console.json_option
 def pretrain_command(
-    config: str, overrides: tuple[str, ...], data: tuple[str, ...], name: str | None, out: str | None, resume: bool, dry_run: bool, as_json: bool
+    config: str,
+    overrides: tuple[str, ...],
+    data: tuple[str, ...],
+    name: str | None,
+    out: str | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
     settings = configured(config, data, name, out, overrides)

@@ -87,7 +87,9 @@ class Cluster:
         """The newest job of a run's name, or the job of an id."""
         found = [job for job in self.jobs() if name in (job.name, job.id)]
         if not found:
-            raise UsageError(f"There is no job '{name}' on {self.address}; `swav list --address {self.address}` shows those it has.")
+            raise UsageError(
+                f"There is no job '{name}' on {self.address}; `swav list --address {self.address}` shows those it has."
+            )
         return found[-1]
 
     def logs(self, job: Job) -> str:
@@ -129,7 +131,9 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while (now := self.job(job.id)).state not in ENDED:
             if time.monotonic() > deadline:
-                raise UserError(f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name}`.")
+                raise UserError(
+                    f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name}`."
+                )
             time.sleep(0.5)
         return now
 
@@ -144,11 +148,19 @@ class Cluster:
         """Paths as the cluster will see them: a cluster on this machine sees ours, another one only absolute ones."""
         tree = config.model_dump(mode="json")
         if not self._is_here():
-            relative = [p for p in (*config.data.sources, config.data.index, config.data.sample_log) if p and "://" not in p and not p.startswith("/")]
+            relative = [
+                p
+                for p in (*config.data.sources, config.data.index, config.data.sample_log)
+                if p and "://" not in p and not p.startswith("/")
+            ]
             if relative:
-                raise UsageError(f"'{relative[0]}' is a path on this machine, but {self.address} is another one; name where the cluster finds it, from / on.")
+                raise UsageError(
+                    f"'{relative[0]}' is a path on this machine, but {self.address} is another one; name where the cluster finds it, from / on."
+                )
             if config.run.out is None:
-                raise UsageError(f"Say where on the cluster at {self.address} runs shall lie, on storage that all its nodes see: run.out=/shared/runs.")
+                raise UsageError(
+                    f"Say where on the cluster at {self.address} runs shall lie, on storage that all its nodes see: run.out=/shared/runs."
+                )
         tree["data"]["sources"] = [p if "://" in p else os.path.abspath(os.path.expanduser(p)) for p in config.data.sources]
         tree["run"]["out"] = str(runs_folder(config.run.out))
         return placed(from_tree(tree))

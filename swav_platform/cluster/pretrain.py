@@ -58,7 +58,9 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     return {
         "run": folder.name,
         "run_id": run_id,
-        **{k: result[k] for k in ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")},
+        **{
+            k: result[k] for k in ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
+        },
         "seconds": round(time.monotonic() - started, 2),
         "folder": str(folder.path),
         "model_uri": model_uri,
@@ -91,7 +93,11 @@ def _check_new_or_same(folder: RunFolder, config: Config, resume: bool) -> None:
 def _difference(old: Config, new: Config) -> str:
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     free = ("run.", "tracking.")
-    changed = [f"{k}: {before.get(k)} -> {after.get(k)}" for k in sorted(before | after) if before.get(k) != after.get(k) and not k.startswith(free)]
+    changed = [
+        f"{k}: {before.get(k)} -> {after.get(k)}"
+        for k in sorted(before | after)
+        if before.get(k) != after.get(k) and not k.startswith(free)
+    ]
     return ", ".join(changed[:5])
 
 

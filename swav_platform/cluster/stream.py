@@ -163,9 +163,7 @@ class _Share:
         self._stopped.set()
 
 
-def rank_rows(
-    segments: Any, bounds: Sequence[tuple[int, int]], rank: int, ranks: int, *, ahead: int = 2
-) -> Iterator[Row]:
+def rank_rows(segments: Any, bounds: Sequence[tuple[int, int]], rank: int, ranks: int, *, ahead: int = 2) -> Iterator[Row]:
     """This rank's rows of all segments, in row order.
 
     segments: handle of a `Segments` actor. ahead: rows held ready beside the one in use.

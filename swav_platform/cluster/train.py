@@ -120,7 +120,6 @@ def _write_result(path: Path, report: dict[str, Any]) -> None:
 
 def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[int, int], Iterator[Any]]:
     """`rows(first, last)` of the training loop: this rank's share of the segments that rank 0's actor makes."""
-    import ray
     import torch.distributed as dist
 
     from swav_platform.cluster.stream import Segments, StreamJob, rank_rows, segment_bounds

@@ -1,0 +1,298 @@
+"""swav demo: the whole way once, from images to answers over HTTP, in ./swav-demo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from swav_platform.cli import console
+from swav_platform.cli.pretrain import ProgressDisplay
+from swav_platform.config import Config, load
+from swav_platform.data.index import Index
+from swav_platform.errors import UsageError, UserError
+from swav_platform.run_folder import RunFolder
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "demo.yaml"
+PER_PHOTO = {"train": 450, "query": 60}
+DECODE_SECONDS = 120.0  # core-seconds that reading the user's own images may take in all
+SECONDS_PER_MEGAPIXEL = 0.009  # of a JPEG on one slow core
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each part of the demo, in the order in which they were done."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What the demo learns from, and labelled shards to score it with (None for images of the user's own)."""
+
+    sources: list[str]
+    query: str | None
+
+
+@click.command()
+@click.argument("overrides", nargs=-1, metavar="[key=value …]")
+@click.option("--data", metavar="PATTERN", help="Your own images instead: a folder of any nesting, or a pattern of shards.")
+@click.option("--out", default="swav-demo", show_default=True, metavar="DIR")
+@click.option("--seed", default=31, show_default=True, type=click.IntRange(0))
+@console.json_option
+def demo_command(overrides: tuple[str, ...], data: str | None, out: str, seed: int, as_json: bool) -> None:
+    """Images to shards to a trained encoder to answers over HTTP, in a few minutes on two cores."""
+    place = Path(out).absolute()
+    _clear(place)
+    watch = Stopwatch()
+    with watch.part("images"):
+        shards = _own_shards(data, place) if data else _photograph_shards(place, seed)
+    config = _recipe(shards, place, seed, overrides, own=data is not None)
+    result = run(config, shards, place, watch)
+    console.answer(result, True) if as_json else _show(result, watch, place)
+
+
+def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[str, Any]:
+    """Pretrain, score, embed, serve, ask, report. Returns what demo.json holds."""
+    from swav_platform.cluster.pretrain import Watcher, pretrain
+
+    started = time.monotonic() - sum(watch.seconds.values())
+    with watch.part("pretrain"), ProgressDisplay() as display:
+        trained = pretrain(config, watch=Watcher(display.indexing, display.started))
+    folder = RunFolder(Path(trained["folder"]))
+    with watch.part("evaluate"):
+        scores = _score(folder, shards)
+    with watch.part("embed"):
+        _embed(folder, labelled=shards.query is not None)
+    with watch.part("serve and query"):
+        url, answers = _serve_and_ask(folder, shards, place)
+    with watch.part("report"):
+        report = _report(folder, trained, scores, place)
+    result = {
+        "images": trained["images"],
+        "steps": trained["steps"],
+        "seconds": round(time.monotonic() - started, 1),
+        **{k: trained[k] for k in ("images_per_second", "loss_first", "loss_last")},
+        **{k: scores.get(k) for k in ("knn_top1", "knn_top1_random_init", "knn_top1_colour_histogram")},
+        "quarantined": trained["quarantined"],
+        "prototypes_used": report["prototypes_used"],
+        "model_uri": trained["model_uri"],
+        "run_id": trained["run_id"],
+        "report": str(place / "report.html"),
+        "service_url": url,
+        "ok": True,
+        "timings": watch.seconds,
+        "answers": answers,
+    }
+    (place / "demo.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+def _clear(place: Path) -> None:
+    """Takes away an earlier demo. Raises UsageError for a folder that is something else."""
+    if place.exists() and any(place.iterdir()):
+        if not (place / ".swav-demo").is_file():
+            raise UsageError(f"{place} is not empty and not an earlier demo; name another folder with --out.")
+        shutil.rmtree(place)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / ".swav-demo").touch()
+    except OSError as error:
+        raise UserError(
+            f"The demo can't write to {place} ({error.strerror}); run it in a folder of yours, or name one with --out."
+        ) from None
+
+
+def _photograph_shards(place: Path, seed: int) -> Shards:
+    from webdataset import TarWriter
+
+    from swav_platform.images.patches import patches, photographs
+
+    photos = photographs()
+    (place / "shards").mkdir()
+    with console.progress() as bars:
+        task = bars.add_task("images", total=len(photos) * sum(PER_PHOTO.values()), note="patches")
+        for part, per_photo in PER_PHOTO.items():
+            with TarWriter(str(place / "shards" / f"{part}-000000.tar"), mtime=0) as tar:
+                for patch in patches(photos, per_photo, left=part == "train", seed=seed):
+                    tar.write({"__key__": patch.key, "jpg": patch.content})
+                    bars.update(task, advance=1)
+    return Shards([str(place / "shards" / "train-000000.tar")], str(place / "shards" / "query-000000.tar"))
+
+
+def _own_shards(data: str, place: Path) -> Shards:
+    """Shards as they are; a folder without shards is packed first."""
+    folder = Path(data).expanduser()
+    if not folder.is_dir() or any(folder.rglob("*.tar")):
+        return Shards([data if "://" in data else str(folder.absolute())], None)
+    from swav_platform.data.pack import pack
+
+    with console.progress() as bars:
+        task = bars.add_task("pack", total=None, note="files")
+        pack(
+            folder,
+            place / "shards",
+            samples_per_shard=10_000,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    return Shards([str(place / "shards")], None)
+
+
+def _recipe(shards: Shards, place: Path, seed: int, overrides: tuple[str, ...], *, own: bool) -> Config:
+    chosen = [f"data.sources={json.dumps(shards.sources)}", f"run.out={json.dumps(str(place))}", "run.name=demo", f"seed={seed}"]
+    if own:
+        chosen += ["views.large.size=64", "views.small.size=32", f"train.steps={_affordable_steps(shards, place)}"]
+    return load(RECIPE, [*chosen, *overrides])
+
+
+def _affordable_steps(shards: Shards, place: Path) -> int:
+    """Steps for which decoding the user's images takes about DECODE_SECONDS, told from a few headers."""
+    from swav_platform.data.index import build_index
+    from swav_platform.data.read import ReadFailure, read_samples
+    from swav_platform.data.sources import expand
+    from swav_platform.images.decode import Refused, header
+
+    recipe = load(RECIPE)
+    build_index(expand(shards.sources), place / "demo" / "index")
+    index = Index.open(place / "demo" / "index")
+    pixels = []
+    for content in read_samples(index.lines(range(0, index.samples, max(1, index.samples // 64)))).values():
+        with contextlib.suppress(Refused):
+            if not isinstance(content, ReadFailure):
+                height, width = header(content, recipe.data.images)[:2]
+                pixels.append(height * width)
+    mean = sum(pixels) / max(1, len(pixels)) / 1e6
+    images = DECODE_SECONDS / max(1e-4, mean * SECONDS_PER_MEGAPIXEL)
+    return max(20, min(int(recipe.train.steps or 1), int(images / recipe.train.batch)))
+
+
+def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
+    if shards.query is None:
+        return {}
+    from swav_platform.evaluation.features import colour_histogram
+    from swav_platform.evaluation.knn import evaluate_knn
+
+    with console.progress() as bars:
+        task = bars.add_task("knn", total=None, note="")
+        return evaluate_knn(
+            folder,
+            shards.sources[0],
+            shards.query,
+            label="folder",
+            baselines={"knn_top1_colour_histogram": colour_histogram},
+            progress=lambda name, done, total: bars.update(task, completed=done, total=total, note=name),
+        )
+
+
+def _embed(folder: RunFolder, *, labelled: bool) -> None:
+    from swav_platform.data.index import build_index
+    from swav_platform.data.sources import expand
+    from swav_platform.evaluation.embed import embed
+
+    config = folder.config()
+    build_index(expand(config.data.sources), folder.embeddings / "index", label="folder" if labelled else None)
+    index = Index.open(folder.embeddings / "index")
+    with console.progress() as bars:
+        task = bars.add_task("embed", total=index.samples, note="images")
+        embed(
+            folder.package,
+            index,
+            folder.embeddings,
+            config.data.images,
+            progress=lambda done, total: bars.update(task, completed=done),
+        )
+
+
+def _serve_and_ask(folder: RunFolder, shards: Shards, place: Path) -> tuple[str, dict[str, Any]]:
+    """Starts `swav serve`, asks each kind of question over HTTP, stops it."""
+    from swav_platform.client import Client
+    from swav_platform.data.read import read_samples
+
+    index = Index.open(folder.embeddings / "index")
+    images = [c for c in read_samples(index.lines(range(min(8, index.samples)))).values() if isinstance(c, bytes)]
+    command = [sys.executable, "-m", "swav_platform", "serve", str(folder.path), "--port", "0", "--json"]
+    with (
+        (place / "service.log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as service,
+    ):
+        try:
+            assert service.stdout is not None
+            line = service.stdout.readline()
+            if not line:
+                raise UserError(f"The service did not start: {(place / 'service.log').read_text().strip()}")
+            url = json.loads(line)["url"]
+            with Client(url) as client:
+                embeddings, clusters, neighbours = (
+                    client.embeddings(images),
+                    client.clusters(images),
+                    client.neighbors(images, k=5, thumbnails=False),
+                )
+        finally:
+            service.terminate()
+    good = [i for i, item in enumerate(embeddings["items"]) if "error" not in item]
+    if not good:
+        raise UserError(f"The service answered none of {len(images)} images: {embeddings['items'][0]['error']['message']}")
+    first = good[0]
+    return url, {
+        "embedding_dim": len(embeddings["items"][first]["embedding"]),
+        "clusters": clusters["items"][first]["clusters"][:3],
+        "neighbors": neighbours["items"][first]["neighbors"],
+    }
+
+
+def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], place: Path) -> dict[str, Any]:
+    from swav_platform.evaluation.report import largest_clusters, write_report
+
+    config = folder.config()
+    losses = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()]
+    named = {"SwAV": "knn_top1", "random initialisation": "knn_top1_random_init", "colour histogram": "knn_top1_colour_histogram"}
+    stored = folder.embeddings / "embeddings.parquet"
+    write_report(
+        place / "report.html",
+        title="What SwAV saw in these images",
+        facts={
+            "images seen": f"{trained['images']:,} at {trained['images_per_second']:.0f} a second",
+            "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.prototypes):.3f})",
+            "bad images": trained["quarantined"],
+            "model": trained["model_uri"],
+            "MLflow run": trained["run_id"],
+        },
+        scores={name: scores[key] for name, key in named.items() if key in scores},
+        losses=losses,
+        prototypes=config.method.prototypes,
+        embeddings=stored,
+    )
+    return {"prototypes_used": len(largest_clusters(stored, 1, 1)[1])}
+
+
+def _show(result: dict[str, Any], watch: Stopwatch, place: Path) -> None:
+    table = Table("", "", show_header=False, box=None)
+    for key, value in result.items():
+        if key in ("answers", "timings", "ok", "service_url"):
+            continue
+        table.add_row(
+            key.replace("_", " "), "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
+        )
+    table.add_row("where the time went", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.seconds.items()))
+    Console().print(table)
+    click.echo(
+        f"\nLook at {place / 'report.html'}\nOpen the service:  {Path(sys.executable).parent / 'swav'} serve {place / 'demo'}"
+    )

@@ -1,0 +1,99 @@
+"""swav evaluate knn, embed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from swav_platform.cli import console
+from swav_platform.run_folder import find, write_text
+
+
+@click.group()
+def evaluate_command() -> None:
+    """Score what a run has learned."""
+
+
+@evaluate_command.command()
+@click.argument("run")
+@click.option("--bank", required=True, metavar="PATTERN", help="Shards whose labels are known.")
+@click.option("--query", required=True, metavar="PATTERN", help="Shards whose labels are guessed.")
+@click.option("--label", default="folder", show_default=True, help="Where labels come from: folder, cls or json:FIELD.")
+@click.option("--bank-size", type=int, help="Take so many bank images, drawn by the run's seed.")
+@click.option("--query-size", type=int, help="Take so many query images, drawn by the run's seed.")
+@click.option("--k", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--temperature", default=0.1, show_default=True, type=float)
+@click.option("--out", metavar="DIR", help="Folder of the runs.")
+@console.json_option
+def knn(
+    run: str,
+    bank: str,
+    query: str,
+    label: str,
+    bank_size: int | None,
+    query_size: int | None,
+    k: int,
+    temperature: float,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Nearest-neighbour accuracy of RUN's features, beside the same network at random initialisation."""
+    from swav_platform.evaluation.knn import evaluate_knn, results_file
+    from swav_platform.registry import log_metrics
+
+    folder = find(run, out)
+    with console.progress() as bars:
+        task = bars.add_task("knn", total=None, note="")
+        result = evaluate_knn(
+            folder,
+            bank,
+            query,
+            label=label,
+            bank_size=bank_size,
+            query_size=query_size,
+            k=k,
+            temperature=temperature,
+            progress=lambda name, done, total: bars.update(task, completed=done, total=total, note=name),
+        )
+    write_text(results_file(folder), json.dumps(result))
+    info = folder.info()
+    log_metrics(info["tracking_uri"], info["run_id"], {"eval/knn_top1": result["knn_top1"]}, step=0)
+    console.answer(result, as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--data", multiple=True, metavar="PATTERN", help="Shards to embed (default: those the run learned from).")
+@click.option("--out", metavar="DIR", help="Folder for embeddings.parquet (default: in the run's folder).")
+@click.option("--label", help="Where labels come from, to be shown beside neighbours: folder, cls or json:FIELD.")
+@click.option("--no-thumbnails", is_flag=True)
+@console.json_option
+def embed_command(
+    run: str, data: tuple[str, ...], out: str | None, label: str | None, no_thumbnails: bool, as_json: bool
+) -> None:
+    """Embed images with RUN's encoder; `swav serve` answers neighbours and clusters from them."""
+    from swav_platform.data.index import Index, build_index
+    from swav_platform.data.sources import expand
+    from swav_platform.evaluation.embed import embed
+
+    folder = find(run)
+    target = Path(out) if out else folder.embeddings
+    if data or label:
+        patterns = data or folder.config().data.sources
+        build_index(expand(patterns), target / "index", label=label)
+        index = Index.open(target / "index")
+    else:
+        index = Index.open(Path(folder.info()["index"]))
+    with console.progress() as bars:
+        task = bars.add_task("embed", total=index.samples, note="images")
+        result = embed(
+            folder.package,
+            index,
+            target,
+            folder.config().data.images,
+            thumbnails=not no_thumbnails,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    console.answer(result, as_json)

@@ -1,0 +1,120 @@
+"""swav serve, query."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from swav_platform.cli import console
+from swav_platform.errors import UsageError
+from swav_platform.run_folder import find
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option("--embeddings", metavar="DIR", help="What `swav embed` wrote (default: the run's own).")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads.")
+@click.option("--tracking-uri", help="MLflow that knows a models:/ URI (default: MLFLOW_TRACKING_URI).")
+@click.option("--out", metavar="DIR", help="Folder of the runs.")
+@console.json_option
+def serve_command(
+    model: str,
+    host: str,
+    port: int,
+    embeddings: str | None,
+    threads: int | None,
+    tracking_uri: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Answer embeddings, clusters and neighbours over HTTP. MODEL: a run, a model folder, or models:/NAME@candidate."""
+    from services.embeddings.server import serve
+    from services.embeddings.settings import ServiceSettings
+
+    def ready(url: str) -> None:
+        if as_json:
+            click.echo(json.dumps({"url": url}))
+        else:
+            click.echo(f"Serving {model} at {url} (documentation: {url}/docs). Ctrl-C stops it.")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        package, beside = _package(model, tracking_uri, out, Path(scratch))
+        stored = Path(embeddings) if embeddings else beside
+        if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
+            raise UsageError(f"There is no embeddings.parquet in {embeddings}; make it by `swav embed RUN --out {embeddings}`.")
+        settings = ServiceSettings(model=package, embeddings=stored, host=host, port=port, threads=threads)
+        serve(settings, on_ready=ready)
+
+
+def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Path) -> tuple[Path, Path | None]:
+    """Folder of the model package, and of the embeddings that lie beside it."""
+    if model.startswith(("models:/", "runs:/")):
+        from swav_platform.registry import download_package
+
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            raise UsageError(
+                f"Say which MLflow knows {model}: --tracking-uri, or MLFLOW_TRACKING_URI (for the demo: sqlite:///swav-demo/mlflow.db)."
+            )
+        return download_package(uri, model, scratch), None
+    if (Path(model) / "model.json").is_file():
+        return Path(model), None
+    folder = find(model, out)
+    stored = folder.embeddings if (folder.embeddings / "embeddings.parquet").is_file() else None
+    return folder.package, stored
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["embeddings", "clusters", "neighbors", "models"]))
+@click.argument("images", nargs=-1)
+@click.option("--url", default=DEFAULT_URL, envvar="SWAV_URL", show_default=True, help="Where `swav serve` answers.")
+@click.option("--k", default=5, show_default=True, type=click.IntRange(1, 100), help="Clusters or neighbours of each image.")
+@console.json_option
+def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json: bool) -> int:
+    """Ask a running service about IMAGES."""
+    from swav_platform.client import Client
+
+    if what != "models" and not images:
+        raise UsageError(f"Name at least one image: swav query {what} photo.jpg")
+    with Client(url) as client:
+        ask = {
+            "embeddings": lambda: client.embeddings(images),
+            "clusters": lambda: client.clusters(images, top=min(k, 20)),
+            "neighbors": lambda: client.neighbors(images, k=k, thumbnails=as_json),
+            "models": client.models,
+        }
+        found = ask[what]()
+    if as_json:
+        click.echo(json.dumps(found))
+    elif what == "models":
+        click.echo(json.dumps(found, indent=1))
+    else:
+        _show(what, found)
+    return 1 if any("error" in item for item in found.get("items", [])) else 0
+
+
+def _show(what: str, found: dict[str, Any]) -> None:
+    table = Table("image", what, box=None)
+    for item in found["items"]:
+        table.add_row(str(item.get("name")), item["error"]["message"] if "error" in item else _line(what, item))
+    Console().print(table)
+
+
+def _line(what: str, item: dict[str, Any]) -> str:
+    if what == "embeddings":
+        values = item["embedding"]
+        return f"[{', '.join(f'{v:.4f}' for v in values[:6])}, … {len(values)} numbers]"
+    if what == "clusters":
+        return ", ".join(f"{c['cluster']} ({c['probability']:.2f})" for c in item["clusters"])
+    return ", ".join(f"{n['key']} ({n['score']:.2f})" for n in item["neighbors"])

@@ -1,0 +1,93 @@
+"""Weighted nearest-neighbour classification (Wu et al. 2018, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swav_platform.config import Config
+from swav_platform.data.index import Index, build_index
+from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError, UserError
+from swav_platform.evaluation.features import Features, encoder_function, features, subset
+from swav_platform.models.package import load_package
+from swav_platform.models.resnet import build_encoder
+from swav_platform.run_folder import RunFolder
+
+
+def knn_top1(bank: Features, query: Features, k: int, temperature: float) -> float:
+    """Percentage of queries whose label wins the vote of the k nearest bank rows, each with weight exp(cosine / temperature)."""
+    names = {name: i for i, name in enumerate(sorted({str(label) for label in (*bank.labels, *query.labels)}))}
+    bank_labels = np.array([names[str(label)] for label in bank.labels])
+    right = 0
+    for start in range(0, len(query.values), 512):
+        cosines = query.values[start : start + 512] @ bank.values.T  # [q, n]
+        nearest = np.argpartition(-cosines, min(k, cosines.shape[1]) - 1, axis=1)[:, :k]
+        weights = np.exp(np.take_along_axis(cosines, nearest, 1) / temperature)
+        votes = np.zeros((len(nearest), len(names)))
+        np.add.at(votes, (np.arange(len(nearest))[:, None], bank_labels[nearest]), weights)
+        wanted = [names[str(label)] for label in query.labels[start : start + 512]]
+        right += int((votes.argmax(1) == wanted).sum())
+    return 100.0 * right / max(1, len(query.values))
+
+
+def evaluate_knn(
+    folder: RunFolder,
+    bank: str,
+    query: str,
+    *,
+    label: str,
+    bank_size: int | None = None,
+    query_size: int | None = None,
+    k: int = 20,
+    temperature: float = 0.1,
+    baselines: dict[str, Callable[[list[np.ndarray]], np.ndarray]] | None = None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> dict[str, Any]:
+    """kNN accuracy of a run's encoder beside the same network at random initialisation (and beside `baselines`).
+
+    progress(name, done, total) counts images. Raises UserError when the images have no labels.
+    """
+    config, package = folder.config(), load_package(folder.package)
+    size = package.meta["input_size"]
+    functions = {
+        "knn_top1": encoder_function(package.encoder, size),
+        "knn_top1_random_init": encoder_function(build_encoder(config.model, seed=config.seed), size),
+        **(baselines or {}),
+    }
+    sides = [_side(folder, "bank", bank, label, bank_size, config), _side(folder, "query", query, label, query_size, config)]
+    total, done = sum(len(numbers) for _, numbers in sides) * len(functions), 0
+    result: dict[str, Any] = {}
+    for name, function in functions.items():
+        found = []
+        for index, numbers in sides:
+
+            def counted(images: int) -> None:
+                nonlocal done
+                done += images
+                progress(name, done, total)
+
+            found.append(features(index, numbers, function, config.data.images, counted))
+            if not any(found[-1].labels):
+                raise UserError(
+                    f"The images of {index.path} have no labels by '{label}', so kNN can't be scored; name another --label."
+                )
+        result[name] = round(knn_top1(found[0], found[1], k, temperature), 2)
+        result |= {"bank": len(found[0].values), "query": len(found[1].values)}
+    return {**result, "k": k, "temperature": temperature}
+
+
+def _side(folder: RunFolder, side: str, pattern: str, label: str, size: int | None, config: Config) -> tuple[Index, list[int]]:
+    if size is not None and size < 1:
+        raise UsageError(f"--{side}-size must be at least 1, not {size}.")
+    where = folder.path / "evaluation" / side
+    build_index(expand([pattern]), where, label=label)
+    index = Index.open(where)
+    return index, subset(index, size, config.seed)
+
+
+def results_file(folder: RunFolder) -> Path:
+    return folder.path / "evaluation" / "knn.json"

@@ -1,0 +1,146 @@
+"""The demo's page: loss against ln K, prototype usage, kNN, contact sheets of the largest clusters. One file, no scripts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1d23; --soft: #5b6270; --line: #d7dbe2; --mark: #0b6bcb; --paper: #fff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #eceef2; --soft: #a3abba; --line: #3a404c; --mark: #6ab0ff; --paper: #15171c; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p, figcaption { color: var(--soft); margin: .3rem 0; } figure { margin: 1rem 0; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line); }
+td.n { text-align: right; font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; } .sheet { display: flex; flex-wrap: wrap; gap: 3px; } .sheet img { width: 56px; height: 56px; object-fit: cover; }
+code { overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    number: int
+    size: int
+    thumbnails: list[bytes]  # JPEG, nearest to the prototype first
+
+
+def largest_clusters(embeddings: Path, count: int, members: int) -> tuple[list[Cluster], np.ndarray]:
+    """The `count` largest clusters of embeddings.parquet, and the sizes of all that have members, largest first."""
+    table = pq.read_table(embeddings, columns=["cluster", "score", "thumbnail"])
+    cluster, score = table["cluster"].to_numpy(), table["score"].to_numpy()
+    numbers, sizes = np.unique(cluster, return_counts=True)
+    order = np.argsort(-sizes, kind="stable")
+    found = []
+    for number, size in zip(numbers[order[:count]], sizes[order[:count]], strict=True):
+        rows = np.flatnonzero(cluster == number)
+        nearest = rows[np.argsort(-score[rows], kind="stable")[:members]]
+        pictures = [table["thumbnail"][int(row)].as_py() for row in nearest]
+        found.append(Cluster(int(number), int(size), [p for p in pictures if p]))
+    return found, sizes[order]
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    facts: Mapping[str, Any],
+    scores: Mapping[str, float],
+    losses: Sequence[float],
+    prototypes: int,
+    embeddings: Path,
+) -> None:
+    """facts: name -> value, shown as a table. scores: kNN top-1 in percent by what made the features."""
+    clusters, sizes = largest_clusters(embeddings, count=8, members=24)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{len(losses)} steps, {prototypes} prototypes, {int(sizes.sum()):,} images embedded.</p>",
+        _table(facts),
+        "<h2>Loss</h2>",
+        _curve(losses, math.log(prototypes)),
+    ]
+    if scores:
+        parts += ["<h2>Nearest neighbours find the right label</h2>", _bars(scores)]
+    parts += ["<h2>Prototypes in use</h2>", _usage(sizes, prototypes), "<h2>The largest clusters</h2>"]
+    parts += [_sheet(cluster) for cluster in clusters]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>"
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(str(k))}</th><td><code>{html.escape(str(v))}</code></td></tr>"
+        for k, v in facts.items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def _curve(losses: Sequence[float], ln_k: float) -> str:
+    width, height, left, bottom = 640, 220, 40, 24
+    low, high = min(losses) * 0.97, max(*losses, ln_k) * 1.02
+
+    def at(step: float, value: float) -> str:
+        x = left + (width - left - 4) * step / max(1, len(losses) - 1)
+        y = 6 + (height - bottom - 6) * (high - value) / max(1e-9, high - low)
+        return f"{x:.1f},{y:.1f}"
+
+    line = " ".join(at(i, v) for i, v in enumerate(losses))
+    reference_y = at(0, ln_k).split(",")[1]
+    ticks = "".join(
+        f'<text x="{left - 6}" y="{at(0, v).split(",")[1]}" text-anchor="end" font-size="11" fill="currentColor">{v:.1f}</text>'
+        for v in np.linspace(low, high, 4)
+    )
+    return (
+        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}; ln K is {ln_k:.2f}">'
+        f'<line x1="{left}" x2="{width}" y1="{reference_y}" y2="{reference_y}" stroke="currentColor" stroke-dasharray="4 4" opacity=".5"/>'
+        f'<polyline points="{line}" fill="none" stroke="var(--mark)" stroke-width="1.6"/>{ticks}'
+        f'<text x="{left}" y="{height - 4}" font-size="11" fill="currentColor">step 0</text>'
+        f'<text x="{width - 4}" y="{height - 4}" text-anchor="end" font-size="11" fill="currentColor">step {len(losses) - 1}</text></svg>'
+        f"<figcaption>Swapped-prediction loss. The dashed line is ln K = {ln_k:.2f}: what a network that tells nothing apart would stay at.</figcaption></figure>"
+    )
+
+
+def _bars(scores: Mapping[str, float]) -> str:
+    rows = []
+    for place, (name, value) in enumerate(scores.items()):
+        y = place * 30
+        rows.append(
+            f'<text x="0" y="{y + 19}" font-size="13" fill="currentColor">{html.escape(name)}</text>'
+            f'<rect x="170" y="{y + 5}" width="{4 * value:.1f}" height="20" fill="var(--mark)" opacity="{1 if place == 0 else 0.45}"/>'
+            f'<text x="{176 + 4 * value:.1f}" y="{y + 19}" font-size="13" fill="currentColor">{value:.1f} %</text>'
+        )
+    label = ", ".join(f"{k} {v:.1f} %" for k, v in scores.items())
+    return f'<figure><svg viewBox="0 0 640 {30 * len(scores)}" role="img" aria-label="{html.escape(label)}">{"".join(rows)}</svg></figure>'
+
+
+def _usage(sizes: np.ndarray, prototypes: int) -> str:
+    width, height = 640, 120
+    step, top = width / max(1, prototypes), max(1, int(sizes[0]) if len(sizes) else 1)
+    bars = "".join(
+        f'<rect x="{i * step:.2f}" y="{height - height * s / top:.1f}" width="{max(0.5, step * 0.85):.2f}" height="{height * s / top:.1f}" fill="var(--mark)"/>'
+        for i, s in enumerate(sizes[:2000])
+    )
+    used = int((sizes > 0).sum())
+    return (
+        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{used} of {prototypes} prototypes have members">{bars}</svg>'
+        f"<figcaption>{used} of {prototypes} prototypes are the nearest of some image; the largest has {top:,}.</figcaption></figure>"
+    )
+
+
+def _sheet(cluster: Cluster) -> str:
+    pictures = "".join(
+        f'<img alt="member {i + 1} of cluster {cluster.number}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+        for i, jpeg in enumerate(cluster.thumbnails)
+    )
+    return f'<figure><figcaption>Cluster {cluster.number}: {cluster.size:,} images</figcaption><div class="sheet">{pictures}</div></figure>'

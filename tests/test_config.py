@@ -1,0 +1,68 @@
+"""The typed tree of settings, from files and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swav_platform.config import Config, ConfigError, load
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "seed: 1\ntrain: {batch: 64, steps: 5}\n")
+    child = write(tmp_path, "child.yaml", "extends: base.yaml\ntrain: {steps: 7}\n")
+    config = load(child, ["train.optimiser.lr=1e-3", "views.large.size=32", "data.sources=a.tar"])
+    assert (config.seed, config.train.batch, config.train.steps) == (1, 64, 7)
+    assert config.train.optimiser.lr == pytest.approx(1e-3)
+    assert config.views["large"].size == 32
+    assert config.views["small"].size == 96, "the other group of views stays"
+    assert config.data.sources == ("a.tar",)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.stepz=3", "train.steps"),
+        ("method.epsilom=0.1", "method.epsilon"),
+        ("train.steps=-1", "train.steps"),
+        ("train.steps", "key=value"),
+        ("seed.deeper=1", "seed"),
+        ("train.batch=100", "data.row_size"),
+        ("train.workers=9", "train.workers"),
+        ("views.large.scale=[0.9,0.1]", "scale"),
+    ],
+)
+def test_wrong_settings_are_explained(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(None, [override])
+
+
+def test_wrong_files_are_explained(tmp_path: Path) -> None:
+    for path, said in [
+        (tmp_path / "none.yaml", "no configuration file"),
+        (write(tmp_path, "list.yaml", "- 1\n"), "mapping"),
+        (write(tmp_path, "bad.yaml", "a: [1\n"), "valid YAML"),
+        (write(tmp_path, "self.yaml", "extends: self.yaml\n"), "circle"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            load(path)
+
+
+def test_digest_tells_what_changes_results() -> None:
+    same = load(None, ["train.workers=2", "train.checkpoint_every=7", "run.name=other", "data.tasks=5", "tracking.uri=x"])
+    assert same.digest() == Config().digest()
+    assert load(None, ["method.epsilon=0.03"]).digest() != Config().digest()
+    assert load(None, ["seed=1"]).digest() != Config().digest()
+
+
+@pytest.mark.parametrize("preset", ["cifar10_cpu", "demo", "small"])
+def test_presets_are_valid(root: Path, preset: str) -> None:
+    config = load(root / "configs" / "pretrain" / f"{preset}.yaml")
+    assert config.method.queue_length + config.train.batch >= 2 * config.method.prototypes
