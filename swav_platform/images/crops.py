@@ -1,0 +1,76 @@
+"""The geometry of views: which box of the image, and the box resized into its place in the row.
+
+RandomResizedCrop of torchvision, decision by decision, from numbers that are given to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from swav_platform.config import ViewGroup
+from swav_platform.images import params
+
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Proposal(NamedTuple):
+    """What chance proposes for a view, before the image's size is known."""
+
+    areas: Sequence[float]  # shares of the image's area, one per try
+    ratios: Sequence[float]  # width / height, one per try
+    top: float  # uniform in (0, 1)
+    left: float
+    flip: bool
+
+
+class Crop(NamedTuple):
+    """A box in pixels of the upright image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def proposals(uniforms: np.ndarray, group: ViewGroup) -> list[list[Proposal]]:
+    """Proposals [R][V] from uniforms float64 [R, V, SLOTS]. Ratios are uniform in their logarithm."""
+    low, high = group.scale
+    areas = (low + (high - low) * uniforms[..., params.AREA]).tolist()
+    low, high = np.log(group.ratio)
+    ratios = np.exp(low + (high - low) * uniforms[..., params.RATIO]).tolist()
+    rest = uniforms[..., [params.TOP, params.LEFT, params.FLIP]].tolist()
+    return [
+        [Proposal(areas[r][v], ratios[r][v], top, left, flip < group.flip) for v, (top, left, flip) in enumerate(rest[r])]
+        for r in range(len(rest))
+    ]
+
+
+def choose(height: int, width: int, proposal: Proposal, ratio: tuple[float, float]) -> Crop:
+    """The first proposed box that fits an image of this size, else the largest central one with a ratio in range."""
+    total = height * width
+    for share, shape in zip(proposal.areas, proposal.ratios, strict=True):
+        area = share * total
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return Crop(int(proposal.top * (height - h + 1)), int(proposal.left * (width - w + 1)), h, w)
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = min(height, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = min(width, round(height * ratio[1]))
+    return Crop((height - h) // 2, (width - w) // 2, h, w)
+
+
+def cut(image: Image.Image, crop: Crop, flip: bool, resample: Image.Resampling, out: np.ndarray) -> None:
+    """Writes the crop, resized with antialiasing and mirrored if asked, into out: uint8 [H, W, 3].
+
+    The filter sees the image around the box, as Pillow's `resize(box=)` does; no cropped copy is made.
+    """
+    top, left, height, width = crop
+    view = np.asarray(image.resize(out.shape[1::-1], resample, (left, top, left + width, top + height)))
+    out[...] = view[:, ::-1] if flip else view

@@ -1,0 +1,175 @@
+"""From the samples of a row to the row: decoded, cropped, resized in place, with a stand-in for what fails."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import xxhash
+from PIL import Image
+
+from swav_platform.config import Config, ImagePolicy, ViewGroup
+from swav_platform.data.index import IndexLine
+from swav_platform.data.outcomes import Event, Outcome
+from swav_platform.data.plan import RowSpec
+from swav_platform.data.read import ReadFailure
+from swav_platform.images import crops, params
+from swav_platform.images.decode import Refused, decode, thumbnail
+from swav_platform.images.layout import Row, RowLayout
+from swav_platform.images.randomness import uniforms
+from swav_platform.images.table import from_table, to_table
+
+__all__ = ["Row", "RowLayout", "from_table", "make_row", "to_table", "view_hashes"]
+
+ATTEMPTS = 4
+"""The position's own sample and three stand-ins."""
+
+GREY = 128
+
+Fetch = Callable[[Sequence[int]], Mapping[int, tuple[IndexLine, bytes | ReadFailure]]]
+StandIn = Callable[[int, int], int]
+Chance = list[list[list[crops.Proposal]]]
+"""Proposals of crops, [group][R][V]."""
+
+
+def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> Row:
+    """The row of a plan's specification.
+
+    fetch(samples) gives line and bytes of each sample; it is called once for the row and once for each round of
+    stand-ins. stand_in(position, attempt) names the sample that takes the place of one that failed.
+    The pixels of a position depend on its own randomness and on the image that fills it, on nothing else.
+    No image can make this raise: what fails is an event of the row.
+    """
+    row = _blank(spec, RowLayout.of(config))
+    chance = _draw(row, config)
+    tries = [(slot, int(sample)) for slot, sample in enumerate(spec.samples)]
+    for attempt in range(ATTEMPTS):
+        tries = _attempt(row, tries, attempt, fetch, chance, config)
+        if not tries or attempt + 1 == ATTEMPTS:
+            break
+        tries = [(slot, stand_in(int(row.position[slot]), attempt + 1)) for slot, _ in tries]
+    for slot, _ in tries:
+        _turn_grey(row, slot)
+    row.events.sort(key=lambda event: (event.position, event.attempt))
+    if config.data.photometric == "worker":
+        _photometrics(row)
+    return row
+
+
+def _blank(spec: RowSpec, layout: RowLayout) -> Row:
+    packed = np.zeros(layout.nbytes, np.uint8)  # what lies between its parts is the same in every row
+    count = layout.row_size
+    return Row(
+        row=spec.row,
+        views=layout.views(packed),
+        params=layout.params(packed),
+        position=np.array(spec.positions, np.int64),
+        sample=np.array(spec.samples, np.int64),
+        outcome=np.where(spec.filler, Outcome.FILLER, Outcome.OK).astype(np.uint8),
+        weight=np.ones(count, np.float32),
+        key=[""] * count,
+        shard=[""] * count,
+        stand_in_for=[None] * count,
+        events=[],
+        packed=packed,
+        layout=layout,
+    )
+
+
+def _draw(row: Row, config: Config) -> Chance:
+    """All that is random about the row: photometric parameters go into it, the crops' proposals are returned."""
+    groups = list(config.views.values())
+    numbers = uniforms(config.seed, row.position, sum(group.count for group in groups), params.SLOTS)
+    chance, first = [], 0
+    for group, columns in zip(groups, row.params, strict=True):
+        mine = numbers[:, first : first + group.count]
+        chance.append(crops.proposals(mine, group))
+        columns[..., len(params.GEOMETRY) :] = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
+        first += group.count
+    return chance
+
+
+def _attempt(
+    row: Row, tries: list[tuple[int, int]], attempt: int, fetch: Fetch, chance: Chance, config: Config
+) -> list[tuple[int, int]]:
+    """Fills slots with samples; returns the (slot, sample) that failed, after noting why."""
+    fetched = fetch([sample for _, sample in tries])
+    failed = []
+    for slot, sample in tries:
+        line, data = fetched[sample]
+        shard = posixpath.basename(line.shard)
+        if attempt == 0:
+            row.key[slot], row.shard[slot] = line.key, shard
+        refused = _fill(row, slot, data, chance, config)
+        if refused is not None:
+            failed.append((slot, sample))
+            row.events.append(_event(row, slot, attempt, line, shard, data, refused))
+            if attempt == 0:
+                row.outcome[slot] = refused.outcome
+        elif attempt > 0:
+            row.stand_in_for[slot] = row.key[slot]
+            row.sample[slot], row.key[slot], row.shard[slot] = sample, line.key, shard
+    return failed
+
+
+def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config: Config) -> Refused | None:
+    """Writes the views of one image into a slot, or says why that can't be done."""
+    if isinstance(data, ReadFailure):
+        return Refused(data.outcome, data.detail)
+    try:
+        _cut_views(row, slot, data, chance, config.data.images, list(config.views.values()))
+    except Refused as refused:
+        return refused
+    except MemoryError:
+        return Refused(Outcome.DECODE_MEMORY, "not enough memory for its views")
+    except Exception as error:  # one image must not take the row with it
+        return Refused(Outcome.CORRUPT, f"{type(error).__name__}: {error}")
+    return None
+
+
+def _cut_views(row: Row, slot: int, data: bytes, chance: Chance, policy: ImagePolicy, groups: list[ViewGroup]) -> None:
+    pixels = decode(data, policy)
+    height, width, _ = pixels.shape
+    image = Image.fromarray(pixels)
+    for number, group in enumerate(groups):
+        views, resample, geometry = row.views[number], crops.RESAMPLE[group.interpolation], []
+        for view, proposal in enumerate(chance[number][slot]):
+            crop = crops.choose(height, width, proposal, group.ratio)
+            crops.cut(image, crop, proposal.flip, resample, views[view, slot])
+            geometry.append((*crop, proposal.flip, height, width))
+        row.params[number][:, slot, : len(params.GEOMETRY)] = geometry
+
+
+def _event(row: Row, slot: int, attempt: int, line: IndexLine, shard: str, data: bytes | ReadFailure, refused: Refused) -> Event:
+    small = None if isinstance(data, ReadFailure) else thumbnail(data)
+    return Event(int(row.position[slot]), attempt, line.number, line.key, shard, refused.outcome, refused.detail, small)
+
+
+def _turn_grey(row: Row, slot: int) -> None:
+    row.weight[slot] = 0
+    for views, columns in zip(row.views, row.params, strict=True):
+        views[:, slot] = GREY
+        columns[:, slot, : len(params.GEOMETRY)] = 0
+        columns[:, slot, len(params.GEOMETRY) :] = params.NEUTRAL
+
+
+def _photometrics(row: Row) -> None:
+    """Does in place what `device` mode leaves to the trainer."""
+    from swav_platform.images.photometric import to_uint8  # torch: only where it is asked for
+
+    for views, columns in zip(row.views, row.params, strict=True):
+        to_uint8(views, columns, out=views)
+
+
+def view_hashes(row: Row) -> np.ndarray:
+    """xxh3-64, uint64 [R], of each position's views and then its parameters, in the order of groups and views."""
+    hashes = np.empty(row.layout.row_size, np.uint64)
+    parts = [part[view] for group in (row.views, row.params) for part in group for view in range(len(part))]
+    hasher = xxhash.xxh3_64()
+    for slot in range(row.layout.row_size):
+        hasher.reset()
+        for part in parts:
+            hasher.update(part[slot])
+        hashes[slot] = hasher.intdigest()
+    return hashes
