@@ -1,0 +1,139 @@
+"""ResNets (He et al. 2016, stride in the 3x3 convolution) without the last layer, with torchvision's parameter names."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swav_platform import config
+from swav_platform.errors import UsageError
+from swav_platform.models.normalisation import RowBatchNorm
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tells one ResNet from another: blocks per stage, width of the first stage, kind of block."""
+
+    blocks: tuple[int, ...]
+    width: int
+    bottleneck: bool
+
+
+SHAPES = {
+    "resnet_tiny": Shape((1, 1, 1, 1), 32, False),
+    "resnet18": Shape((2, 2, 2, 2), 64, False),
+    "resnet50": Shape((3, 4, 6, 3), 64, True),
+    "resnet50w2": Shape((3, 4, 6, 3), 128, True),
+    "resnet50w4": Shape((3, 4, 6, 3), 256, True),
+    "resnet50w5": Shape((3, 4, 6, 3), 320, True),
+}
+
+
+def build_encoder(model: config.Model, seed: int = 0) -> ResNet:
+    """The encoder that `model` names, its weights drawn from `seed` alone: the same on every rank and machine.
+
+    Raises UsageError for an unknown name.
+    """
+    if model.name not in SHAPES:
+        raise UsageError(f"There is no encoder '{model.name}'; model.name must be one of {', '.join(SHAPES)}.")
+    with torch.device("meta"):  # no memory and no global random numbers are spent on weights that are drawn below
+        encoder = ResNet(SHAPES[model.name], model.stem, model.stem_stride)
+    encoder.to_empty(device="cpu")
+    initialise(encoder, seed, "encoder")
+    return encoder
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int, name: str) -> None:
+    """Draws all weights of `module` from (seed, name): convolutions by He's normal rule, linear layers by torch's own."""
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    for part in module.modules():
+        if isinstance(part, RowBatchNorm):
+            part.reset()
+        elif isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(part, nn.Linear):
+            bound = 1 / math.sqrt(part.in_features)
+            part.weight.uniform_(-bound, bound, generator=generator)
+            if part.bias is not None:
+                part.bias.uniform_(-bound, bound, generator=generator)
+
+
+class ResNet(nn.Module):
+    """Images [n, 3, H, W] to features [n, feature_dim], averaged over places.
+
+    Stem `imagenet`: 7x7 stride 2 and a max-pool, as published; `small`: 3x3 with `stem_stride`, for images up to about 64 px.
+    """
+
+    def __init__(self, shape: Shape, stem: str, stem_stride: int) -> None:
+        super().__init__()
+        imagenet = stem == "imagenet"
+        kernel, stride = (7, 2) if imagenet else (3, stem_stride)
+        self.conv1 = nn.Conv2d(3, shape.width, kernel, stride, kernel // 2, bias=False)
+        self.bn1 = RowBatchNorm(shape.width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if imagenet else nn.Identity()
+        block = Bottleneck if shape.bottleneck else BasicBlock
+        channels = shape.width
+        for i, count in enumerate(shape.blocks):
+            width, layers = shape.width * 2**i, []
+            for j in range(count):
+                layers.append(block(channels, width, stride=2 if i > 0 and j == 0 else 1))
+                channels = width * block.expansion
+            setattr(self, f"layer{i + 1}", nn.Sequential(*layers))
+        self.stages = len(shape.blocks)
+        self.feature_dim = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for i in range(self.stages):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.bn1 = RowBatchNorm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = RowBatchNorm(width)
+        self.downsample = _shortcut(channels, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = RowBatchNorm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = RowBatchNorm(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = RowBatchNorm(width * self.expansion)
+        self.downsample = _shortcut(channels, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels == out:
+        return None
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), RowBatchNorm(out))

@@ -1,0 +1,96 @@
+"""The four verbs of `Comm` over torch.distributed, counted and timed; and joining a process group outside of Ray Train."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from swav_platform.methods.comm import Comm
+
+
+class TorchComm:
+    """The default process group. `calls` counts collectives by kind, `seconds` is the time spent in them."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.calls: Counter[str] = Counter()
+        self.seconds = 0.0
+        self._device = "cuda" if dist.get_backend() == "nccl" else None
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self._timed("sum", lambda: self._reduce(x, dist.ReduceOp.SUM))
+
+    def max(self, x: Tensor) -> Tensor:
+        return self._timed("max", lambda: self._reduce(x, dist.ReduceOp.MAX))
+
+    def gather_in_order(self, x: Tensor) -> Tensor:
+        return self._timed("gather", lambda: self._gather(x))
+
+    def _timed(self, kind: str, collective: Callable[[], Tensor]) -> Tensor:
+        start = time.perf_counter()
+        result = collective()
+        self.calls[kind] += 1
+        self.seconds += time.perf_counter() - start
+        return result
+
+    def _reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        moved = x.contiguous().to(self._device)
+        dist.all_reduce(moved, operation)
+        return moved.to(x.device)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        moved = x.contiguous().to(self._device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=moved.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(x)], device=moved.device))
+        longest = max(int(n) for n in sizes)
+        padded = moved.new_zeros(longest, *x.shape[1:])
+        padded[: len(x)] = moved
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)]).to(x.device)
+
+
+@contextmanager
+def joined(rank: int, size: int, init_method: str = "env://", backend: str = "gloo", timeout: float = 300) -> Iterator[TorchComm]:
+    """A process group for the length of a `with` block.
+
+    init_method: `env://` under torchrun, `file:///path/of/a/new/file` for processes of one machine. timeout in seconds.
+    """
+    dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    try:
+        yield TorchComm()
+        dist.barrier()
+        time.sleep(0.1)  # gloo's threads may still be at work on the barrier: destroying it under them aborts the process
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_together(tensors: Sequence[Tensor], comm: Comm) -> None:
+    """Sums each tensor over ranks in place, all in one collective. They share a dtype and a device."""
+    if comm.size == 1 or not tensors:
+        return
+    total = comm.sum(torch.cat([t.reshape(-1) for t in tensors]))
+    for tensor, part in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def gather_bytes(data: bytes, comm: Comm) -> list[bytes]:
+    """`data` of every rank, in rank order, on each."""
+    sizes = comm.gather_in_order(torch.tensor([len(data)])).tolist()
+    joined_up = comm.gather_in_order(torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)])
+    raw = joined_up.cpu().numpy().tobytes()
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [raw[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

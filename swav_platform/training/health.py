@@ -1,0 +1,33 @@
+"""When a run has to end: a loss that is no number, images that can't be read."""
+
+from __future__ import annotations
+
+import math
+
+from swav_platform.errors import UserError
+
+_FEWEST_POSITIONS = 1000  # before that a share says little
+
+
+def check_loss(step: int, loss: float, lr: float) -> None:
+    """Raises UserError for NaN or infinity; called before the weights move."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The loss of step {step} is {loss} (learning rate {lr:.4g}), so the run was ended; the weights of the last "
+            f"checkpoint are sound. Lower train.optimiser.lr or lengthen train.optimiser.warmup_steps, or take "
+            f"train.precision=fp32 if it was bf16, under another run.name."
+        )
+
+
+def too_many_quarantined(quarantined: int, positions: int, epoch: int, limit: float) -> bool:
+    """Whether more than `limit` of `positions` had an unreadable sample of their own, from 1000 positions or an epoch on."""
+    return positions >= min(_FEWEST_POSITIONS, epoch) and quarantined > limit * positions
+
+
+def quarantine_error(quarantined: int, positions: int, limit: float, reason: str, shard: str) -> UserError:
+    """What `too_many_quarantined` leads to; `reason` and `shard` are the most frequent ones."""
+    return UserError(
+        f"{quarantined:,} of the first {positions:,} images can't be used, more than data.max_quarantine_fraction={limit:g} "
+        f"allows; most often the reason is {reason}, and {shard} is the worst shard. Look at `swav ledger` of the run, then "
+        f"take bad shards out, relax data.images, or raise data.max_quarantine_fraction."
+    )

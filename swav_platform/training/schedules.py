@@ -1,0 +1,19 @@
+"""The learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from swav_platform.config import Optimiser
+
+
+def learning_rate(step: int, total: int, options: Optimiser) -> float:
+    """Linear warm-up over `warmup_steps`, then half a cosine down to `final_lr` (Loshchilov and Hutter 2017, eq. 5).
+
+    Step 0 has `start_lr`, the last step of the warm-up has `lr`, and so has the one after it; as in the published code.
+    """
+    warm = options.warmup_steps
+    if step < warm:
+        return options.start_lr + (options.lr - options.start_lr) * step / max(1, warm - 1)
+    turn = math.pi * (step - warm) / (total - warm)
+    return options.final_lr + 0.5 * (options.lr - options.final_lr) * (1 + math.cos(turn))

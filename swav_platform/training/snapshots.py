@@ -1,0 +1,48 @@
+"""Between what learns, spread over ranks, and the one snapshot of it that a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from swav_platform.config import Config
+from swav_platform.methods.comm import Comm
+from swav_platform.methods.method import PositionOrderedState, build_method
+from swav_platform.models.resnet import build_encoder
+from swav_platform.training.checkpoints import Snapshot
+from swav_platform.training.optimisers import build_optimiser, load_optimiser_tensors, optimiser_tensors
+from swav_platform.training.step import Learner
+
+
+def build_learner(config: Config, device: torch.device) -> Learner:
+    """Fresh, from `config.seed` alone: equal on every rank without a broadcast."""
+    method = build_method(config)
+    network = method.modules(build_encoder(config.model, config.seed))
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Learner(network, method, build_optimiser(network.parameters(), config.train.optimiser))
+
+
+def take(learner: Learner, steps: int, state: Mapping[str, Any], comm: Comm) -> Snapshot:
+    """The learner after `steps` steps. All ranks call it; each gets the whole."""
+    gathered = gather_state(learner.method.state(), comm)
+    method = {"rows": gathered.rows} | {f"tensors/{name}": t for name, t in gathered.tensors.items()}
+    return Snapshot(steps, learner.network.state_dict(), optimiser_tensors(learner.optimiser, learner.network), method, state)
+
+
+def restore(learner: Learner, snapshot: Snapshot, comm: Comm) -> None:
+    """Brings a fresh learner to where `snapshot` was taken, by however many ranks."""
+    learner.network.load_state_dict(dict(snapshot.model))
+    load_optimiser_tensors(learner.optimiser, learner.network, snapshot.optimizer)
+    tensors = {name.removeprefix("tensors/"): t for name, t in snapshot.method.items() if name != "rows"}
+    learner.method.load_state(PositionOrderedState(snapshot.method["rows"], tensors), comm)
+
+
+def gather_state(state: PositionOrderedState, comm: Comm) -> PositionOrderedState:
+    """Every rank's entries, in the order of rows."""
+    rows = comm.gather_in_order(state.rows)
+    order = rows.argsort()
+    return PositionOrderedState(
+        rows[order], {name: comm.gather_in_order(t)[order.to(t.device)] for name, t in state.tensors.items()}
+    )
