@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class Plan:
             cuts += (np.flatnonzero(np.diff(windows)) + row + 1).tolist()
             cuts.append(end)
             row = end
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        return list(pairwise(cuts))
 
     def _offsets(self, row: int) -> tuple[int, Int64s]:
         """Epoch of a row, and how far from the epoch's beginning each position is; past its end for filler."""

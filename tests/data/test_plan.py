@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from swav_platform.data.plan import Plan, PlanSpec
 
 specs = st.builds(
@@ -33,7 +34,7 @@ def test_each_epoch_has_every_sample_once(spec: PlanSpec, epoch: int) -> None:
     assert sorted(samples[~filler].tolist()) == list(range(spec.samples))
     assert filler.sum() == -spec.samples % spec.row_size
     assert not filler[: spec.samples].any()
-    assert ((0 <= samples) & (samples < spec.samples)).all()
+    assert ((samples >= 0) & (samples < spec.samples)).all()
 
 
 @settings(max_examples=60, deadline=None)
