@@ -121,13 +121,16 @@ def _with_pillow(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
 
 
 def _reason(error: Exception, data: bytes, name: str) -> Refused:
-    text = f"{name}: {type(error).__name__}: {str(error)[:200]}"
+    unreadable = isinstance(error, UnidentifiedImageError)  # its message holds an address, different in each process
+    text = f"{name}: " + ("its header can't be read" if unreadable else f"{type(error).__name__}: {str(error)[:200]}")
     if isinstance(error, Image.DecompressionBombError):
         return Refused(Outcome.TOO_MANY_PIXELS, text)
     if "too large for PngImagePlugin" in text or "Too much memory used in text chunks" in text:
         return Refused(Outcome.DECODE_MEMORY, text)
-    if isinstance(error, UnidentifiedImageError) and name in ("WEBP", "AVIF") and not features.check(name.lower()):
+    if unreadable and name in ("WEBP", "AVIF") and not features.check(name.lower()):
         return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without {name}")
+    if isinstance(error, ImportError) or text.endswith("not available"):
+        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without a part that it needs ({text})")
     if "truncated" in text.lower() or ends_early(data, name):
         return Refused(Outcome.TRUNCATED, text)
     return Refused(Outcome.CORRUPT, text)

@@ -23,7 +23,7 @@ STD = (0.228, 0.224, 0.225)
 
 _LUMA = (0.2989, 0.587, 0.114)
 _CONTRAST, _SATURATION, _HUE, _NOTHING = 1, 2, 3, 4
-_BLOCK = 2**17  # numbers worked on at once: what fits the cache of a core
+_BLOCK = 2**19  # numbers worked on at once: what fits the cache of a core
 
 
 @torch.no_grad()

@@ -35,6 +35,11 @@ _MAGIC = (
     (b"\x59\xa6\x6a\x95", "Sun raster"),
     (b"SIMPLE  =", "FITS"),
     (b"icns", "ICNS"),
+    (b"\x8aMNG", "MNG"),
+    (b"\n\5\1", "PCX"),
+    (b"\1\xda", "SGI"),
+    (b"BLP2", "BLP"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"),
     (b"<svg", "SVG"),
 )
 
@@ -61,7 +66,7 @@ def _boxed(data: bytes) -> str | None:
     brands = {data[8:12]} | {data[start : start + 4] for start in range(16, end, 4)}
     if brands & {b"avif", b"avis"}:
         return "AVIF"
-    if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"mif1", b"msf1", b"mif2"}:
+    if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"mif1", b"msf1", b"mif2", b"mif3"}:
         return "HEIF"
     return None
 

@@ -70,7 +70,7 @@ def from_table(table: pa.Table) -> Row:
     position = _numbers(line["position"])
     groups = line["groups"][0].as_py()
     layout = RowLayout(len(position), tuple(zip(groups[::2], groups[1::2], strict=True)))
-    packed = np.frombuffer(_chunk(table)[0].as_buffer(), np.uint8)
+    packed = _bytes_of(table)
     return Row(
         row=line["row"][0].as_py(),
         views=layout.views(packed),
@@ -88,9 +88,12 @@ def from_table(table: pa.Table) -> Row:
     )
 
 
-def _chunk(table: pa.Table) -> pa.LargeBinaryArray:
-    """The chunk of `packed` that holds the line: combining chunks would copy it."""
-    return next(chunk for chunk in table.column("packed").chunks if len(chunk))
+def _bytes_of(table: pa.Table) -> np.ndarray:
+    """The buffer behind `packed`, uint8 [nbytes]. By way of its chunk: combining chunks or taking a scalar would copy."""
+    chunk = next(chunk for chunk in table.column("packed").chunks if len(chunk))
+    _, ends, data = chunk.buffers()
+    start, stop = np.frombuffer(ends, np.int64, 2, chunk.offset * 8).tolist()
+    return np.frombuffer(data, np.uint8, stop - start, start)
 
 
 def _numbers(column: pa.ListArray) -> np.ndarray:
