@@ -15,7 +15,7 @@ SIMD=${SWAV_SIMD:-auto}
 
 # What the environment depends on. The folder is part of it: scripts in a .venv hold its absolute path.
 key() {
-  { pwd; cat constraints.txt pyproject.toml deploy/setup.sh deploy/check_pillow.py; } | sha256sum | cut -d' ' -f1
+  { pwd -P; cat constraints.txt pyproject.toml deploy/setup.sh deploy/check_pillow.py; } | sha256sum | cut -d' ' -f1
 }
 
 up_to_date() {
@@ -117,6 +117,12 @@ choose_python() {
     "make setup PYTHON=/path/to/python3.12"
 }
 
+# One that was copied or moved here still runs the scripts of its first place.
+usable_venv() {
+  [ -x $VENV/bin/python ] && new_enough $VENV/bin/python && grep -qsF "$(pwd -P)/$VENV" $VENV/bin/activate &&
+    $VENV/bin/python -m pip --version >/dev/null 2>&1
+}
+
 make_venv() {
   local python=$1 version
   if ! has_venv "$python"; then
@@ -209,7 +215,7 @@ install_pillow() {
 
 # ---------------------------------------------------------------- all of it
 
-if ! { [ -x $VENV/bin/python ] && new_enough $VENV/bin/python && $VENV/bin/python -m pip --version >/dev/null 2>&1; }; then
+if ! usable_venv; then
   CHOSEN=$(choose_python)
   say "Making $VENV with $("$CHOSEN" --version 2>&1) ($(command -v "$CHOSEN"))"
   make_venv "$CHOSEN"

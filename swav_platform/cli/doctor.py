@@ -1,0 +1,100 @@
+"""swav doctor: what is installed, what the machine offers, what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from swav_platform.cli.doctor_machine import machine, nvidia_driver, services
+from swav_platform.cli.doctor_packages import packages
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+def doctor_command(as_json: bool) -> int:
+    """Tell what is installed and found here, and what is wrong with the remedy. Exit code 1 when something is."""
+    found = report()
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        show(found)
+    return 0 if found["ok"] else 1
+
+
+def report() -> dict[str, Any]:
+    """Keys `ok, problems, python, torch, ray, mlflow, pillow, simd, codecs, accelerators` and some more.
+
+    `problems` is a list of {problem, remedy}; `ok` says that it is empty. Versions are None for what can't be imported.
+    """
+    parts = [packages(), machine(), services()]
+    facts = {name: value for part in parts for name, value in part.facts.items()}
+    problems = [*_judge_accelerators(facts), *(item for part in parts for item in part.problems)]
+    return {
+        "ok": not problems,
+        "problems": [{"problem": what, "remedy": remedy} for what, remedy in problems],
+        "python": platform.python_version(),
+        "torch": facts["torch"],
+        "ray": facts["ray"],
+        "mlflow": facts["mlflow"],
+        "pillow": facts["pillow"],
+        "simd": {"cpu": facts["cpu"], "pillow": facts["pillow_build"], "simplejpeg": facts["simplejpeg"]},
+        "codecs": facts["codecs"],
+        "accelerators": facts["accelerators"],
+        "machine": facts["machine"],
+        "ray_cluster": facts["ray_cluster"],
+        "tracking": facts["tracking"],
+        "notes": [note for part in parts for note in part.notes],
+        "executable": sys.executable,
+    }
+
+
+def _judge_accelerators(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if facts["accelerators"] or facts["torch"] is None or not nvidia_driver():
+        return []
+    if facts["torch_cuda"] is None:
+        remedy = "remove .venv and run make setup with a package index that has the CUDA build"
+        return [(f"there is an NVIDIA driver, but torch {facts['torch']} is a build for the CPU", remedy)]
+    seen = f"there is an NVIDIA driver, but torch (CUDA {facts['torch_cuda']}) sees no device"
+    return [(seen, "see nvidia-smi: the driver may be too old for this CUDA")]
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The report as a table, then what is wrong, then what is worth knowing."""
+    from rich.console import Console  # here, so that --json works without it
+    from rich.table import Table
+
+    console = Console()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _lines(found):
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table)
+    for item in found["problems"]:
+        console.print(f"[red]problem[/]  {item['problem']}\n[red]remedy[/]   {item['remedy']}", highlight=False)
+    for note in found["notes"]:
+        console.print(f"[yellow]note[/]     {note}", highlight=False)
+    console.print("[green]All is well.[/]" if found["ok"] else f"[red]{len(found['problems'])} to mend.[/]")
+
+
+def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    here, simd = found["machine"], found["simd"]
+    codecs = [name if works else f"[red]no {name}[/]" for name, works in found["codecs"].items()]
+    devices = [f"{a['name']} ({a['memory_gib']} GiB)" for a in found["accelerators"]]
+    missing = "[red]missing[/]"
+    versions = [(name, found[name] or missing) for name in ("python", "torch", "ray", "mlflow")]
+    return [
+        *versions,
+        ("pillow", f"{found['pillow'] or missing} ({simd['pillow'] or '-'})"),
+        ("simplejpeg", simd["simplejpeg"] or missing),
+        ("codecs", ", ".join(codecs)),
+        ("accelerators", ", ".join(devices) or "none"),
+        ("cpu", f"{here['cores']} cores, {simd['cpu'] or 'no SIMD known'}"),
+        ("memory", f"{here['memory_gib']} GiB, /dev/shm {here['shm_gib']} GiB, disk {here['disk_free_gib']} GiB free"),
+        ("open files", f"{here['open_files']['soft']}, at most {here['open_files']['hard']}"),
+        ("Ray cluster", found["ray_cluster"]["address"] or found["ray_cluster"]["local"] or "none (runs start one of their own)"),
+        ("MLflow", found["tracking"]["uri"] or "none named (runs track in SQLite)"),
+    ]
