@@ -1,0 +1,1 @@
+"""The embeddings service: an image in, its embedding, clusters and neighbours out."""

@@ -1,0 +1,39 @@
+"""What the three image routes have in common: encode the items, answer each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from services.embeddings.engine import Engine
+from services.embeddings.errors import Fault, ServiceError
+from services.embeddings.inputs import Item
+from services.embeddings.models import Encoded
+
+Results = list[Encoded | Fault]
+
+
+async def encode(engine: Engine, items: Sequence[Item]) -> Results:
+    """Vectors or faults, in the items' order. A request with one image, and that one bad, is itself an error."""
+    results = await engine.encode([item.data for item in items])
+    if len(results) == 1 and isinstance(results[0], Fault):
+        fault = results[0]
+        status = {"internal_error": 500, "too_many_bytes": 413}.get(fault.code, 422)
+        raise ServiceError(status, fault.code, fault.message, fault.detail)
+    return results
+
+
+def stack(results: Results, which: Callable[[Encoded], np.ndarray], dim: int) -> np.ndarray:
+    """float32 [good items, dim]."""
+    return np.array([which(r) for r in results if isinstance(r, Encoded)], np.float32).reshape(-1, dim)
+
+
+def describe(items: Sequence[Item], results: Results, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One object per item: the next of `answers` for a good one, its error for a bad one."""
+    good = iter(answers)
+    return [
+        {"index": index, "name": item.name, **({"error": result.as_json()} if isinstance(result, Fault) else next(good))}
+        for index, (item, result) in enumerate(zip(items, results, strict=True))
+    ]

@@ -1,0 +1,101 @@
+"""One error shape for everything: {"error": {"code", "message", "detail"}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from services.embeddings.answers import Json
+from swav_platform.data.outcomes import Outcome
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong, as clients see it. Codes of an image's own fault are the words of the ledger."""
+
+    code: str
+    message: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, "detail": dict(self.detail)}
+
+
+INTERNAL = Fault("internal_error", "The service failed on this; the reason is in its log.")
+
+
+class ServiceError(Exception):
+    """Ends a request with a status and the error shape."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        detail: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.fault = Fault(code, message, detail or {})
+        self.headers = dict(headers or {})
+
+
+def image_fault(outcome: Outcome, reason: str) -> Fault:
+    return Fault(outcome.word, f"The image was refused ({outcome.word}): {reason}", {"reason": reason})
+
+
+def busy(what: str) -> ServiceError:
+    message = f"The service has all the work it can hold ({what}); send the request again in a second."
+    return ServiceError(503, "busy", message, headers={"Retry-After": "1"})
+
+
+def answer(status: int, fault: Fault, headers: Mapping[str, str] | None = None) -> Json:
+    return Json({"error": fault.as_json()}, status_code=status, headers=dict(headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Every way in which a request can fail ends in the one shape."""
+    app.add_exception_handler(ServiceError, _own)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _own(request: Request, error: Exception) -> Json:
+    assert isinstance(error, ServiceError)
+    return answer(error.status, error.fault, error.headers)
+
+
+async def _http(request: Request, error: Exception) -> Json:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        fault = Fault("not_found", f"There is nothing at {request.url.path}; /docs lists the routes.")
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        fault = Fault("method_not_allowed", f"{request.url.path} does not take {request.method}; use {allowed}.")
+    else:
+        fault = Fault("http_error", str(error.detail))
+    return answer(error.status_code, fault, error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Json:
+    assert isinstance(error, RequestValidationError)
+    problems = [{"where": ".".join(str(p) for p in e["loc"]), "problem": e["msg"]} for e in error.errors()]
+    told = "; ".join(f"{p['where']}: {p['problem']}" for p in problems)
+    return answer(422, Fault("invalid_request", f"The request is not valid: {told}.", {"problems": problems}))
+
+
+async def _gone(request: Request, error: Exception) -> Json:
+    return answer(400, Fault("incomplete_body", "The connection ended before the whole body had come."))
+
+
+async def _unexpected(request: Request, error: Exception) -> Json:
+    return answer(500, INTERNAL)  # the server above writes the traceback to its log

@@ -1,0 +1,63 @@
+"""What the service counts, in Prometheus' words."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    registry: CollectorRegistry
+    requests: Counter
+    seconds: Histogram
+    images: Counter
+    batch: Histogram
+
+
+def make_metrics() -> Metrics:
+    """A registry of its own for each app, so that two apps of one process do not mix."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return Metrics(
+        registry=registry,
+        requests=Counter("swav_service_requests_total", "Requests answered", ["route", "code"], registry=registry),
+        seconds=Histogram("swav_service_request_seconds", "Time to the last byte", ["route"], buckets=SECONDS, registry=registry),
+        images=Counter("swav_service_images_total", "Images by what became of them", ["outcome"], registry=registry),
+        batch=Histogram(
+            "swav_service_batch_images", "Images of one pass of the model", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        ),
+    )
+
+
+class Measured:
+    """ASGI layer that counts and times requests by route (its template, so that a label's values stay few)."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500  # what the layer above answers when nothing was sent from here
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
