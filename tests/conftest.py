@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from webdataset import TarWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,3 +35,71 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """Numbers produced by the published code."""
     return shared / "golden"
+
+
+def picture(rng: np.random.Generator, hue: int, side: int = 40) -> bytes:
+    """JPEG of a soft pattern whose colour tells its group."""
+    rough = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    rough[..., hue % 3] = 255 * (hue > 2)
+    buffer = io.BytesIO()
+    Image.fromarray(rough).resize((side, side + 8), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two shards with 80 pictures each; keys `<group>/<number>`, four groups."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        with TarWriter(str(folder / f"pictures-{number:06d}.tar"), mtime=0) as tar:
+            for i in range(80):
+                tar.write({"__key__": f"group{i % 4}/{number}-{i:03d}", "jpg": picture(rng, i % 4)})
+    return folder
+
+
+TINY = [
+    "views.large.size=16",
+    "views.small.size=8",
+    "views.small.count=2",
+    "model.name=resnet_tiny",
+    "model.stem=small",
+    "model.stem_stride=2",
+    "model.projection_hidden=32",
+    "model.projection_dim=16",
+    "method.prototypes=12",
+    "method.freeze_prototypes=2",
+    "data.row_size=8",
+    "data.segment=16",
+    "data.window=2",
+    "train.batch=32",
+    "train.steps=8",
+    "train.checkpoint_every=2",
+    "train.log_every=2",
+    "train.threads=1",
+    "train.optimiser.name=adamw",
+    "train.optimiser.lr=1e-3",
+    "train.optimiser.warmup_steps=2",
+    "train.optimiser.start_lr=0",
+    "train.optimiser.final_lr=0",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides that make a recipe small enough for a test: 8 steps of 4 rows of 8 positions."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One local Ray for all tests of this process that need it."""
+    import ray
+
+    from swav_platform.cluster import session
+
+    for name, value in session.SETTINGS.items():
+        os.environ.setdefault(name, value)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()

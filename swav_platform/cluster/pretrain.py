@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -18,7 +19,6 @@ from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.run_folder import RunFolder, runs_folder
-from swav_platform.training.checkpoints import latest_valid
 from swav_platform.training.export import export_package
 
 
@@ -49,7 +49,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             with session.connected(config) as room:
                 watch.started(folder, config.steps(index.samples))
                 result = train.fit(_job(config, folder, index, uri, run_id, room), room)
-            package = export_package(folder, latest_valid(folder.checkpoints))
+            package = export_package(folder, Path(result["checkpoint"]))
             model_uri = registry.register_package(uri, run_id, package, config.tracking.model or folder.name)
             registry.finish_run(uri, run_id, "FINISHED")
         except BaseException as error:
@@ -164,10 +164,8 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
 
 
 def _close_quietly(uri: str, run_id: str, status: str) -> None:
-    try:
+    with contextlib.suppress(UserError):  # the error under way matters more
         registry.finish_run(uri, run_id, status)
-    except UserError:
-        pass  # the error under way matters more
 
 
 def code_version() -> str:

@@ -13,7 +13,7 @@ from swav_platform.errors import UsageError, UserError
 
 # Read by Ray when it is imported or started: no usage statistics, no two-second waits for reports,
 # and nodes that keep the environment which the command line was started in.
-_SETTINGS = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_DEDUP_LOGS": "1",
@@ -37,7 +37,7 @@ def connected(config: Config) -> Iterator[Room]:
     Raises UserError when the address does not answer, UsageError when training workers would leave no CPU to
     data tasks (Ray Data would then wait for ever without a word).
     """
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 

@@ -90,7 +90,7 @@ def _dataset(job: StreamJob, first: int, last: int) -> ray.data.Dataset:
     context.execution_options.preserve_order = True
     chunks = [{"first": a, "last": b} for a, b in job.plan().chunks(first, last)]
     return ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-        _make_rows,
+        _make_rows,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="pyarrow",
         fn_kwargs={"job": job},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -87,7 +86,6 @@ def _rank(loop_config: dict[str, Any]) -> None:
 
     job = TrainJob(**loop_config["job"])
     config, comm, leads = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
-    os.environ.setdefault("SWAV_RUN_DIR", job.run_dir)
     tracker = Tracker(job.tracking_uri, job.run_id) if leads else None
     try:
         result = train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def embed(
     package = load_package(package_folder)
     function = encoder_function(package.encoder, package.meta["input_size"])
     out.mkdir(parents=True, exist_ok=True)
-    aside, refused, written = out / ".embeddings.parquet.tmp", {}, 0
+    aside, refused, written = out / ".embeddings.parquet.tmp", Counter[str](), 0
     dim = int(package.meta["feature_dim"])
     with pq.ParquetWriter(aside, _schema(dim)) as file:
         seen = 0
@@ -48,8 +49,7 @@ def embed(
                 file.write_table(_table(batch, values, *assign(package, values), thumbnails), ROW_GROUP)
                 written += len(batch.images)
             seen += len(batch.images) + batch.refused.total()
-            for reason, count in batch.refused.items():
-                refused[reason] = refused.get(reason, 0) + count
+            refused += batch.refused
             progress(seen, index.samples)
     aside.replace(out / "embeddings.parquet")
     report = {

@@ -100,7 +100,7 @@ def features(
 
 def encoder_function(encoder: nn.Module, input_size: int) -> Callable[[list[np.ndarray]], np.ndarray]:
     """Features before the head (the encoder's pooled output), float32 [b, D]."""
-    encoder.eval().to(memory_format=torch.channels_last)
+    encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def function(images: list[np.ndarray]) -> np.ndarray:
         pixels = torch.stack([preprocess(image, input_size) for image in images]).to(memory_format=torch.channels_last)

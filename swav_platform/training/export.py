@@ -1,0 +1,25 @@
+"""From a checkpoint to the package that is registered and served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swav_platform.images.decode import codec_fingerprint
+from swav_platform.models.package import save_package
+from swav_platform.run_folder import RunFolder
+from swav_platform.training import checkpoints
+
+
+def export_package(folder: RunFolder, checkpoint: Path) -> Path:
+    """Writes the run's model package from one of its checkpoints and returns its folder."""
+    info = folder.info()
+    return save_package(
+        folder.package,
+        checkpoints.load(checkpoint).model,
+        folder.config(),
+        name=info["model_name"],
+        run=folder.name,
+        run_id=info["run_id"],
+        index_digest=info["index_digest"],
+        codec=codec_fingerprint(),
+    )

@@ -1,0 +1,95 @@
+"""kNN scores, feature extraction and embeddings against direct computation."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from webdataset import TarWriter
+
+from swav_platform.config import ImagePolicy
+from swav_platform.data.index import Index, build_index
+from swav_platform.evaluation.features import Features, colour_histogram, features, subset, unit
+from swav_platform.evaluation.knn import knn_top1
+
+
+def rows(values: np.ndarray, labels: list[str]) -> Features:
+    return Features(unit(values.astype(np.float32)), list(labels), Counter())
+
+
+def test_votes_are_weighted_by_cosine() -> None:
+    bank = rows(np.array([[1, 0], [0.6, 0.8], [0.6, 0.81]]), ["near", "far", "far"])
+    query = rows(np.array([[1, 0.0]]), ["near"])
+    assert knn_top1(bank, query, k=3, temperature=0.1) == 100.0, "one near neighbour outweighs two far ones"
+    assert knn_top1(bank, query, k=3, temperature=100.0) == 0.0, "without weights the majority wins"
+
+
+def test_matches_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    bank, query = rows(rng.normal(size=(200, 8)), list("abcd") * 50), rows(rng.normal(size=(60, 8)), list("abc") * 20)
+    right = 0
+    for value, label in zip(query.values, query.labels, strict=True):
+        votes: dict[str, float] = {}
+        for i in np.argsort(-(bank.values @ value))[:7]:
+            votes[str(bank.labels[i])] = votes.get(str(bank.labels[i]), 0) + float(np.exp(bank.values[i] @ value / 0.1))
+        right += max(votes, key=lambda name: votes[name]) == label
+    assert knn_top1(bank, query, k=7, temperature=0.1) == 100 * right / 60
+
+
+def test_features_keep_order_and_count_what_is_refused(shards: Path, tmp_path: Path) -> None:
+    with TarWriter(str(tmp_path / "bad.tar")) as tar:
+        tar.write({"__key__": "a/0", "jpg": b"not an image at all"})
+    build_index([*map(str, sorted(shards.glob("*.tar"))), str(tmp_path / "bad.tar")], tmp_path / "index", label="folder")
+    index = Index.open(tmp_path / "index")
+    found = features(index, range(index.samples), colour_histogram, ImagePolicy())
+    assert found.refused == {"not_an_image": 1}
+    assert found.values.shape == (160, 512)
+    assert found.labels == [f"group{i % 4}" for i in range(80)] * 2
+    assert knn_top1(found, found, k=1, temperature=0.1) == 100.0
+
+
+def test_subsets_are_drawn_by_seed(shards: Path, tmp_path: Path) -> None:
+    build_index(sorted(map(str, shards.glob("*.tar"))), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    some = subset(index, 50, seed=1)
+    assert some == sorted(set(some))
+    assert len(some) == 50
+    assert some == subset(index, 50, seed=1) != subset(index, 50, seed=2)
+    assert subset(index, None, seed=1) == list(range(160)) == subset(index, 1000, seed=1)
+
+
+def test_colour_histogram_is_blind_to_place() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(colour_histogram([image]), colour_histogram([image[::-1, ::-1]]))
+    assert np.isclose((colour_histogram([image]) ** 2).sum(), 1)
+
+
+def test_report_is_a_page_that_stands_alone(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from swav_platform.evaluation.report import write_report
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+    pq.write_table(
+        pa.table({"cluster": [3, 3, 1], "score": [0.5, 0.9, 0.7], "thumbnail": [buffer.getvalue()] * 3}), tmp_path / "e.parquet"
+    )
+    write_report(
+        tmp_path / "report.html",
+        title="a <b>",
+        facts={"x": 1},
+        scores={"SwAV": 60.0, "random": 30.0},
+        losses=[4.0, 3.0, 2.5],
+        prototypes=12,
+        embeddings=tmp_path / "e.parquet",
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "a &lt;b&gt;" in page
+    assert "2 of 12 prototypes" in page
+    assert page.count("data:image/jpeg") == 3
+    assert 'src="http' not in page
+    assert "<script" not in page
