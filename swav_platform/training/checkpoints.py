@@ -1,4 +1,4 @@
-"""Checkpoints: `step-000001234/` with three safetensors files, state.json and, last of all, MANIFEST.json.
+"""Checkpoints: `step-000001234/` with three safetensors files, ledger.parquet, state.json and, last of all, MANIFEST.json.
 
 Without a manifest that fits its files a checkpoint does not exist, so a crash at any moment leaves the one before it.
 """
@@ -41,6 +41,7 @@ class Snapshot:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     method: Mapping[str, Tensor]
+    ledger: bytes
     state: Mapping[str, Any]  # JSON
 
 
@@ -57,6 +58,7 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
             _write(path / "model.safetensors", _pack(snapshot.model)),
             _write(path / "optimizer.safetensors", _pack(snapshot.optimizer)),
             _write(path / "method.safetensors", _pack(snapshot.method)),
+            _write(path / "ledger.parquet", snapshot.ledger),
             _write(path / "state.json", json.dumps({"format": 1, "steps": snapshot.steps, **snapshot.state}).encode()),
         ]
         _sync(path)
@@ -101,7 +103,7 @@ def load(path: Path) -> Snapshot:
     model, optimizer, method = (
         safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "method")
     )
-    return Snapshot(int(state["steps"]), model, optimizer, method, state)
+    return Snapshot(int(state["steps"]), model, optimizer, method, (path / "ledger.parquet").read_bytes(), state)
 
 
 def prune(folder: Path, keep: int) -> None:

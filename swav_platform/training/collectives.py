@@ -16,7 +16,7 @@ from torch import Tensor
 from swav_platform.methods.comm import Comm
 
 
-class TorchComm:
+class DistributedComm:
     """The default process group. `calls` counts collectives by kind, `seconds` is the time spent in them."""
 
     def __init__(self) -> None:
@@ -59,14 +59,16 @@ class TorchComm:
 
 
 @contextmanager
-def joined(rank: int, size: int, init_method: str = "env://", backend: str = "gloo", timeout: float = 300) -> Iterator[TorchComm]:
+def joined(
+    rank: int, size: int, init_method: str = "env://", backend: str = "gloo", timeout: float = 300
+) -> Iterator[DistributedComm]:
     """A process group for the length of a `with` block.
 
     init_method: `env://` under torchrun, `file:///path/of/a/new/file` for processes of one machine. timeout in seconds.
     """
     dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     try:
-        yield TorchComm()
+        yield DistributedComm()
         dist.barrier()
         time.sleep(0.1)  # gloo's threads may still be at work on the barrier: destroying it under them aborts the process
     finally:

@@ -24,11 +24,12 @@ def build_learner(config: Config, device: torch.device) -> Learner:
     return Learner(network, method, build_optimiser(network.parameters(), config.train.optimiser))
 
 
-def take(learner: Learner, steps: int, state: Mapping[str, Any], comm: Comm) -> Snapshot:
+def take(learner: Learner, steps: int, state: Mapping[str, Any], ledger: bytes, comm: Comm) -> Snapshot:
     """The learner after `steps` steps. All ranks call it; each gets the whole."""
     gathered = gather_state(learner.method.state(), comm)
     method = {"rows": gathered.rows} | {f"tensors/{name}": t for name, t in gathered.tensors.items()}
-    return Snapshot(steps, learner.network.state_dict(), optimiser_tensors(learner.optimiser, learner.network), method, state)
+    optimiser = optimiser_tensors(learner.optimiser, learner.network)
+    return Snapshot(steps, learner.network.state_dict(), optimiser, method, ledger, state)
 
 
 def restore(learner: Learner, snapshot: Snapshot, comm: Comm) -> None:
