@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class ShardSamples:
 
 def check_label(label: str | None) -> None:
     """Raises UsageError for a label source that does not exist."""
-    if label not in (None, "folder", "cls") and not (label or "").removeprefix("json:") != label:
+    if label not in (None, "folder", "cls") and not re.fullmatch("json:.+", label):
         raise UsageError(f"'{label}' is no source of labels: take folder, cls, or json:FIELD (a field of each sample's .json).")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from swav_platform.data.keyed import Permutation, hashes, key, shuffled
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64))
 def test_is_a_permutation_and_its_inverse(size: int, seed: int) -> None:
     permutation = Permutation((seed, 1), size)
@@ -30,9 +30,9 @@ def test_huge_sizes_stay_inside_and_come_back(size: int) -> None:
 
 
 def test_every_order_of_three_is_about_as_likely() -> None:
-    orders = [tuple(Permutation((seed,), 3).forward(np.arange(3)).tolist()) for seed in range(1200)]
+    orders = [tuple(Permutation((seed,), 3).forward(np.arange(3)).tolist()) for seed in range(600)]
     counts = [orders.count(order) for order in permutations(range(3))]
-    assert min(counts) > 140, counts
+    assert min(counts) > 60, counts
 
 
 def test_order_of_parts_matters() -> None:

@@ -27,7 +27,7 @@ def epoch_of(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([r.samples for r in rows]), np.concatenate([r.filler for r in rows])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(spec=specs, epoch=st.integers(0, 1000))
 def test_each_epoch_has_every_sample_once(spec: PlanSpec, epoch: int) -> None:
     samples, filler = epoch_of(Plan(spec), epoch)
@@ -84,11 +84,11 @@ def test_rows_mix_many_blocks_and_stay_within_their_window() -> None:
 
 
 def test_every_place_of_the_epoch_is_as_likely() -> None:
-    """Chi-square over 2,000 seeds of the tenth of the epoch in which a sample stands (99.99 % point: 33)."""
+    """Chi-square over 400 seeds of the tenth of the epoch in which a sample stands (99.99 % point: 33)."""
     for sample in (0, 159):
-        orders = (epoch_of(Plan(PlanSpec(160, seed, 16, 8, 4)), 0)[0].tolist() for seed in range(2000))
+        orders = (epoch_of(Plan(PlanSpec(160, seed, 16, 8, 4)), 0)[0].tolist() for seed in range(400))
         counts = np.bincount([order.index(sample) // 16 for order in orders], minlength=10)
-        assert ((counts - 200) ** 2 / 200).sum() < 33, counts
+        assert ((counts - 40) ** 2 / 40).sum() < 33, counts
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError, UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("x-0.tar", "x-1.tar", "x-2.tar", "x-10.tar", "deep/er/y.tar", "deep/._y.tar", "pictures/Photo 1.JPG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "nothing").mkdir()
+    return tmp_path
+
+
+def names(found: list[str], folder: Path) -> list[str]:
+    return [str(Path(path).relative_to(folder)) for path in found]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("x-1.tar", ["x-1.tar"]),
+        ("x-*.tar", ["x-0.tar", "x-1.tar", "x-2.tar", "x-10.tar"]),
+        ("x-{0..2}.tar", ["x-0.tar", "x-1.tar", "x-2.tar"]),
+        ("x-{2..0..2}.tar", ["x-0.tar", "x-2.tar"]),
+        ("{x-{0,1},deep/er/y}.tar", None),
+        ("x-{0,10}.tar", ["x-0.tar", "x-10.tar"]),
+        ("{deep,x-1.tar}", ["deep/er/y.tar", "x-1.tar"]),
+        ("**/*.tar", ["deep/er/y.tar", "x-0.tar", "x-1.tar", "x-2.tar", "x-10.tar"]),
+        (".", ["deep/er/y.tar", "x-0.tar", "x-1.tar", "x-2.tar", "x-10.tar"]),
+    ],
+)
+def test_patterns(folder: Path, pattern: str, expected: list[str] | None) -> None:
+    if expected is None:
+        with pytest.raises(UsageError, match="no file or folder"):
+            expand([f"{folder}/{pattern}"])
+        return
+    assert names(expand([f"{folder}/{pattern}"]), folder) == expected
+    assert names(expand([f"file://{folder}/{pattern}"]), folder) == expected
+
+
+def test_padded_ranges_keep_their_zeros(tmp_path: Path) -> None:
+    for number in range(8, 12):
+        (tmp_path / f"s-{number:03d}.tar").write_bytes(b"x")
+    assert len(expand([f"{tmp_path}/s-{{008..011}}.tar"])) == 4
+
+
+def test_each_once_and_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert names(expand(["x-1.tar", "./x-1.tar", "x-{0..1}.tar", str(folder / "x-1.tar")]), folder) == ["x-0.tar", "x-1.tar"]
+
+
+def test_a_name_with_braces_or_brackets_that_exists_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "a{1,2}[x].tar").write_bytes(b"x")
+    assert len(expand([str(tmp_path / "a{1,2}[x].tar")])) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("gone.tar", "no file or folder '.*gone.tar'"),
+        ("x-{0..3}.tar", "no file or folder '.*x-3.tar', of '.*x-{0..3}.tar'"),
+        ("z-*.tar", "Nothing matches '.*z-\\*.tar'"),
+        ("nothing", "neither tars nor images"),
+        ("pictures", "swav pack '.*pictures' --out SHARDS"),
+        ("x-{0..99999999}.tar", "smaller range"),
+        ("x-1.tar::y.tar", "can't be used"),
+    ],
+)
+def test_what_names_nothing_is_named(folder: Path, pattern: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        expand([f"{folder}/{pattern}"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"), [("", UsageError), ("pipe:cat x.tar", UsageError), ("s3://bucket/x.tar", UserError)]
+)
+def test_what_is_not_read(pattern: str, kind: type[UserError]) -> None:
+    with pytest.raises(kind):
+        expand([pattern])
+    with pytest.raises(UsageError, match="No data"):
+        expand([])
