@@ -9,6 +9,7 @@ is decided which images need what.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -23,6 +24,9 @@ STD = (0.228, 0.224, 0.225)
 
 _LUMA = (0.2989, 0.587, 0.114)
 _CONTRAST, _SATURATION, _HUE, _NOTHING = 1, 2, 3, 4
+# Rows are read-only memory, and nothing here writes into them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+
 _BLOCK = 2**19  # numbers worked on at once: what fits the cache of a core
 
 

@@ -93,7 +93,9 @@ def _bytes_of(table: pa.Table) -> np.ndarray:
     chunk = next(chunk for chunk in table.column("packed").chunks if len(chunk))
     _, ends, data = chunk.buffers()
     start, stop = np.frombuffer(ends, np.int64, 2, chunk.offset * 8).tolist()
-    return np.frombuffer(data, np.uint8, stop - start, start)
+    packed = np.frombuffer(data, np.uint8, stop - start, start)
+    packed.flags.writeable = False  # others may look into the same memory
+    return packed
 
 
 def _numbers(column: pa.ListArray) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""Crops against a slow copy of torchvision's algorithm, with its own randomness and with ours."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swav_platform.config import ViewGroup
+from swav_platform.images import crops
+from swav_platform.images.params import SLOTS
+from swav_platform.images.randomness import uniforms
+
+LARGE = ViewGroup(size=32, count=2, scale=(0.14, 1.0))
+SMALL = ViewGroup(size=16, count=3, scale=(0.05, 0.14))
+
+
+def torchvision_crop(height: int, width: int, scale: tuple, ratio: tuple, draw) -> tuple[int, int, int, int]:
+    """RandomResizedCrop.get_params; draw(what, low, high) gives a uniform number."""
+    area = height * width
+    for attempt in range(10):
+        target = area * draw(("area", attempt), *scale)
+        aspect = math.exp(draw(("ratio", attempt), math.log(ratio[0]), math.log(ratio[1])))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draw(("top", 0), 0, height - h + 1)), int(draw(("left", 0), 0, width - w + 1)), h, w
+    in_ratio = width / height
+    if in_ratio < min(ratio):
+        w, h = width, round(width / min(ratio))
+    elif in_ratio > max(ratio):
+        w, h = round(height * max(ratio)), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize("size", [(32, 32), (375, 500), (500, 333), (40, 800), (16, 17), (900, 45)])
+@pytest.mark.parametrize("group", [LARGE, SMALL])
+def test_the_same_numbers_give_torchvisions_crop(size: tuple[int, int], group: ViewGroup) -> None:
+    numbers = uniforms(31, np.arange(60), group.count, SLOTS)
+    proposals = crops.proposals(numbers, group)
+    for r in range(60):
+        for v in range(group.count):
+            mine = numbers[r, v]
+            slot = {"area": 0, "ratio": 10, "top": 20, "left": 21}
+
+            def draw(what, low, high, mine=mine, slot=slot):
+                return low + (high - low) * mine[slot[what[0]] + what[1]]
+
+            got = crops.choose(*size, proposals[r][v], group.ratio)
+            assert tuple(got) == torchvision_crop(*size, group.scale, group.ratio, draw)
+            assert proposals[r][v].flip == (mine[22] < 0.5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (60, 100), (30, 120)])
+def test_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
+    count = 4000
+    generator = np.random.default_rng(5)
+    theirs = np.array(
+        [torchvision_crop(*size, LARGE.scale, LARGE.ratio, lambda _, a, b: generator.uniform(a, b)) for _ in range(count)]
+    )
+    proposals = crops.proposals(uniforms(31, np.arange(count), 1, SLOTS), LARGE)
+    ours = np.array([crops.choose(*size, line[0], LARGE.ratio) for line in proposals])
+    for number, name in enumerate(crops.Crop._fields):
+        values = np.arange(max(size) + 1)
+        apart = np.abs((ours[:, number, None] <= values).mean(0) - (theirs[:, number, None] <= values).mean(0)).max()
+        assert apart < 1.95 * math.sqrt(2 / count), name  # Kolmogorov-Smirnov, p = 0.001
+
+
+def test_crops_lie_in_the_image_and_reach_its_edges() -> None:
+    proposals = crops.proposals(uniforms(1, np.arange(3000), 1, SLOTS), SMALL)
+    boxes = np.array([crops.choose(20, 50, line[0], SMALL.ratio) for line in proposals])
+    bottom, right = boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]
+    assert boxes[:, :2].min() == 0
+    assert bottom.max() == 20
+    assert right.max() == 50
+    assert boxes[:, 2:].min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((16, 320), (0, 149, 16, 21)), ((320, 16), (149, 0, 21, 16)), ((50, 50), (0, 0, 50, 50))]
+)
+def test_the_central_crop_when_no_proposal_fits(size: tuple[int, int], expected: tuple[int, ...]) -> None:
+    never = crops.Proposal([4.0] * 10, [1.0] * 10, 0.5, 0.5, False)
+    assert tuple(crops.choose(*size, never, (3 / 4, 4 / 3))) == expected
+
+
+def test_cut_writes_the_resized_box_and_its_mirror_image() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    straight, mirrored = np.zeros((2, 8, 8, 3), np.uint8)
+    crop = crops.Crop(4, 10, 24, 32)
+    crops.cut(image, crop, False, crops.RESAMPLE["bilinear"], straight)
+    crops.cut(image, crop, True, crops.RESAMPLE["bilinear"], mirrored)
+    np.testing.assert_array_equal(straight[:, ::-1], mirrored)
+    triangle = triangle_resize(pixels[4:28, 10:42].astype(float), 8)
+    assert np.abs(straight[1:-1, 1:-1] - triangle[1:-1, 1:-1]).max() <= 1  # inside, where the surroundings don't count
+    whole = np.zeros((40, 60, 3), np.uint8)
+    crops.cut(image, crops.Crop(0, 0, 40, 60), False, crops.RESAMPLE["bicubic"], whole)
+    np.testing.assert_array_equal(whole, pixels)
+
+
+def triangle_resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Antialiased bilinear: a triangle as wide as the reduction, in float64."""
+
+    def matrix(length: int) -> np.ndarray:
+        scale = length / size
+        centre = (np.arange(size)[:, None] + 0.5) * scale
+        weight = np.clip(1 - np.abs((np.arange(length) + 0.5 - centre) / scale), 0, None)
+        return weight / weight.sum(1, keepdims=True)
+
+    return np.einsum("yh,hwc,xw->yxc", matrix(pixels.shape[0]), pixels, matrix(pixels.shape[1]))
