@@ -5,6 +5,7 @@
 #   SWAV_SIMD=auto      auto | avx2 | sse4 | off: which build of pillow-simd goes in Pillow's place (off: stock Pillow)
 #   SWAV_APT=1          0: never install system packages
 #   SWAV_SETUP_FORCE=1  go through all stages again
+#   SWAV_PROJECT=0      the packages only, without the project itself (for layers of an image)
 set -euo pipefail
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER # they would send packages elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -229,6 +230,10 @@ stage "torch, the build that this machine's pip offers (CUDA builds are large)" 
 grep -vE '^(torch|pillow|pillow-simd)==' constraints.txt >"$WORK/lock.txt"
 stage "The other packages of the lock" $PIP install --no-deps -r "$WORK/lock.txt"
 install_pillow
+if [ "${SWAV_PROJECT:-1}" = 0 ]; then
+  say "Packages are in place"
+  exit 0
+fi
 stage "The project itself" $PIP install --no-deps --no-build-isolation -e .
 stage "Trying it" $VENV/bin/python -c 'import PIL.Image, numpy, pyarrow, torch, swav_platform'
 printf '%s\n' "$KEY" >$STAMP

@@ -57,7 +57,7 @@ def services() -> Findings:
     local = _local_cluster()
     found.facts["ray_cluster"] = {
         "address": ray,
-        "answers": _answers(ray, "/api/healthz") if ray else None,
+        "answers": _answers(ray, "/api/gcs_healthz") if ray else None,
         "local": local,
     }
     found.facts["tracking"] = {"uri": tracking, "answers": _answers(tracking, "/health") if tracking else None}
