@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -200,6 +201,22 @@ def test_nothing_to_index_says_why_and_leaves_what_was_there(tmp_path: Path, dat
         build_index([str(tar)], tmp_path / "index")
     assert Index.open(tmp_path / "index").digest == digest
     assert sorted(os.listdir(tmp_path / "index")) == ["manifest.json", "part-00000.parquet"]
+
+
+def test_an_index_half_replaced_is_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = write_tar(tmp_path / "x.tar", [("1.jpg", b"x")])
+    build_index([tar], tmp_path / "index")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        build_index([tar], tmp_path / "index", label="folder")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="There is no index"):
+        Index.open(tmp_path / "index")
+    assert build_index([tar], tmp_path / "index").samples == 1
 
 
 def test_other_errors_name_the_thing(tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_links_folders_and_devices_are_no_members(tmp_path: Path) -> None:
     assert found.problems == {"link": 2, "special_file": 1}
 
 
+def test_links_have_no_content_whatever_they_say(tmp_path: Path) -> None:
+    """Old cpio and pax write the target's size into a hard link; nothing of that size follows."""
+    link = bytearray(tar_bytes([("h.jpg", b"")]))[:512]
+    link[124:136], link[156:157] = b"00000002000\0", b"1"
+    seal(link, 0)
+    assert [m.name for m in scanned(tmp_path, bytes(link) + tar_bytes(THREE)).members] == [b"a.jpg", b"d/b.JPG", b"c.png"]
+
+
 def test_sparse_members_are_refused(tmp_path: Path) -> None:
     """Their content is not what lies in the tar. PAX ones look like regular files."""
     buffer = io.BytesIO()
