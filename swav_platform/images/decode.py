@@ -72,9 +72,7 @@ def _plain_jpeg(data: bytes, policy: ImagePolicy) -> np.ndarray | None:
     except ValueError:
         return None
     check_size(width, height, policy)
-    scans = data.count(b"\xff\xda")
-    if scans * max(width * height, 2**16) > MAX_SCAN_PIXELS:
-        raise Refused(Outcome.DECODE_TIMEOUT, f"{scans} scans over {width}x{height} pixels")
+    _check_scans(data, width, height)
     if colours not in ("YCbCr", "Gray"):
         return None
     try:
@@ -84,6 +82,12 @@ def _plain_jpeg(data: bytes, policy: ImagePolicy) -> np.ndarray | None:
     if b"Exif\0\0" in data or b"tiff:Orientation" in data:
         return upright(pixels, _jpeg_orientation(data))
     return pixels
+
+
+def _check_scans(data: bytes, width: int, height: int) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans * max(width * height, 2**16) > MAX_SCAN_PIXELS:
+        raise Refused(Outcome.DECODE_TIMEOUT, f"{scans} scans over {width}x{height} pixels")
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -112,6 +116,8 @@ def _with_pillow(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
     try:
         with Image.open(BytesIO(data), formats=(name,)) as image:
             check_size(*image.size, policy)
+            if name == "JPEG":
+                _check_scans(data, *image.size)
             image.load()
             return upright(to_rgb(image), orientation(image))
     except (Refused, MemoryError):

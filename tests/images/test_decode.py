@@ -174,6 +174,7 @@ def png_header(width: int, height: int) -> bytes:
         png_header(8000, 8000),
         b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0;",
         b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\0\xff\xff\0",
+        b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\x27\x23\0\x27\x23\0",
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0),
     ],
 )
@@ -196,6 +197,8 @@ def test_a_jpeg_of_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert decode(data, POLICY).shape == (400, 600, 3)
     monkeypatch.setattr(module, "MAX_SCAN_PIXELS", 600 * 400 * 5)
     assert outcome(data) == Outcome.DECODE_TIMEOUT
+    monkeypatch.setattr(module, "_plain_jpeg", lambda *_: None)
+    assert outcome(data) == Outcome.DECODE_TIMEOUT, "by way of Pillow too"
 
 
 def test_no_memory_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
