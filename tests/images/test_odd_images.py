@@ -32,9 +32,9 @@ def test_every_file(shared: Path) -> None:
             continue
         count += 1
         data = path.read_bytes()
-        begin = time.perf_counter()
+        begin = time.process_time()
         got = result(data)
-        if time.perf_counter() - begin > 5:
+        if time.process_time() - begin > 5:
             slow.append(path.name)
         if isinstance(got, np.ndarray):
             assert got.dtype == np.uint8
