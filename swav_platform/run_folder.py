@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,25 +73,49 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keeps a second process from writing to the same run. Raises UserError."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(
-                f"The run's folder {self.path} can't be written ({error.strerror}); choose another one with --out or mend its permissions."
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise UserError(
-                f"Run {self.name} in {self.path.parent} is running already; wait for it, stop it, or take another --name."
-            ) from None
-        try:
+        """Keeps a second command from working on the same run. Raises UserError."""
+        with _locked(self.path / ".lock", wait=0) as mine:
+            if not mine:
+                raise UserError(
+                    f"Run {self.name} in {self.path.parent} is running already; wait for it, stop it, or take another --name."
+                )
             yield
-        finally:
-            os.close(lock)
+
+    @contextlib.contextmanager
+    def written(self, wait: float = 60.0) -> Iterator[None]:
+        """Keeps what is left of a killed attempt from writing beside the new one: its leading worker lives on for some seconds."""
+        with _locked(self.path / ".writer", wait) as mine:
+            if not mine:
+                raise UserError(
+                    f"A worker of an earlier attempt still writes to {self.path} after {wait:.0f} s. End its process, then go on with --resume."
+                )
+            yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: float) -> Iterator[bool]:
+    """Whether the lock was had within `wait` seconds; it goes with the process, however that ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"The run's folder {path.parent} can't be written ({error.strerror}); choose another one with --out or mend its permissions."
+        ) from None
+    try:
+        yield _try_lock(lock, time.monotonic() + wait)
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int, deadline: float) -> bool:
+    while True:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
 
 
 def write_text(path: Path, text: str) -> None:

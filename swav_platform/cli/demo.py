@@ -191,14 +191,14 @@ def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
     from swav_platform.evaluation.knn import evaluate_knn
 
     with console.progress() as bars:
-        task = bars.add_task("knn", total=None, note="")
+        task = bars.add_task("knn", total=None, note="images")
         return evaluate_knn(
             folder,
             shards.sources[0],
             shards.query,
             label="folder",
             baselines={"knn_top1_colour_histogram": colour_histogram},
-            progress=lambda name, done, total: bars.update(task, completed=done, total=total, note=name),
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
 
 

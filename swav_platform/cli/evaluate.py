@@ -45,7 +45,7 @@ def knn(
 
     folder = find(run, out)
     with console.progress() as bars:
-        task = bars.add_task("knn", total=None, note="")
+        task = bars.add_task("knn", total=None, note="images")
         result = evaluate_knn(
             folder,
             bank,
@@ -55,7 +55,7 @@ def knn(
             query_size=query_size,
             k=k,
             temperature=temperature,
-            progress=lambda name, done, total: bars.update(task, completed=done, total=total, note=name),
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     write_text(results_file(folder), json.dumps(result))
     info = folder.info()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from swav_platform.cluster.session import Room
 from swav_platform.config import Config, from_tree
 from swav_platform.errors import UserError
+from swav_platform.run_folder import RunFolder, write_text
 
 
 @dataclass(frozen=True)
@@ -79,41 +81,42 @@ def _rank(loop_config: dict[str, Any]) -> None:
     """Runs in each Ray Train worker."""
     import ray.train
     import ray.train.torch
+    import torch
 
     from swav_platform.registry import Tracker
     from swav_platform.training.collectives import DistributedComm
     from swav_platform.training.loop import train
 
     job = TrainJob(**loop_config["job"])
+    folder = RunFolder(Path(job.run_dir))
+    outcome = folder.path / "result.json"
+    if outcome.is_file():  # the group was started again after an error that would only come again
+        return
     config, comm, leads = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
     tracker = Tracker(job.tracking_uri, job.run_id) if leads else None
     try:
-        result = train(
-            config,
-            samples=job.samples,
-            index_digest=job.index_digest,
-            rows=_stream(job, config, comm.rank, comm.size),
-            comm=comm,
-            run_dir=Path(job.run_dir),
-            resume=True,
-            on_progress=tracker.progress if tracker else None,
-            device=str(ray.train.torch.get_device()),
-        )
-        report: dict[str, Any] = {**asdict(result), "checkpoint": str(result.checkpoint)}
+        with folder.written() if leads else contextlib.nullcontext():
+            comm.sum(torch.zeros(1))  # nobody looks at checkpoints before nobody else writes them
+            result = train(
+                config,
+                samples=job.samples,
+                index_digest=job.index_digest,
+                rows=_stream(job, config, comm.rank, comm.size),
+                comm=comm,
+                run_dir=folder.path,
+                resume=True,
+                on_progress=tracker.progress if tracker else None,
+                device=str(ray.train.torch.get_device()),
+            )
+        if leads:
+            write_text(outcome, json.dumps({**asdict(result), "checkpoint": str(result.checkpoint)}))
     except UserError as error:
-        # Told to the driver by a file: raised here, Ray would take it for a lost worker and try again.
-        report = {"error": str(error)}
+        write_text(outcome, json.dumps({"error": str(error)}))  # a file, because Ray would only say that a worker failed
+        if comm.size > 1:
+            raise  # the other ranks may wait for this one
     finally:
         if tracker:
             tracker.close()
-    if leads:
-        _write_result(Path(job.run_dir) / "result.json", report)
-
-
-def _write_result(path: Path, report: dict[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(report))
-    aside.replace(path)
 
 
 def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[int, int], Iterator[Any]]:

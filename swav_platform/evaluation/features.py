@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -83,19 +83,25 @@ def _read(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Batch:
 def features(
     index: Index,
     numbers: Sequence[int],
-    function: Callable[[list[np.ndarray]], np.ndarray],
+    functions: Mapping[str, Callable[[list[np.ndarray]], np.ndarray]],
     policy: ImagePolicy,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Features:
-    """Unit-length features of the samples `numbers`. function: images -> float32 [b, D]."""
-    values, labels, refused = [], [], Counter[str]()
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Features]:
+    """Unit-length features of the samples `numbers` by each function (images -> float32 [b, D]); each image is read once."""
+    values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
+    labels: list[str | None] = []
+    refused = Counter[str]()
     for batch in batches(index, numbers, policy):
         if batch.images:
-            values.append(unit(function(batch.images)))
+            for name, function in functions.items():
+                values[name].append(unit(function(batch.images)))
             labels += [line.label for line in batch.lines]
         refused += batch.refused
         progress(len(batch.lines) + batch.refused.total())
-    return Features(np.concatenate(values) if values else np.zeros((0, 1), np.float32), labels, refused)
+    return {
+        name: Features(np.concatenate(parts) if parts else np.zeros((0, 1), np.float32), labels, refused)
+        for name, parts in values.items()
+    }
 
 
 def encoder_function(encoder: nn.Module, input_size: int) -> Callable[[list[np.ndarray]], np.ndarray]:

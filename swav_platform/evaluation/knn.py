@@ -45,11 +45,11 @@ def evaluate_knn(
     k: int = 20,
     temperature: float = 0.1,
     baselines: dict[str, Callable[[list[np.ndarray]], np.ndarray]] | None = None,
-    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """kNN accuracy of a run's encoder beside the same network at random initialisation (and beside `baselines`).
 
-    progress(name, done, total) counts images. Raises UserError when the images have no labels.
+    progress(done, total) counts images. Raises UserError when the images have no labels.
     """
     config, package = folder.config(), load_package(folder.package)
     size = package.meta["input_size"]
@@ -59,24 +59,21 @@ def evaluate_knn(
         **(baselines or {}),
     }
     sides = [_side(folder, "bank", bank, label, bank_size, config), _side(folder, "query", query, label, query_size, config)]
-    total, done = sum(len(numbers) for _, numbers in sides) * len(functions), 0
-    result: dict[str, Any] = {}
-    for name, function in functions.items():
-        found = []
-        for index, numbers in sides:
+    total, done = sum(len(numbers) for _, numbers in sides), 0
 
-            def counted(images: int) -> None:
-                nonlocal done
-                done += images
-                progress(name, done, total)
+    def counted(images: int) -> None:
+        nonlocal done
+        done += images
+        progress(done, total)
 
-            found.append(features(index, numbers, function, config.data.images, counted))
-            if not any(found[-1].labels):
-                raise UserError(
-                    f"The images of {index.path} have no labels by '{label}', so kNN can't be scored; name another --label."
-                )
-        result[name] = round(knn_top1(found[0], found[1], k, temperature), 2)
-        result |= {"bank": len(found[0].values), "query": len(found[1].values)}
+    banks, queries = (features(index, numbers, functions, config.data.images, counted) for index, numbers in sides)
+    for (index, _), found in zip(sides, (banks, queries), strict=True):
+        if not any(found["knn_top1"].labels):
+            raise UserError(
+                f"The images of {index.path} have no labels by '{label}', so kNN can't be scored; name another --label."
+            )
+    result: dict[str, Any] = {name: round(knn_top1(banks[name], queries[name], k, temperature), 2) for name in functions}
+    result |= {"bank": len(banks["knn_top1"].values), "query": len(queries["knn_top1"].values)}
     return {**result, "k": k, "temperature": temperature}
 
 

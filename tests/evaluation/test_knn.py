@@ -43,7 +43,7 @@ def test_features_keep_order_and_count_what_is_refused(shards: Path, tmp_path: P
         tar.write({"__key__": "a/0", "jpg": b"not an image at all"})
     build_index([*map(str, sorted(shards.glob("*.tar"))), str(tmp_path / "bad.tar")], tmp_path / "index", label="folder")
     index = Index.open(tmp_path / "index")
-    found = features(index, range(index.samples), colour_histogram, ImagePolicy())
+    found = features(index, range(index.samples), {"colour": colour_histogram}, ImagePolicy())["colour"]
     assert found.refused == {"not_an_image": 1}
     assert found.values.shape == (160, 512)
     assert found.labels == [f"group{i % 4}" for i in range(80)] * 2
