@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 
-# Read by Ray when it is imported or started: no usage statistics, no two-second waits for reports,
-# and nodes that keep the environment which the command line was started in.
+# Read by Ray when it is imported or started: no usage statistics, no two-second waits for the controller, no training
+# at a priority below every other program of the machine.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_DEDUP_LOGS": "1",
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
 
