@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from swav_platform.models.normalisation import RowBatchNorm, collect, commit
+
+
+def rows(count: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(6, 5, 4, 4, generator=generator) * (i + 1) + i for i in range(count)]
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (6, 5, 4, 4)])
+def test_one_row_is_torchs_batch_norm(shape: tuple[int, ...]) -> None:
+    ours, torchs = RowBatchNorm(5), (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(5)
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    for _ in range(3):
+        x = torch.randn(shape) * 3 + 1
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        ours(a).square().sum().backward()
+        torchs(b).square().sum().backward()
+        assert torch.allclose(a.grad, b.grad, atol=1e-5)
+        commit(ours, collect(ours))
+    for name, value in torchs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, atol=1e-6), name
+    assert torch.allclose(ours.eval()(x), torchs.eval()(x), atol=1e-6)
+
+
+def test_running_statistics_move_once_a_step_by_the_mean_of_its_passes() -> None:
+    ours, want = RowBatchNorm(5), torch.zeros(5)
+    for step in range(2):
+        given = rows(3, step)
+        for x in given:
+            ours(x)
+            assert torch.allclose(ours.running_mean, want, atol=1e-5)  # not before the commit
+        commit(ours, collect(ours))
+        want = 0.9 * want + 0.1 * torch.stack([x.mean((0, 2, 3)) for x in given]).mean(0)
+        assert torch.allclose(ours.running_mean, want, atol=1e-5)
+    assert ours.num_batches_tracked == 2
+
+
+def test_statistics_of_ranks_add_up() -> None:
+    one, two, all_in_one = (nn.Sequential(RowBatchNorm(5), RowBatchNorm(5)) for _ in range(3))
+    given = rows(3)
+    one(given[0])
+    two(given[1])
+    two(given[2])
+    for x in given:
+        all_in_one(x)
+    commit(one, collect(one) + collect(two))
+    commit(all_in_one, collect(all_in_one))
+    for name, value in all_in_one.state_dict().items():
+        assert torch.allclose(one.state_dict()[name], value, atol=1e-5), name
+
+
+def test_collecting_starts_afresh() -> None:
+    layer = RowBatchNorm(5)
+    layer(rows(1)[0])
+    assert collect(layer)[-1] == 1
+    assert collect(layer).eq(0).all()
+
+
+def test_bfloat16_under_autocast() -> None:
+    layer, x = RowBatchNorm(5), rows(1)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert collect(layer).dtype == torch.float32
+    assert torch.allclose(out.float(), RowBatchNorm(5)(x), atol=0.05)

@@ -1,0 +1,130 @@
+"""A small run over rows made up from their numbers: for tests in this process, and as a program, one process a rank.
+
+`python rig.py RANK SIZE STORE FOLDER` trains to the end in FOLDER/whole and FOLDER/short and goes on with the run in FOLDER/broken;
+rank 0 writes FOLDER/calls.json, the collectives so far after each step of the first, each rank what it gathered.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from swav_platform.config import Config, from_tree
+from swav_platform.data.outcomes import Event, Outcome
+from swav_platform.images import photometric
+from swav_platform.images.layout import Row, RowLayout
+from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.training import loop
+from swav_platform.training.collectives import joined
+
+STEPS, SAMPLES = 10, 1000
+
+
+def config(**overrides: Any) -> Config:
+    """10 steps of 8 rows of 4 images, a network with batch norm, a queue that is used from step 4 on."""
+    tree: dict[str, Any] = {
+        "data": {"row_size": 4, "photometric": "worker"},
+        "views": {"large": {"size": 16, "count": 2, "scale": (0.3, 1)}, "small": {"size": 8, "count": 2, "scale": (0.1, 1)}},
+        "model": {"name": "resnet_tiny", "stem": "small", "projection_hidden": 16, "projection_dim": 8},
+        "method": {"prototypes": 12, "queue_length": 64, "queue_start": 2, "freeze_prototypes": 2},
+        "train": {"batch": 32, "steps": STEPS, "threads": 1, "log_every": 3, "checkpoint_every": 4},
+    }
+    tree["train"]["optimiser"] = {"name": "sgd", "lr": 0.01, "start_lr": 0.001, "warmup_steps": 3, "weight_decay": 1e-4}
+    for key, value in overrides.items():
+        node, path = tree, key.split("__")
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = value
+    return from_tree(tree)
+
+
+def row(settings: Config, number: int, bad: tuple[int, ...] = ()) -> Row:
+    """Row `number`: pixels from its number alone; positions in `bad` have an unreadable sample of their own."""
+    layout, r = RowLayout.of(settings), settings.data.row_size
+    packed = np.zeros(layout.nbytes, np.uint8)
+    position = number * r + np.arange(r)
+    refused = np.isin(position, bad)
+    events = [Event(int(p), 0, int(p), f"k{p}", "shard-7.tar", Outcome.CORRUPT, "cut", None) for p in position[refused]]
+    outcome, weight = np.where(refused, Outcome.CORRUPT, Outcome.OK).astype(np.uint8), np.ones(r, np.float32)
+    names = {"key": [f"k{p}" for p in position], "shard": ["shard-7.tar"] * r, "stand_in_for": [None] * r}
+    views = {"views": layout.views(packed), "params": layout.params(packed), "packed": packed, "layout": layout}
+    for pixels in views["views"]:
+        pixels[...] = _patches(number, r, pixels.shape[0], pixels.shape[2])
+    return Row(row=number, position=position, sample=position, outcome=outcome, weight=weight, events=events, **names, **views)
+
+
+def _patches(number: int, r: int, views: int, size: int) -> np.ndarray:
+    """uint8 [views, r, size, size, 3]: each image has four patches of colour of its own, each view some noise of its own."""
+    rng = np.random.default_rng([number, size])
+    patches = np.random.default_rng(number).integers(0, 256, (1, r, 2, 2, 3)).repeat(size // 2, 2).repeat(size // 2, 3)
+    return (patches + rng.integers(-40, 40, (views, r, size, size, 3))).clip(0, 255).astype(np.uint8)
+
+
+def rows(settings: Config, comm: Comm, stop: int | None = None, bad: tuple[int, ...] = ()) -> Callable[[int, int], Iterator[Row]]:
+    """This rank's stream; at row `stop` the whole run breaks down."""
+
+    def stream(first: int, last: int) -> Iterator[Row]:
+        for k in range(first, last):
+            if stop is not None and k >= stop:
+                raise ConnectionError("the machine is gone")
+            if (k - first) % comm.size == comm.rank:
+                yield row(settings, k, bad)
+
+    return stream
+
+
+def train(settings: Config, folder: Path, comm: Comm | None = None, double: bool = False, **options: Any) -> loop.TrainResult:
+    """double: in float64, in which no rounding turns a ReLU over, so that runs can be compared closely."""
+    comm = comm or LocalComm()
+    stream = rows(settings, comm, options.pop("stop", None), options.pop("bad", ()))
+    given = {"samples": SAMPLES, "index_digest": "i", "rows": stream, "resume": False} | options
+    if not double:
+        return loop.train(settings, comm=comm, run_dir=folder, **given)
+    build, given["prepare"] = loop.snapshots.build_learner, in_float64
+
+    def build_double(*args: Any) -> Any:
+        learner = build(*args)
+        learner.network.double()
+        return learner
+
+    try:
+        loop.snapshots.build_learner = build_double
+        return loop.train(settings, comm=comm, run_dir=folder, **given)
+    finally:
+        loop.snapshots.build_learner = build
+
+
+def in_float64(given: Row) -> list[torch.Tensor]:
+    return [photometric.normalise(torch.from_numpy(views)).double() for views in given.views]
+
+
+def short() -> Config:
+    """Five steps in float32, the queue in use from step 2 on; small steps, so that roundings do not grow."""
+    return config(train__steps=5, method__queue_start=0, train__optimiser__lr=1e-4, train__optimiser__start_lr=1e-5)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def main(rank: int, size: int, store: str, folder: Path) -> None:
+    with joined(rank, size, f"file://{store}") as comm:
+        seen: list[dict[str, int]] = []
+        train(config(), folder / "whole", comm, double=True, on_progress=lambda _: seen.append(dict(comm.calls)))
+        train(config(), folder / "broken", comm, double=True, resume=True)
+        train(short(), folder / "short", comm)
+        uneven = comm.gather_in_order(torch.arange(rank + 1) + 10 * rank).tolist()
+        lengths = [len(part) for part in loop.gather_bytes(b"x" * (rank * 3), comm)]
+        (folder / f"gathered-{rank}.json").write_text(json.dumps([uneven, lengths]))
+        if rank == 0:
+            (folder / "calls.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
