@@ -30,22 +30,22 @@ class RowBatchNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.channels, self.eps, self.momentum, self.passes = channels, eps, momentum, 0
+        self.channels, self.eps, self.momentum = channels, eps, momentum
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
-        self.register_buffer("scratch", torch.zeros(2, channels), persistent=False)
-        self.register_buffer("sums", torch.zeros(2, channels), persistent=False)
+        self.register_buffer("scratch", _nothing(channels), persistent=False)  # of one pass: means, variances, 1
+        self.register_buffer("sums", torch.zeros(2 * channels + 1), persistent=False)  # of scratch over passes
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         # With momentum 1 the fused kernel leaves the batch's mean and (unbiased) variance in the scratch buffer.
-        out = F.batch_norm(x, self.scratch[0], self.scratch[1], self.weight, self.bias, True, 1.0, self.eps)
+        mean, var, _ = self.scratch.split([self.channels, self.channels, 1])
+        out = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         self.sums += self.scratch
-        self.passes += 1
         return out
 
     def reset(self) -> None:
@@ -53,12 +53,16 @@ class RowBatchNorm(nn.Module):
         with torch.no_grad():
             for ones in (self.weight, self.running_var):
                 ones.fill_(1)
-            for zeros in (self.bias, self.running_mean, self.num_batches_tracked, self.scratch, self.sums):
+            for zeros in (self.bias, self.running_mean, self.num_batches_tracked, self.sums):
                 zeros.zero_()
-        self.passes = 0
+            self.scratch.copy_(_nothing(self.channels))
 
     def extra_repr(self) -> str:
         return str(self.channels)
+
+
+def _nothing(channels: int) -> Tensor:
+    return torch.cat([torch.zeros(2 * channels), torch.ones(1)])
 
 
 def _layers(module: nn.Module) -> Iterator[RowBatchNorm]:
@@ -67,12 +71,11 @@ def _layers(module: nn.Module) -> Iterator[RowBatchNorm]:
 
 def collect(module: nn.Module) -> Tensor:
     """Statistics since the last call, summed: per layer means [C], variances [C], number of passes [1]. Starts afresh."""
-    parts = []
-    for layer in _layers(module):
-        parts += [layer.sums.flatten(), layer.sums.new_tensor([layer.passes])]
-        layer.sums = torch.zeros_like(layer.sums)
-        layer.passes = 0
-    return torch.cat(parts) if parts else torch.zeros(0)
+    sums = [layer.sums for layer in _layers(module)]
+    collected = torch.cat(sums) if sums else torch.zeros(0)
+    for one in sums:
+        one.zero_()
+    return collected
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from torch import Tensor
 from swav_platform.errors import UserError
 
 MANIFEST = "MANIFEST.json"
+log = logging.getLogger("swav")
+
 _NAME = re.compile(r"step-\d{9}")
 _CURES = {
     errno.ENOSPC: "Free space there, or keep fewer checkpoints (train.keep_checkpoints)",
@@ -93,8 +96,23 @@ def steps_of(path: Path) -> int:
 
 
 def latest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder`; damaged and half-written ones are passed over."""
-    return next((path for path in reversed(_all(folder)) if is_valid(path)), None)
+    """The newest checkpoint in `folder`; damaged and half-written ones are passed over, with a warning.
+
+    Raises UserError if there are some that were whole once, but none any more: a run is not to be lost in silence.
+    """
+    damaged = []
+    for path in reversed(_all(folder)):
+        if is_valid(path):
+            return path
+        log.warning("%s is half-written or damaged and is passed over.", path)
+        if (path / MANIFEST).exists():
+            damaged.append(str(path))
+    if damaged:
+        raise UserError(
+            f"No checkpoint of this run is whole any more: {', '.join(damaged)} differ from their manifests. Bring one back from a "
+            f"copy, or delete {folder} to start the run anew."
+        )
+    return None
 
 
 def load(path: Path) -> Snapshot:

@@ -25,11 +25,18 @@ if TYPE_CHECKING:
 class Journal:
     """One on each rank. Nothing in it counts before `commit`: what a crash took is written again by the steps made again."""
 
-    def __init__(self, config: Config, run_dir: Path, comm: Comm, steps: int, ledger: Ledger) -> None:
-        self.comm, self.ledger, self.ledger_path, self.batch = comm, ledger, run_dir / "ledger.parquet", config.train.batch
+    def __init__(self, config: Config, run_dir: Path, comm: Comm, ledger: Ledger) -> None:
+        self.comm, self.ledger, self.folder, self.batch = comm, ledger, run_dir, config.train.batch
         self.events: list[Event] = []  # of this rank's rows since the last gathering
-        self.metrics = open_metrics(run_dir / "metrics.jsonl", steps) if comm.rank == 0 else None
+        self.metrics: TextIO | None = None
         self.sample_log = SampleLog(config.data.sample_log, comm.rank) if config.data.sample_log else None
+
+    def open(self, steps: int) -> None:
+        """Takes up the files at `steps` finished steps. Raises UserError when they can't be written."""
+        if self.comm.rank == 0:
+            self.metrics = open_metrics(self.folder / "metrics.jsonl", steps)
+        if steps:
+            self.commit(steps)  # a crash may have come between the checkpoint and this
 
     def rows(self, step: int, rows: Sequence[Row]) -> None:
         """Notes the rows of a step that is done."""
@@ -71,9 +78,13 @@ class Journal:
     def commit(self, steps: int) -> None:
         """After the checkpoint of `steps` steps is there (rank 0)."""
         if self.comm.rank == 0:
-            self.ledger.write(self.ledger_path)
+            self.write_ledger()
             if self.sample_log is not None:
                 self.sample_log.commit(steps, self.batch)
+
+    def write_ledger(self) -> None:
+        if self.comm.rank == 0:
+            self.ledger.write(self.folder / "ledger.parquet")
 
     def close(self) -> None:
         if self.metrics is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,46 +83,50 @@ def train(
     torch.set_num_threads(config.train.threads or max(1, available_cores() // config.train.workers))
     learner, who = snapshots.build_learner(config, device), identity(config, index_digest)
     run = begin(learner, folder, who, comm, resume)
-    journal, meter = Journal(config, run_dir, comm, run.steps, run.ledger), Meter()
     prepare = prepare or _preparer(config, device)
     start, total = run.steps, config.steps(samples)
-    stream = _checked(rows, start, total, config.rows_per_step, comm) if start < total else iter(())
-    for step in range(start, total):
-        with meter.waiting():
-            own = next(stream)
-        lr, last = learning_rate(step, total, config.train.optimiser), step + 1 == total
-        logged = last or step == 0 or (step + 1) % config.train.log_every == 0
-        report = train_step(
-            step,
-            own,
-            learner,
-            comm,
-            prepare,
-            batch=config.train.batch,
-            lr=lr,
-            precision=config.train.precision,
-            extra=[quarantined(own)],
-            metrics=logged,
-        )
-        meter.step(config.train.batch, fresh=logged)
-        progress = _after(run, report, lr, meter, logged)
-        journal.rows(step, own)
-        journal.line({"step": step, "loss": report.loss, "lr": lr} | progress.metrics)
-        if on_progress is not None and comm.rank == 0:
-            on_progress(progress)
-        if logged:
-            _check_quarantine(config, run, samples, journal)
-        if last or (step + 1) % config.train.checkpoint_every == 0:
-            _checkpoint(config, run, learner, journal, who, folder)
-    journal.close()
-    assert run.checkpoint is not None
-    seconds, batch = time.perf_counter() - began, config.train.batch
+    with closing(Journal(config, run_dir, comm, run.ledger)) as journal:
+        _all_or_none(lambda: journal.open(start), comm)
+        meter = Meter(comm)
+        stream = _checked(rows, start, total, config.rows_per_step, comm)
+        for step in range(start, total):
+            with meter.waiting():
+                own = next(stream)
+            lr, last = learning_rate(step, total, config.train.optimiser), step + 1 == total
+            logged = last or step == 0 or (step + 1) % config.train.log_every == 0
+            report = train_step(
+                step,
+                own,
+                learner,
+                comm,
+                prepare,
+                batch=config.train.batch,
+                lr=lr,
+                precision=config.train.precision,
+                extra=[quarantined(own)],
+                metrics=logged,
+            )
+            meter.step(config.train.batch, fresh=logged)
+            progress = _after(run, report, lr, meter, logged)
+            journal.rows(step, own)
+            journal.line({"step": step, "loss": report.loss, "lr": lr} | progress.metrics)
+            if on_progress is not None and comm.rank == 0:
+                on_progress(progress)
+            if logged:
+                _check_quarantine(config, run, samples, journal)
+            if last or (step + 1) % config.train.checkpoint_every == 0:
+                _checkpoint(config, run, learner, journal, who, folder)
+    return _result(run, run.steps - start, config.train.batch, time.perf_counter() - began)
+
+
+def _result(run: Run, made: int, batch: int, seconds: float) -> TrainResult:
+    assert run.checkpoint is not None  # the last step wrote one, or there was one to begin with
     return TrainResult(
         steps=run.steps,
         images=run.steps * batch,
         loss_first=run.loss_first,
         loss_last=run.loss_last,
-        images_per_second=(run.steps - start) * batch / seconds,
+        images_per_second=made * batch / seconds,
         checkpoint=run.checkpoint,
         quarantined=run.quarantined,
         seconds=seconds,
@@ -130,12 +134,17 @@ def train(
 
 
 class Meter:
-    """Images per second and share of time spent waiting, since the last fresh start."""
+    """Images per second, and shares of time spent waiting for rows and in collectives, since the last fresh start."""
 
-    images_per_second = wait_share = 0.0
+    images_per_second = wait_share = collective_share = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self._afresh()
+
+    def _afresh(self) -> None:
         self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+        self.communicated = getattr(self.comm, "seconds", 0.0)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -148,14 +157,15 @@ class Meter:
         self.images += images
         spent = max(time.perf_counter() - self.began, 1e-9)
         self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
+        self.collective_share = (getattr(self.comm, "seconds", 0.0) - self.communicated) / spent
         if fresh:
-            self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+            self._afresh()
 
 
 def _checked(rows: Rows, start: int, total: int, per_step: int, comm: Comm) -> Iterator[list[Row]]:
     """This rank's rows, step by step. Raises UserError for any but the expected one."""
     first = start * per_step
-    stream = rows(first, total * per_step)
+    stream = rows(first, total * per_step) if start < total else iter(())
     for step in range(start, total):
         numbers = range(step * per_step, (step + 1) * per_step)
         yield [_expect(next(stream, None), k, comm.rank) for k in numbers if (k - first) % comm.size == comm.rank]
@@ -182,6 +192,7 @@ def _after(run: Run, report: StepReport, lr: float, meter: Meter, logged: bool) 
         **report.metrics,
         "data/images_per_second": meter.images_per_second,
         "data/wait_share": meter.wait_share,
+        "train/collective_share": meter.collective_share,
         "data/quarantined_total": float(run.quarantined),
     }
     return Progress(step, report.loss, lr, metrics if logged else {}, meter.images_per_second, meter.wait_share)
@@ -192,8 +203,7 @@ def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) 
     if not too_many_quarantined(run.quarantined, positions, samples, limit):
         return
     ledger = journal.gather()
-    if journal.comm.rank == 0:
-        ledger.write(journal.ledger_path)
+    journal.write_ledger()
     raise quarantine_error(run.quarantined, positions, limit, next(iter(ledger.outcomes())), ledger.shards()[0][0])
 
 

@@ -73,19 +73,20 @@ def train_step(
     counts = loss.new_tensor(list(extra))
     health = method.health_sums(outputs, targets).to(loss) if metrics else loss.new_zeros(0)
     sum_together([*_gradients(named), loss, statistics, counts, health], comm)
-    check_loss(step, loss.item(), lr)
+    value = loss.item()
+    check_loss(step, value, lr)
 
     frozen = method.frozen(step)
     for name, p in named:
         if name in frozen:
             p.grad = None
-    found = _metrics(method, network, health, loss.item()) if metrics else {}
+    found = _metrics(method, network, health, value) if metrics else {}
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step()
     normalisation.commit(network, statistics)
     method.after_step(outputs, comm)
-    return StepReport(loss.item(), counts.tolist(), found)
+    return StepReport(value, counts.tolist(), found)
 
 
 def _forward(network: nn.Module, row: Row, prepare: Prepare, precision: str) -> RowOutputs:

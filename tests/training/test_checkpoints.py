@@ -51,11 +51,22 @@ def test_damage_to_any_file_is_seen(tmp_path: Path, name: str, damage: str) -> N
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"files": []}', '{"files": [{}]}', '{"files": 3}'])
 def test_without_a_whole_manifest_it_does_not_exist(tmp_path: Path, text: str | None) -> None:
-    path = save(tmp_path, snapshot(1))
+    old, path = save(tmp_path, snapshot(1)), save(tmp_path, snapshot(2))
     (path / MANIFEST).unlink()
     if text is not None:
         (path / MANIFEST).write_text(text)
+    assert latest_valid(tmp_path) == old
+
+
+def test_a_crash_in_the_first_one_leaves_nothing_but_damage_is_told(tmp_path: Path) -> None:
+    path = save(tmp_path, snapshot(1))
+    manifest = (path / MANIFEST).read_bytes()
+    (path / MANIFEST).unlink()
     assert latest_valid(tmp_path) is None
+    (path / MANIFEST).write_bytes(manifest)
+    (path / "state.json").write_text("")
+    with pytest.raises(UserError, match=r"step-000000001.*delete"):
+        latest_valid(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

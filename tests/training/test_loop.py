@@ -39,6 +39,7 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
         "data/wait_share",
         "data/quarantined_total",
     }
+    wanted |= {"train/collective_share"}
     assert wanted | {"step", "loss", "lr"} == set(lines[0])
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:09d}" for n in (4, 8, 10)]
     assert len(Ledger.read(whole / "ledger.parquet")) == 0
@@ -81,6 +82,27 @@ def test_a_damaged_checkpoint_is_passed_over(rig: ModuleType, whole: Path, tmp_p
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     rig.train(rig.config(), run, resume=True)  # from step 4
     assert rig.losses(run) == rig.losses(whole)
+
+
+def test_checkpoints_that_are_all_damaged_are_not_lost_in_silence(rig: ModuleType, copied: Path) -> None:
+    state = copied / "checkpoints" / "step-000000004" / "state.json"
+    state.write_text("{}")
+    with pytest.raises(UserError, match=r"step-000000004.*copy, or delete"):
+        rig.train(rig.config(), copied, resume=True)
+
+
+def test_a_line_that_a_crash_cut_off(rig: ModuleType, whole: Path, copied: Path) -> None:
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    rig.train(rig.config(), copied, resume=True)
+    assert rig.losses(copied) == rig.losses(whole)
+
+
+def test_a_crash_between_the_checkpoint_and_what_follows_it(rig: ModuleType, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "ledger.parquet").unlink()
+    rig.train(rig.config(), run, resume=True)
+    assert len(Ledger.read(run / "ledger.parquet")) == 0
 
 
 def test_a_run_that_is_done_is_done(rig: ModuleType, whole: Path) -> None:
