@@ -12,6 +12,7 @@ import functools
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +84,27 @@ def _make_rows(chunk: pa.Table, job: StreamJob) -> Iterator[pa.Table]:
             yield to_table(row)
 
 
+class Pause:
+    """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy."""
+
+    SECONDS = 0.02
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(self.SECONDS)
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+
 def _dataset(job: StreamJob, first: int, last: int) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each row that a task yields is a block of its own
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
     chunks = [{"first": a, "last": b} for a, b in job.plan().chunks(first, last)]
     return ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
         _make_rows,  # type: ignore[arg-type]
