@@ -45,6 +45,15 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
     assert len(Ledger.read(whole / "ledger.parquet")) == 0
 
 
+def test_running_statistics_move_once_a_step(whole: Path) -> None:
+    weights = load(latest_valid(whole / "checkpoints")).model
+    for name in ("encoder.bn1", "encoder.layer4.0.bn2", "projection_head.1"):
+        assert weights[f"{name}.num_batches_tracked"] == 10
+        assert (weights[f"{name}.running_mean"] != 0).all()
+    first = load(whole / "checkpoints" / "step-000000004").model["encoder.bn1.running_var"]
+    assert not torch.equal(first, weights["encoder.bn1.running_var"])
+
+
 def test_the_same_seed_twice_to_the_last_bit(rig: ModuleType, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)  # no part of it
     rig.train(rig.config(), tmp_path)
