@@ -271,7 +271,11 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        hint = " If it is one of the files of a pattern, quote the pattern, so that the shell leaves it alone." if "." in override else ""
+        hint = (
+            " If it is one of the files of a pattern, quote the pattern, so that the shell leaves it alone."
+            if "." in override
+            else ""
+        )
         raise ConfigError(f"'{override}' is not an override; write key=value, for example train.steps=200.{hint}")
     try:
         value = yaml.safe_load(text)

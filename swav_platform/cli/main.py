@@ -12,6 +12,8 @@ import click
 
 from swav_platform.errors import UsageError, UserError
 
+TERMINATED = 143
+
 # verb -> file of this folder; read when the verb is used, so that `swav --help` starts at once
 _VERBS = {
     "demo": "demo",
@@ -71,9 +73,11 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
+        click.echo("Interrupted. What was committed stays.", err=True)
         return 130
     except SystemExit as ended:
+        if ended.code == TERMINATED:
+            click.echo("Stopped. What was committed stays.", err=True)
         return ended.code if isinstance(ended.code, int) else 1
     except Exception as error:
         if debug:
@@ -91,4 +95,4 @@ def _paragraph(error: Exception) -> str:
 
 
 def _terminated(number: int, frame: Any) -> None:
-    raise SystemExit(143)  # runs `finally` blocks: processes end, the run is marked as killed
+    raise SystemExit(TERMINATED)  # runs `finally` blocks: processes end, the run is marked as killed

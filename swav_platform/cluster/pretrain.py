@@ -53,7 +53,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             model_uri = registry.register_package(uri, run_id, package, config.tracking.model or folder.name)
             registry.finish_run(uri, run_id, "FINISHED")
         except BaseException as error:
-            _close_quietly(uri, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            _close_quietly(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
     return {
         "run": folder.name,
