@@ -103,7 +103,7 @@ def _jitter(x: Tensor, columns: Tensor) -> None:
         change = orders[:, place]
         factor = factors.gather(1, change.clamp(max=_HUE)[:, None])[:, 0]
         _blend(x, change, torch.where(change < _HUE, factor, 1.0))
-        turning = (change == _HUE).nonzero().flatten()
+        turning = ((change == _HUE) & (factor != 0)).nonzero().flatten()
         if len(turning):
             there = turning.to(x.device)
             x[:, there] = _turn_hue(x[:, there], factor[turning].to(x.device))
