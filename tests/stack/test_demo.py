@@ -1,0 +1,158 @@
+"""`swav demo` on a person's own folder: any names, broken files and all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from swav_platform.data.ledger import Ledger
+
+pytestmark = pytest.mark.stack
+
+KEYS = {
+    *("images", "steps", "seconds", "images_per_second", "loss_first", "loss_last", "quarantined", "prototypes_used"),
+    *("knn_top1", "knn_top1_random_init", "knn_top1_colour_histogram", "model_uri", "run_id", "report", "service_url", "ok"),
+}
+SMALL = [
+    "views.large.size=16",
+    "views.small.size=8",
+    "model.projection_hidden=32",
+    "model.projection_dim=16",
+    "method.prototypes=12",
+    "method.freeze_prototypes=2",
+    "data.row_size=8",
+    "train.batch=32",
+    "train.checkpoint_every=3",
+    "train.threads=1",
+]
+STEPS = 6  # of 32 positions: each of the 60 files comes three times
+
+# key in the shard -> why it can't be used
+BROKEN = {
+    "odd ones/empty": "not_an_image",
+    "odd ones/a letter": "not_an_image",
+    "odd ones/cut off": "truncated",
+    "odd ones/stamp%2Ev2": "too_small",
+    "odd ones/strip": "extreme_aspect",
+}
+
+
+def jpeg(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """60 files that are called photos, five of them broken, and a text; nested, with every kind of name."""
+    folder = tmp_path_factory.mktemp("home") / "my photos"
+    names = [b"IMG %03d.jpg", b"v1.%d.final.jpg", b"DSC%05d.JPG", b"caf\xe9 %d.Jpeg", b"\xc3\xa9t\xc3\xa9-%d.jpeg"]
+    with tarfile.open(sorted(shards.glob("*.tar"))[0]) as tar:
+        for number, member in enumerate(tar.getmembers()[: 60 - len(BROKEN)]):
+            content = tar.extractfile(member)
+            assert content is not None
+            place = folder / f"year {number % 3}" / f"trip.{number % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / os.fsdecode(names[number % len(names)] % number)).write_bytes(content.read())
+    odd = folder / "odd ones"
+    odd.mkdir()
+    (odd / "empty.jpg").touch()
+    (odd / "a letter.jpg").write_text("Dear all, this is no photo.")
+    (odd / "cut off.JPG").write_bytes(jpeg(64, 64)[:500])
+    (odd / "stamp.v2.jpg").write_bytes(jpeg(4, 4))
+    (odd / "strip.jpg").write_bytes(jpeg(640, 20))
+    (folder / "notes.txt").write_text("Not one of the photos.")
+    return folder
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "SWAV_OUT", "SWAV_DEBUG")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [sys.executable, "-m", "swav_platform", "demo", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=folder,
+        env=environment,
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    place: Path
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def shown(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    folder = tmp_path_factory.mktemp("demo")
+    done = demo(folder, "--data", str(photos), *SMALL, f"train.steps={STEPS}")
+    assert done.returncode == 0, done.stderr
+    return Shown(folder / "swav-demo", json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_what_it_tells(shown: Shown) -> None:
+    assert set(shown.result) >= KEYS
+    assert json.loads((shown.place / "demo.json").read_text()) == shown.result
+    assert shown.result["ok"] is True
+    assert (shown.result["steps"], shown.result["images"]) == (STEPS, 32 * STEPS)
+    assert shown.result["knn_top1"] is None, "these photos have no labels"
+    assert 1 <= shown.result["prototypes_used"] <= 12
+    assert (shown.place / "mlflow.db").is_file()
+    answers = shown.result["answers"]
+    assert len(answers["neighbors"]) == 5
+    assert answers["embedding_dim"] == 256
+
+
+def test_each_broken_file_is_in_the_ledger(shown: Shown) -> None:
+    ledger = Ledger.read(shown.place / "demo" / "ledger.parquet")
+    assert {event.key: event.outcome.word for event in ledger.events()} == BROKEN
+    assert shown.result["quarantined"] == ledger.quarantined >= len(BROKEN)
+
+
+def test_every_photo_is_embedded_whatever_its_name(shown: Shown) -> None:
+    table = pq.read_table(shown.place / "demo" / "embeddings" / "embeddings.parquet")
+    keys = table["key"].to_pylist()
+    assert len(set(keys)) == len(keys) == 60 - len(BROKEN)
+    assert "year 0/trip.1/caf%E9 3" in keys
+    assert "year 1/trip.1/v1%2E1%2Efinal" in keys
+
+
+def test_the_report_shows_photos(shown: Shown) -> None:
+    page = (shown.place / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') >= 20
+    assert Path(shown.result["report"]) == shown.place / "report.html"
+
+
+def test_again_it_replaces_the_earlier_one_and_takes_shards(shown: Shown, shards: Path) -> None:
+    left = shown.place / "left behind"
+    left.touch()
+    pattern = str(shards / "pictures-{000000..000001}.tar")
+    done = demo(shown.place.parent, "--data", pattern, *SMALL, "train.steps=2", "train.workers=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((shown.place / "demo.json").read_text())
+    assert (result["steps"], result["quarantined"]) == (2, 0)
+    assert result["run_id"] != shown.result["run_id"]
+    assert not left.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter 1.tex").write_text("precious")
+    done = demo(tmp_path, "--data", str(photos), "--out", "thesis")
+    assert done.returncode == 2
+    assert "thesis is not empty" in done.stderr
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter 1.tex"]
