@@ -79,9 +79,9 @@ class Data(_Section):
     block: int = Field(16, ge=1, description="consecutive samples read together")
     window: int = Field(64, ge=1, description="blocks mixed with each other")
     images: ImagePolicy = ImagePolicy()
+    photometric: Literal["worker", "device"] = Field("device", description="`worker` rounds changed views to 8 bits")
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
-    photometric: Literal["worker", "device"] = "device"
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
     segment: int = Field(256, ge=1, description="rows of one Ray Data set in the chain")
     sample_log: str | None = None
@@ -204,6 +204,7 @@ class Config(_Section):
     def digest(self) -> str:
         """Identity of what changes results: two configurations with one digest learn the same weights."""
         tree = self.model_dump(mode="json")
+        tree["views"] = list(tree["views"].items())  # their order says which are assigned, and whose randomness is whose
         for free in ("tracking", "run"):
             del tree[free]
         for section, names in _FREE.items():
@@ -213,7 +214,7 @@ class Config(_Section):
 
 
 _FREE = {
-    "data": ("sources", "index", "photometric", "tasks", "segment", "sample_log", "max_quarantine_fraction"),
+    "data": ("sources", "index", "tasks", "segment", "sample_log", "max_quarantine_fraction"),
     "train": ("workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every"),
 }
 

@@ -64,6 +64,11 @@ class RunFolder:
                 f"{self.path}/run.json can't be read ({error}), so {self.path} is not a whole run; name another run."
             ) from None
 
+    def summary(self) -> dict[str, Any] | None:
+        """What `swav pretrain` reported when the run was done; None before."""
+        path = self.path / "summary.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
     def config(self) -> Config:
         return load(self.path / "config.yaml")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -18,8 +19,10 @@ from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
-from swav_platform.run_folder import RunFolder, runs_folder
+from swav_platform.run_folder import RunFolder, runs_folder, write_text
 from swav_platform.training.export import export_package
+
+_REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Watcher:
 def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = None) -> dict[str, Any]:
     """Runs to the end and returns the keys that `swav pretrain --json` prints.
 
-    resume: go on from the newest checkpoint when there is one; without it, a run that exists is refused.
+    resume: go on from the newest checkpoint when there is one (a run that is done only answers again); without it, a run
+    that exists is refused.
     Raises UsageError or UserError.
     """
     watch = watch or Watcher()
@@ -42,6 +46,8 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     started = time.monotonic()
     with folder.claimed():
         _check_new_or_same(folder, config, resume)
+        if (finished := folder.summary()) is not None:
+            return finished
         index = _index(config, folder, watch)
         run_id = _open_run(config, folder, index, resume)
         uri = registry.tracking_uri(config)
@@ -55,16 +61,16 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         except BaseException as error:
             _close_quietly(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
-    return {
-        "run": folder.name,
-        "run_id": run_id,
-        **{
-            k: result[k] for k in ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
-        },
-        "seconds": round(time.monotonic() - started, 2),
-        "folder": str(folder.path),
-        "model_uri": model_uri,
-    }
+        summary = {
+            "run": folder.name,
+            "run_id": run_id,
+            **{k: result[k] for k in _REPORTED},
+            "seconds": round(time.monotonic() - started, 2),
+            "folder": str(folder.path),
+            "model_uri": model_uri,
+        }
+        write_text(folder.path / "summary.json", json.dumps(summary))
+        return summary
 
 
 def placed(config: Config) -> Config:

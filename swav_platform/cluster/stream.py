@@ -49,8 +49,8 @@ class StreamJob:
 class WindowReader:
     """Bytes of the samples of one chunk of rows: its window is read once, in runs."""
 
-    def __init__(self, index: Index, numbers: Sequence[int]) -> None:
-        self._index = index
+    def __init__(self, index: Index, numbers: Sequence[int], max_bytes: int) -> None:
+        self._index, self._max_bytes = index, max_bytes
         self._pending: Sequence[int] = numbers
         self._held: dict[int, tuple[IndexLine, bytes | ReadFailure]] = {}
 
@@ -59,7 +59,7 @@ class WindowReader:
         self._pending = ()
         if wanted:
             lines = self._index.lines(sorted(wanted))
-            contents = read_samples(lines)
+            contents = read_samples(lines, max_bytes=self._max_bytes)
             self._held.update((line.number, (line, contents[line.number])) for line in lines)
         return {int(n): self._held[int(n)] for n in numbers}
 
@@ -68,7 +68,8 @@ def rows(job: StreamJob, first: int, last: int) -> Iterator[Row]:
     """Rows first … last-1, which lie in one window of the plan. Plain function: Ray calls it, and so do tests."""
     plan, index = job.plan(), _open_index(job.index)
     specs = [plan.row(k) for k in range(first, last)]
-    fetch = WindowReader(index, [n for spec in specs for n in spec.samples.tolist()])
+    numbers = [n for spec in specs for n in spec.samples.tolist()]
+    fetch = WindowReader(index, numbers, job.config.data.images.max_bytes)
     for spec in specs:
         yield make_row(spec, fetch, plan.stand_in, job.config)
 

@@ -63,11 +63,11 @@ def batches(index: Index, numbers: Sequence[int], policy: ImagePolicy, size: int
 def _read(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Batch:
     batch = Batch([], [], [], Counter())
     lines = index.lines(numbers)
-    contents = read_samples(lines)
+    contents = read_samples(lines, max_bytes=policy.max_bytes)
     for line in lines:
         content = contents[line.number]
         if isinstance(content, ReadFailure):
-            batch.refused["read_error"] += 1
+            batch.refused[content.outcome.word] += 1
             continue
         try:
             image = decode(content, policy)

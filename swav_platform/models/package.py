@@ -117,9 +117,12 @@ def load_package(folder: Path) -> Package:
 
 def package_digest(folder: Path) -> str:
     """Names what the package computes: 16 hex digits of its weights and settings, the same wherever it lies."""
-    digest = hashlib.sha256()
+    meta = json.loads((folder / "model.json").read_bytes())
+    meta.pop("created", None)  # the same weights may be exported twice
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in _FILES:
-        digest.update((folder / name).read_bytes())
+        if name != "model.json":
+            digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
