@@ -159,5 +159,5 @@ def test_workers_that_leave_no_room_for_data_are_refused(shards: Path, tiny: lis
     config = load(
         None, [*tiny, f"data.sources={json.dumps([str(shards)])}", f"run.out={tmp_path}", "run.name=greedy", "train.workers=4"]
     )
-    with pytest.raises(UsageError, match="train.workers=3"):
+    with pytest.raises(UsageError, match=r"train\.workers=3"):
         room.pretrain(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_segments_keep_the_round_robin_over_seams() -> None:
             bounds = stream.segment_bounds(first, first + 100, 16, ranks)
             assert bounds[0][0] == first
             assert bounds[-1][1] == first + 100
-            assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
             assert all((b - a) % ranks == 0 for a, b in bounds[:-1])
 
 
