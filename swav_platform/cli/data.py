@@ -6,8 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from swav_platform.cli import console
+from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError
 
 
@@ -65,9 +68,25 @@ def ledger_command(run: str | None, check: str | None, out: str | None, as_json:
         console.answer(dataclasses.asdict(verdict), as_json=True)
         return 0 if verdict.ok else 1
 
-    from swav_platform.data.ledger import Ledger
     from swav_platform.run_folder import find
 
-    ledger = Ledger.read(find(str(run), out).ledger)
-    console.answer({"outcomes": ledger.outcomes(), "shards": [{"shard": s, "count": n} for s, n in ledger.shards()]}, as_json)
+    path = find(str(run), out).ledger
+    ledger = Ledger.read(path)
+    if as_json:
+        shards = [{"shard": shard, "count": count} for shard, count in ledger.shards()]
+        console.answer({"outcomes": ledger.outcomes(), "shards": shards}, as_json=True)
+    else:
+        _show_ledger(ledger, path)
     return 0
+
+
+def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
+    counts = ", ".join(f"{count:,} {word}" for word, count in ledger.outcomes().items())
+    click.echo(f"Positions whose own image was refused: {counts or 'none'}")
+    table = Table("image", "shard", "reason", "detail", box=None)
+    bad = {(event.shard, event.key): event for event in ledger.events()}
+    for event in list(bad.values())[:most]:
+        table.add_row(event.key, event.shard, event.outcome.word, event.detail)
+    if bad:
+        Console().print(table)
+        click.echo(f"{len(bad):,} images in all, with thumbnails where they could be made: {path}")

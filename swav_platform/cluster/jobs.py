@@ -63,8 +63,8 @@ class Cluster:
         earlier = [job for job in self.jobs() if job.name == name]
         if alive := [job for job in earlier if job.state not in ENDED]:
             raise UsageError(
-                f"Run {name} is {alive[0].state} on {self.address} (job {alive[0].id}); follow it with `swav logs {name} --follow`, "
-                f"stop it with `swav stop {name}`, or take another --name."
+                f"Run {name} is {alive[0].state} on {self.address} (job {alive[0].id}); follow it with `swav logs {name} --follow --address {self.address}`, "
+                f"stop it with `swav stop {name} --address {self.address}`, or take another --name."
             )
         job_id = name if not earlier else f"{name}-{len(earlier) + 1}"
         with tempfile.TemporaryDirectory() as package, self._explained():
@@ -132,7 +132,7 @@ class Cluster:
         while (now := self.job(job.id)).state not in ENDED:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name}`."
+                    f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name} --address {self.address}`."
                 )
             time.sleep(0.5)
         return now

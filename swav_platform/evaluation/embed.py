@@ -19,8 +19,6 @@ from swav_platform.evaluation.features import Batch, batches, encoder_function, 
 from swav_platform.images.decode import thumbnail
 from swav_platform.models.package import Package, load_package, package_digest
 
-ROW_GROUP = 4096
-
 
 def embed(
     package_folder: Path,
@@ -46,7 +44,7 @@ def embed(
         for batch in batches(index, range(index.samples), policy):
             if batch.images:
                 values = function(batch.images)
-                file.write_table(_table(batch, values, *assign(package, values), thumbnails), ROW_GROUP)
+                file.write_table(_table(batch, values, *assign(package, values), thumbnails))
                 written += len(batch.images)
             seen += len(batch.images) + batch.refused.total()
             refused += batch.refused
