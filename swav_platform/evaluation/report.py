@@ -65,7 +65,7 @@ def write_report(
         f"<p>{len(losses)} steps, {prototypes} prototypes, {int(sizes.sum()):,} images embedded.</p>",
         _table(facts),
         "<h2>Loss</h2>",
-        _curve(losses, math.log(prototypes)),
+        _loss(losses, math.log(prototypes)),
     ]
     if scores:
         parts += ["<h2>Nearest neighbours find the right label</h2>", _bars(scores)]
@@ -86,28 +86,36 @@ def _table(facts: Mapping[str, Any]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _curve(losses: Sequence[float], ln_k: float) -> str:
+def _loss(losses: Sequence[float], ln_k: float) -> str:
+    return (
+        f"<figure>{curve(losses, ln_k)}<figcaption>Swapped-prediction loss. The dashed line is ln K = {ln_k:.2f}: "
+        f"what a network that tells nothing apart would stay at.</figcaption></figure>"
+    )
+
+
+def curve(losses: Sequence[float], ln_k: float) -> str:
+    """The loss of each step as an SVG that stands alone, with ln K as a dashed line."""
     width, height, left, bottom = 640, 220, 40, 24
     low, high = min(losses) * 0.97, max(*losses, ln_k) * 1.02
 
-    def at(step: float, value: float) -> str:
-        x = left + (width - left - 4) * step / max(1, len(losses) - 1)
-        y = 6 + (height - bottom - 6) * (high - value) / max(1e-9, high - low)
-        return f"{x:.1f},{y:.1f}"
+    def x(step: int) -> float:
+        return left + (width - left - 4) * step / max(1, len(losses) - 1)
 
-    line = " ".join(at(i, v) for i, v in enumerate(losses))
-    reference_y = at(0, ln_k).split(",")[1]
+    def y(value: float) -> float:
+        return 6 + (height - bottom - 6) * (high - value) / max(1e-9, high - low)
+
+    line = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(losses))
     ticks = "".join(
-        f'<text x="{left - 6}" y="{at(0, v).split(",")[1]}" text-anchor="end" font-size="11" fill="currentColor">{v:.1f}</text>'
-        for v in np.linspace(low, high, 4)
+        f'<text x="{left - 6}" y="{y(v):.1f}" text-anchor="end">{v:.1f}</text>'
+        for v in (float(t) for t in np.linspace(low, high, 4))
     )
     return (
-        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}; ln K is {ln_k:.2f}">'
-        f'<line x1="{left}" x2="{width}" y1="{reference_y}" y2="{reference_y}" stroke="currentColor" stroke-dasharray="4 4" opacity=".5"/>'
-        f'<polyline points="{line}" fill="none" stroke="var(--mark)" stroke-width="1.6"/>{ticks}'
-        f'<text x="{left}" y="{height - 4}" font-size="11" fill="currentColor">step 0</text>'
-        f'<text x="{width - 4}" y="{height - 4}" text-anchor="end" font-size="11" fill="currentColor">step {len(losses) - 1}</text></svg>'
-        f"<figcaption>Swapped-prediction loss. The dashed line is ln K = {ln_k:.2f}: what a network that tells nothing apart would stay at.</figcaption></figure>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#7a8291" '
+        f'role="img" aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}; ln K is {ln_k:.2f}">'
+        f'<line x1="{left}" x2="{width}" y1="{y(ln_k):.1f}" y2="{y(ln_k):.1f}" stroke="#7a8291" stroke-dasharray="4 4"/>'
+        f'<polyline points="{line}" fill="none" stroke="#2f86de" stroke-width="1.6"/>{ticks}'
+        f'<text x="{left}" y="{height - 4}">step 0</text>'
+        f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">step {len(losses) - 1}</text></svg>'
     )
 
 

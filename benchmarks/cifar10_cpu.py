@@ -1,0 +1,55 @@
+"""Does it learn? CIFAR-10 on CPU cores: pretrains by configs/pretrain/cifar10_cpu.yaml, scores by kNN, draws the loss curve.
+
+    python benchmarks/cifar10_cpu.py DIR_OF_SHARDS [--run RUN] [--curve FILE.svg]
+
+DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. With --run an existing run is scored.
+Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from swav_platform.evaluation.report import curve
+from swav_platform.run_folder import find
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_cpu.yaml"
+
+
+def swav(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "swav_platform", *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--run")
+    parser.add_argument("--curve", type=Path)
+    options = parser.parse_args()
+    train, test = (str(options.shards / f"cifar10-{part}-*.tar") for part in ("train", "test"))
+    run = options.run or swav("pretrain", str(RECIPE), "--data", train, "--name", "cifar10")["folder"]
+    folder = find(run)
+    trained = folder.summary()
+    assert trained is not None, f"{run} is not done"
+    sizes = ["--bank-size", "10000", "--query-size", "2000"]
+    scored = swav("evaluate", "knn", str(folder.path), "--bank", train, "--query", test, *sizes)
+    losses = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()]
+    if options.curve:
+        options.curve.write_text(curve(losses, math.log(folder.config().method.prototypes)))
+    kept = ("steps", "images", "seconds", "images_per_second", "loss_first", "loss_last")
+    gain = round(scored["knn_top1"] - scored["knn_top1_random_init"], 2)
+    print(json.dumps({k: trained[k] for k in kept} | scored | {"knn_gain": gain, "cores": os.cpu_count(), "n": 1}))
+
+
+if __name__ == "__main__":
+    main()
