@@ -36,7 +36,7 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(TYPED)
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/docker/compose.*.yml
-	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint deploy/docker/Dockerfile.*; else echo "hadolint is not there: Dockerfiles not linted"; fi
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint deploy/docker/Dockerfile.*; elif [ -n "$$CI" ]; then echo "hadolint is not there" >&2; exit 1; else echo "hadolint is not there: Dockerfiles not linted"; fi
 
 format: setup
 	@$(BIN)/ruff check --fix -q .

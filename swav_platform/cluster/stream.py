@@ -23,13 +23,16 @@ import ray.data
 
 from swav_platform.config import Config
 from swav_platform.data.index import Index, IndexLine
-from swav_platform.data.plan import Plan, PlanSpec
+from swav_platform.data.plan import Plan, PlanSpec, RowSpec
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.images.row import Row, from_table, make_row, to_table
 
 # Two segments overlap at each seam. If the tasks of the next one could hold every data CPU while its consumer
 # still waits for the current one, both would stand still; at half a CPU each, all tasks of both always fit.
 TASK_CPUS = 0.5
+
+HELD_BYTES = 128 * 2**20
+"""Encoded images that a data task holds at one time: a window of camera photographs would be gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class StreamJob:
         return Plan(PlanSpec(self.samples, self.config.seed, data.row_size, data.block, data.window))
 
 
-class WindowReader:
-    """Bytes of the samples of one chunk of rows: its window is read once, in runs."""
+class RowsReader:
+    """Bytes of the samples of some rows of one window: read once, in runs, and held until the rows are made."""
 
     def __init__(self, index: Index, numbers: Sequence[int], max_bytes: int) -> None:
         self._index, self._max_bytes = index, max_bytes
@@ -67,11 +70,25 @@ class WindowReader:
 def rows(job: StreamJob, first: int, last: int) -> Iterator[Row]:
     """Rows first … last-1, which lie in one window of the plan. Plain function: Ray calls it, and so do tests."""
     plan, index = job.plan(), _open_index(job.index)
-    specs = [plan.row(k) for k in range(first, last)]
-    numbers = [n for spec in specs for n in spec.samples.tolist()]
-    fetch = WindowReader(index, numbers, job.config.data.images.max_bytes)
+    for specs in _held_together([plan.row(k) for k in range(first, last)], index):
+        numbers = [n for spec in specs for n in spec.samples.tolist()]
+        fetch = RowsReader(index, numbers, job.config.data.images.max_bytes)
+        for spec in specs:
+            yield make_row(spec, fetch, plan.stand_in, job.config)
+
+
+def _held_together(specs: Sequence[RowSpec], index: Index) -> Iterator[list[RowSpec]]:
+    """Rows one after the other whose images have HELD_BYTES or less together; a row alone may have more."""
+    group: list[RowSpec] = []
+    held = 0
     for spec in specs:
-        yield make_row(spec, fetch, plan.stand_in, job.config)
+        size = sum(line.size for line in index.lines(spec.samples))
+        if group and held + size > HELD_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(spec)
+        held += size
+    yield group
 
 
 @functools.lru_cache(maxsize=2)

@@ -94,7 +94,9 @@ class Ledger:
         except FileNotFoundError:
             raise UserError(f"There is no ledger {path}: name the folder of a run that has finished a checkpoint.") from None
         except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise UserError(f"The ledger {path} can't be read ({error}): resuming the run writes it anew.") from None
+            raise UserError(
+                f"The ledger {path} can't be read ({error}): delete summary.json of the run and resume it with --resume: that writes it anew."
+            ) from None
 
     @classmethod
     def _of(cls, table: pa.Table) -> Ledger:

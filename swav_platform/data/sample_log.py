@@ -58,7 +58,7 @@ class SampleLog:
     """The log of one rank. Raises UserError when the disk refuses."""
 
     def __init__(self, folder: str | Path, rank: int) -> None:
-        self._folder, self._rank = Path(folder), rank
+        self.folder, self._rank = Path(folder), rank
         self._tables: list[pa.Table] = []
         self._steps: list[int] = []
 
@@ -83,7 +83,7 @@ class SampleLog:
         """Write what was noted since the last flush; None if that was nothing."""
         if not self._tables:
             return None
-        path = self._folder / f"rank-{self._rank:05d}-steps-{min(self._steps):09d}-{max(self._steps):09d}.parquet"
+        path = self.folder / f"rank-{self._rank:05d}-steps-{min(self._steps):09d}-{max(self._steps):09d}.parquet"
         with replacing(path) as aside:
             pq.write_table(pa.concat_tables(self._tables), aside)
         self._tables, self._steps = [], []
@@ -92,7 +92,7 @@ class SampleLog:
     def commit(self, steps: int, batch: int | None = None) -> None:
         """By rank 0, after a checkpoint: steps 0 .. steps-1 will not be made again. `batch`: positions of a step."""
         if self._rank == 0:
-            with replacing(self._folder / "_committed.json") as aside:
+            with replacing(self.folder / "_committed.json") as aside:
                 aside.write_text(json.dumps({"steps": steps, "batch": batch}), encoding="utf-8")
 
 

@@ -21,12 +21,9 @@ from torch import Tensor, nn
 
 from swav_platform import config
 from swav_platform.errors import UserError
+from swav_platform.images.photometric import MEAN, STD
 from swav_platform.models.heads import projection_head
 from swav_platform.models.resnet import build_encoder
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.228, 0.224, 0.225)
-"""Of the views in training, and so of images in use."""
 
 _FILES = ("encoder.safetensors", "head.safetensors", "model.json")
 
@@ -111,7 +108,7 @@ def load_package(folder: Path) -> Package:
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"The model package {folder} can't be loaded ({type(error).__name__}: {error}); it is damaged or of another version. "
-            f"Export it again from its run."
+            f"Delete summary.json of its run and resume the run with --resume: that exports it again."
         ) from error
 
 

@@ -9,11 +9,11 @@ from swav_platform.errors import UserError
 _FEWEST_POSITIONS = 1000  # before that a share says little
 
 
-def check_loss(step: int, loss: float, lr: float) -> None:
+def check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
     """Raises UserError for NaN or infinity; called before the weights move."""
-    if not math.isfinite(loss):
+    if not math.isfinite(loss + grad_norm):
         raise UserError(
-            f"The loss of step {step} is {loss} (learning rate {lr:.4g}), so the run was ended; the weights of the last "
+            f"The loss of step {step} is {loss} and its gradient has length {grad_norm} (learning rate {lr:.4g}), so the run was ended; the weights of the last "
             f"checkpoint are sound. Lower train.optimiser.lr or lengthen train.optimiser.warmup_steps, or take "
             f"train.precision=fp32 if it was bf16, under another run.name."
         )

@@ -33,8 +33,19 @@ class Journal:
 
     def open(self, steps: int) -> None:
         """Takes up the files at `steps` finished steps. Raises UserError when they can't be written."""
-        if self.comm.rank == 0:
-            self.metrics = open_metrics(self.folder / "metrics.jsonl", steps)
+        try:
+            if self.comm.rank == 0:
+                self.metrics = open_metrics(self.folder / "metrics.jsonl", steps)
+            if self.sample_log is not None:  # told before hours of training, not after
+                self.sample_log.folder.mkdir(parents=True, exist_ok=True)
+                probe = self.sample_log.folder / f".probe-{self.comm.rank}"
+                probe.touch()
+                probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} can't be written ({error.strerror}); mend its permissions or name another place "
+                f"(run.out, data.sample_log)."
+            ) from error
         if steps:
             self.commit(steps)  # a crash may have come between the checkpoint and this
 
@@ -73,7 +84,12 @@ class Journal:
         if self.sample_log is not None:
             self.sample_log.flush()
         if self.metrics is not None:
-            os.fsync(self.metrics.fileno())
+            try:
+                os.fsync(self.metrics.fileno())
+            except OSError as error:
+                raise UserError(
+                    f"{self.metrics.name} can't be written ({error.strerror}); free space there and go on with --resume."
+                ) from error
 
     def commit(self, steps: int) -> None:
         """After the checkpoint of `steps` steps is there (rank 0)."""

@@ -13,7 +13,7 @@ from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import Method, RowOutputs, StepOutputs, Targets
 from swav_platform.models import normalisation
 from swav_platform.training.collectives import sum_together
-from swav_platform.training.health import check_loss
+from swav_platform.training.health import check_finite
 from swav_platform.training.optimisers import AnyOptimiser
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def train_step(
 
     The loss is the sum over images of weight x loss, divided by `batch` (images of the step on all ranks). Losses, gradients and
     statistics are functions of the step's rows: ranks may hold different numbers of them.
-    extra: numbers to sum over ranks on the way, at most 2^24 each. Raises UserError, before any weight moves, for a loss that
-    is no number.
+    extra: numbers to sum over ranks on the way, at most 2^24 each. Raises UserError, before any weight moves, for a loss or
+    a gradient that is no number.
     """
     network, method, optimiser = learner.network, learner.method, learner.optimiser
     network.train()
@@ -74,13 +74,14 @@ def train_step(
     health = method.health_sums(outputs, targets).to(loss) if metrics else loss.new_zeros(0)
     sum_together([*_gradients(named), loss, statistics, counts, health], comm)
     value = loss.item()
-    check_loss(step, value, lr)
+    grad_norm = torch.nn.utils.get_total_norm(_gradients(named)).item()
+    check_finite(step, value, grad_norm, lr)
 
     frozen = method.frozen(step)
     for name, p in named:
         if name in frozen:
             p.grad = None
-    found = _metrics(method, network, health, value) if metrics else {}
+    found = {"train/grad_norm": grad_norm} | method.health(health, value) if metrics else {}
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step()
@@ -109,8 +110,3 @@ def _backward(method: Method, outputs: StepOutputs, targets: Targets, batch: int
 
 def _gradients(named: Sequence[tuple[str, Any]]) -> list[Tensor]:
     return [p.grad for _, p in named]
-
-
-def _metrics(method: Method, network: nn.Module, health: Tensor, loss: float) -> dict[str, float]:
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return {"train/grad_norm": torch.nn.utils.get_total_norm(gradients).item()} | method.health(health, loss)
