@@ -6,6 +6,7 @@ first kind learn the same weights whatever the second kind says.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import hashlib
 import json
@@ -23,8 +24,11 @@ class ConfigError(UsageError):
     """Wrong configuration. The message is one paragraph fit for a user."""
 
 
+NAME = r"^[A-Za-z0-9][\w. -]*$"  # of a run or a model: a folder, a job's id and a part of models:/ URIs
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Photometric(_Section):
@@ -39,6 +43,12 @@ class Photometric(_Section):
     blur: float = Field(0.5, ge=0, le=1, description="probability of Gaussian blur")
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = Field(0.0, ge=0, le=1, description="probability of solarisation")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Photometric:
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma must be 0 < low <= high, got {self.blur_sigma}")
+        return self
 
 
 class ViewGroup(_Section):
@@ -80,6 +90,7 @@ class Data(_Section):
     window: int = Field(64, ge=1, description="blocks mixed with each other")
     images: ImagePolicy = ImagePolicy()
     photometric: Literal["worker", "device"] = Field("device", description="`worker` rounds changed views to 8 bits")
+    streams: Literal[1] = Field(1, description="pipelines; a constant of the plan")
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
@@ -145,13 +156,13 @@ class Tracking(_Section):
 
     uri: str | None = Field(None, description="MLflow; SQLite in run.out when absent")
     experiment: str = "swav"
-    model: str | None = Field(None, description="registered model; the run's name when absent")
+    model: str | None = Field(None, pattern=NAME, description="registered model; the run's name when absent")
 
 
 class Run(_Section):
     """Does not change results."""
 
-    name: str | None = None
+    name: str | None = Field(None, pattern=NAME)
     out: str | None = Field(None, description="folder of the runs; SWAV_OUT or ./runs when absent")
 
 
@@ -179,11 +190,11 @@ class Config(_Section):
                 f"train.workers={self.train.workers} is more than the {self.rows_per_step} rows of a step "
                 f"(train.batch / data.row_size): lower data.row_size or take fewer workers"
             )
-        views = sum(g.count for g in self.views.values())
-        if not self.method.assign_views or max(self.method.assign_views) >= next(iter(self.views.values())).count:
-            raise ValueError("method.assign_views must name views of the first group of views")
-        if views < 2:
+        if sum(g.count for g in self.views.values()) < 2:
             raise ValueError("views: at least two views are needed to predict one from another")
+        first, assigned = next(iter(self.views.values())).count, self.method.assign_views
+        if not assigned or min(assigned) < 0 or max(assigned) >= first or len(set(assigned)) < len(assigned):
+            raise ValueError(f"method.assign_views must name views of the first group of views, each once, from 0 to {first - 1}")
         if self.method.queue_length and self.method.queue_length < self.train.batch:
             raise ValueError(
                 f"method.queue_length={self.method.queue_length} must be 0 or at least train.batch={self.train.batch}"
@@ -207,6 +218,7 @@ class Config(_Section):
         tree["views"] = list(tree["views"].items())  # their order says which are assigned, and whose randomness is whose
         for free in ("tracking", "run"):
             del tree[free]
+        del tree["data"]["streams"]  # always 1: runs from before it was a key keep their digest
         for section, names in _FREE.items():
             for name in names:
                 del tree[section][name]
@@ -249,7 +261,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(
             f"The configuration file {path} can't be read ({error}); check its permissions and that it is text."
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-99-99 looks like a date
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         tree = {}
@@ -280,9 +292,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"'{override}' is not an override; write key=value, for example train.steps=200.{hint}")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: 2024-99-99 looks like a date
         value = text
-    if isinstance(value, str) and _is_number(value):
+    if isinstance(value, datetime.date):
+        value = text  # there are no dates among the settings, but a name may look like one
+    if isinstance(value, str) and value == text.strip() and _is_number(value):  # not in quotes
         value = float(value)  # YAML 1.1 reads 1e-3 as text
     *sections, last = key.split(".")
     for depth, section in enumerate(sections):
@@ -308,6 +322,11 @@ def _is_number(text: str) -> bool:
     return text.lower() not in ("nan", "inf", "infinity")
 
 
+_MESSAGES = {
+    "string_pattern_mismatch": "a name starts with a letter or digit and holds only letters, digits, blanks and . _ - (no / or :)"
+}
+
+
 def _explain(error: ValidationError, name: str) -> str:
     parts = []
     for item in error.errors():
@@ -318,7 +337,7 @@ def _explain(error: ValidationError, name: str) -> str:
                 f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'"
             )
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = _MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
             got = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
             parts.append(f"{where}: {message}{got}" if where else message)
     return f"{name} is not a valid configuration: {'; '.join(parts)}."

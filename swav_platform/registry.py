@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,12 +31,16 @@ def tracking_uri(config: Config) -> str:
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
 
 
+def without_password(text: str) -> str:
+    """`text` with *** for the passwords of the URLs in it."""
+    return re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1:***@", text)
+
+
 def start_run(config: Config, run_id: str | None, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
-    """Opens a run, or opens `run_id` again, and returns its id."""
+    """Opens a run, or opens `run_id` again if this server knows it, and returns its id."""
     with _explained(tracking_uri(config)):
         client = _client(tracking_uri(config))
-        if run_id is not None:
-            client.update_run(run_id, status="RUNNING")
+        if run_id is not None and _opened_again(client, run_id):
             return run_id
         run = client.create_run(_experiment(client, config), run_name=config.run.name, tags={k: str(v) for k, v in tags.items()})
         for key, value in params.items():
@@ -56,21 +61,6 @@ def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float], step: int) 
     with _explained(uri):
         for key, value in metrics.items():
             _client(uri).log_metric(run_id, key, value, step=step)
-
-
-def find_run(uri: str, name: str) -> tuple[str, int | None] | None:
-    """(run id, last step) of the newest run with this name, or None."""
-    with _explained(uri):
-        client = _client(uri)
-        experiments = [e.experiment_id for e in client.search_experiments()]
-        found = client.search_runs(
-            experiments, f"tags.`swav.run` = '{name}'", max_results=1, order_by=["attributes.start_time DESC"]
-        )
-        if not found:
-            return None
-        run_id = found[0].info.run_id
-        history = client.get_metric_history(run_id, "train/loss")
-        return run_id, max((m.step for m in history), default=None)
 
 
 def register_package(uri: str, run_id: str, folder: Path, model: str) -> str:
@@ -130,7 +120,8 @@ class Tracker:
                     self._send(unsent[:BATCH])
                     unsent = unsent[BATCH:]
             except Exception as error:  # a dead tracking server must not end a run
-                logging.getLogger(__name__).warning("metrics could not be sent to %s: %s", self._uri, str(error).splitlines()[0])
+                where, why = without_password(self._uri), without_password(_first_line(error))
+                logging.getLogger(__name__).warning("metrics could not be sent to %s: %s", where, why)
             if last:
                 return
 
@@ -148,6 +139,19 @@ def _client(uri: str) -> Any:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _opened_again(client: Any, run_id: str) -> bool:
+    """False when this tracking server does not know the run: it was started with another one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def _experiment(client: Any, config: Config) -> str:
@@ -168,8 +172,11 @@ def _explained(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"MLflow at {uri} did not do what was asked ({first}). Check that the tracking server answers and tracking.uri or "
+            f"MLflow at {without_password(uri)} did not do what was asked ({without_password(_first_line(error))}). Check that the tracking server answers and tracking.uri or "
             f"MLFLOW_TRACKING_URI names it; without either, a SQLite file in the folder of the runs is used."
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

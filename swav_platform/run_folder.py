@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +126,13 @@ def _try_lock(lock: int, deadline: float) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    """Whole or not at all; of several who write at the same time, one wins."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def runs_folder(out: str | None) -> Path:
@@ -135,13 +141,24 @@ def runs_folder(out: str | None) -> Path:
 
 
 def find(run: str, out: str | None = None) -> RunFolder:
-    """The run of a name or path: a run's folder, a folder with one run in it, or a name in the folder of the runs."""
+    """The run of a name or path: a name in the folder of the runs, a run's folder, or a folder with one run in it.
+
+    Without `out`, a name is also looked for one folder down. Raises UsageError for none and for several.
+    """
     places = [Path(run)]
     if "/" not in run:
-        places += [runs_folder(out) / run, *sorted(Path().glob(f"*/{run}"))]
+        places.insert(0 if out else 1, runs_folder(out) / run)
     for place in places:
         if (place / "run.json").is_file():
             return RunFolder(place.absolute())
+    if "/" not in run and not out:
+        below = sorted(Path().glob(f"*/{glob.escape(run)}/run.json"))
+        if len(below) > 1:
+            raise UsageError(
+                f"There are several runs '{run}' ({', '.join(str(p.parent) for p in below)}); name the folder of one."
+            )
+        if below:
+            return RunFolder(below[0].parent.absolute())
     inside = sorted(Path(run).glob("*/run.json"))
     if len(inside) == 1:
         return RunFolder(inside[0].parent.absolute())

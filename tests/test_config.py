@@ -37,6 +37,18 @@ def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
         ("train.batch=100", "data.row_size"),
         ("train.workers=9", "train.workers"),
         ("views.large.scale=[0.9,0.1]", "scale"),
+        ("views.large.photometric.blur_sigma=[2,0]", "blur_sigma"),
+        ("views.large.photometric.brightness=.nan", "brightness"),
+        ("views.large.photometric.blur_sigma=[0.1,.inf]", "blur_sigma"),
+        ("views={}", "two views"),
+        ("method.assign_views=[-1]", "assign_views"),
+        ("method.assign_views=[0,0]", "assign_views"),
+        ("train.optimiser.lr=.inf", "lr"),
+        ("train.epochs=.nan", "epochs"),
+        ("data.streams=2", "data.streams"),
+        ("run.name=a/b", "run.name: a name starts with"),
+        ("run.name=../b", "run.name"),
+        ("tracking.model='a:b'", "tracking.model"),
     ],
 )
 def test_wrong_settings_are_explained(override: str, said: str) -> None:
@@ -44,11 +56,17 @@ def test_wrong_settings_are_explained(override: str, said: str) -> None:
         load(None, [override])
 
 
+@pytest.mark.parametrize("name", ["2024-11-21", "2024-99-99", "first run_2.b", '"31"'])
+def test_names_that_look_like_something_else(name: str) -> None:
+    assert load(None, [f"run.name={name}"]).run.name == name.strip('"')
+
+
 def test_wrong_files_are_explained(tmp_path: Path) -> None:
     for path, said in [
         (tmp_path / "none.yaml", "no configuration file"),
         (write(tmp_path, "list.yaml", "- 1\n"), "mapping"),
         (write(tmp_path, "bad.yaml", "a: [1\n"), "valid YAML"),
+        (write(tmp_path, "date.yaml", "run: {name: 2024-99-99}\n"), "valid YAML"),
         (write(tmp_path, "self.yaml", "extends: self.yaml\n"), "circle"),
     ]:
         with pytest.raises(ConfigError, match=said):
