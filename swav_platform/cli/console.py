@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 stderr = Console(stderr=True)
 
@@ -36,8 +37,18 @@ def answer(result: Mapping[str, Any], as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in result.items():
-        table.add_row(key.replace("_", " "), _readable(value))
+        add_row(table, key.replace("_", " "), _readable(value))
     Console().print(table)
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """A row of texts as they are: Rich would take [brackets] in names of users for markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def say(text: str) -> None:
+    """A line for people, as it is, on stderr."""
+    stderr.print(Text(text), soft_wrap=True)
 
 
 def _readable(value: Any) -> str:

@@ -86,7 +86,7 @@ def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
     table = Table("image", "shard", "reason", "detail", box=None)
     bad = {(event.shard, event.key): event for event in ledger.events()}
     for event in list(bad.values())[:most]:
-        table.add_row(event.key, event.shard, event.outcome.word, event.detail)
+        console.add_row(table, event.key, event.shard, event.outcome.word, event.detail)
     if bad:
         Console().print(table)
         click.echo(f"{len(bad):,} images in all, with thumbnails where they could be made: {path}")

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -21,14 +22,19 @@ from rich.console import Console
 from rich.table import Table
 
 from swav_platform.cli import console
+from swav_platform.cli.evaluate import record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
 from swav_platform.config import Config, load
+from swav_platform.data import naming
 from swav_platform.data.index import Index
+from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import RunFolder
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "demo.yaml"
 PER_PHOTO = {"train": 450, "query": 60}
+BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # what the demo has to beat where there are labels
+FEWEST_STEPS = 20
 DECODE_SECONDS = 120.0  # core-seconds that reading the user's own images may take in all
 SECONDS_PER_MEGAPIXEL = 0.009  # of a JPEG on one slow core
 
@@ -54,6 +60,14 @@ class Shards:
     query: str | None
 
 
+@dataclass(frozen=True)
+class OwnImages:
+    """Images of the user's own: a pattern of shards, or a folder that has to be packed first."""
+
+    source: str
+    packed: bool
+
+
 @click.command()
 @click.argument("overrides", nargs=-1, metavar="[key=value …]")
 @click.option("--data", metavar="PATTERN", help="Your own images instead: a folder of any nesting, or a pattern of shards.")
@@ -62,12 +76,16 @@ class Shards:
 @console.json_option
 def demo_command(overrides: tuple[str, ...], data: str | None, out: str, seed: int, as_json: bool) -> None:
     """Images to shards to a trained encoder to answers over HTTP, in a few minutes on two cores."""
-    place = Path(out).absolute()
+    place = Path(out).expanduser().absolute()
+    # What was asked for is checked before an earlier demo is taken away.
+    _recipe(["-"], place, seed, overrides, steps=FEWEST_STEPS if data else None)
+    own = _own_images(data, place) if data else None
     _clear(place)
     watch = Stopwatch()
     with watch.part("images"):
-        shards = _own_shards(data, place) if data else _photograph_shards(place, seed)
-    config = _recipe(shards, place, seed, overrides, own=data is not None)
+        shards = _own_shards(own, place) if own else _photograph_shards(place, seed)
+        steps = _affordable_steps(shards, place) if own else None
+    config = _recipe(shards.sources, place, seed, overrides, steps=steps)
     result = run(config, shards, place, watch)
     console.answer(result, True) if as_json else _show(result, watch, place)
 
@@ -82,6 +100,8 @@ def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[s
     folder = RunFolder(Path(trained["folder"]))
     with watch.part("evaluate"):
         scores = _score(folder, shards)
+        if scores:
+            record_knn(folder, scores)
     with watch.part("embed"):
         _embed(folder, labelled=shards.query is not None)
     with watch.part("serve and query"):
@@ -93,14 +113,14 @@ def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[s
         "steps": trained["steps"],
         "seconds": round(time.monotonic() - started, 1),
         **{k: trained[k] for k in ("images_per_second", "loss_first", "loss_last")},
-        **{k: scores.get(k) for k in ("knn_top1", "knn_top1_random_init", "knn_top1_colour_histogram")},
+        **{k: scores.get(k) for k in ("knn_top1", *BASELINES)},
         "quarantined": trained["quarantined"],
         "prototypes_used": report["prototypes_used"],
         "model_uri": trained["model_uri"],
         "run_id": trained["run_id"],
         "report": str(place / "report.html"),
         "service_url": url,
-        "ok": True,
+        "ok": not scores or all(scores["knn_top1"] > scores[baseline] for baseline in BASELINES),
         "timings": watch.seconds,
         "answers": answers,
     }
@@ -140,17 +160,70 @@ def _photograph_shards(place: Path, seed: int) -> Shards:
     return Shards([str(place / "shards" / "train-000000.tar")], str(place / "shards" / "query-000000.tar"))
 
 
-def _own_shards(data: str, place: Path) -> Shards:
-    """Shards as they are; a folder without shards is packed first."""
-    folder = Path(data).expanduser()
-    if not folder.is_dir() or any(folder.rglob("*.tar")):
-        return Shards([data if "://" in data else str(folder.absolute())], None)
+def _own_images(data: str, place: Path) -> OwnImages:
+    """Images in a folder are packed; tars are used where there are none. Raises UsageError for neither."""
+    where = Path(data.removeprefix("file://")).expanduser().absolute()
+    named = [where] if where.is_dir() else [where, *map(Path, expand([data]))]
+    if any(_inside(path, place) for path in named):
+        raise UsageError(f"{data} lies in {place}, which the demo replaces; name another folder with --out.")
+    if not where.is_dir():
+        return OwnImages(str(where), packed=False)
+    images = any(map(_is_image, _files(where, place)))
+    tars = _tars(where, place, required=not images)
+    if images and tars:
+        console.say(f"{where} holds images and tars: the images are packed, the tars ({len(tars):,}) are left aside.")
+    return OwnImages(str(where), packed=images)
+
+
+def _tars(folder: Path, place: Path, *, required: bool) -> list[str]:
+    """Tars in a folder but those of an earlier demo in it. Raises UsageError when they are required and there are none."""
+    try:
+        found = [tar for tar in expand([str(folder)]) if not _inside(tar, place)]
+    except UsageError:
+        if required:
+            raise
+        return []
+    if required and not found:
+        raise UsageError(f"{folder} holds neither images nor tars but those of an earlier demo; name another folder.")
+    return found
+
+
+def _inside(path: str | Path, place: Path) -> bool:
+    return Path(path).resolve().is_relative_to(place.resolve())
+
+
+def _files(folder: Path, place: Path) -> Iterator[Path]:
+    """Files below a folder, also behind links, as `pack` looks for them, but not those of an earlier demo in it."""
+    seen = {os.path.realpath(place)}
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(inside)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(inside, name) for name in names)
+
+
+def _is_image(path: Path) -> bool:
+    name = os.fsencode(path)
+    if naming.is_hidden(name) or not path.is_file():
+        return False
+    if (kind := naming.extension(name)) in naming.IMAGES:
+        return True
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return kind not in naming.COMPANIONS and naming.kind_of(file.read(16)) is not None
+    return False
+
+
+def _own_shards(own: OwnImages, place: Path) -> Shards:
+    if not own.packed:
+        return Shards([own.source], None)
     from swav_platform.data.pack import pack
 
     with console.progress() as bars:
         task = bars.add_task("pack", total=None, note="files")
         pack(
-            folder,
+            own.source,
             place / "shards",
             samples_per_shard=10_000,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
@@ -158,10 +231,11 @@ def _own_shards(data: str, place: Path) -> Shards:
     return Shards([str(place / "shards")], None)
 
 
-def _recipe(shards: Shards, place: Path, seed: int, overrides: tuple[str, ...], *, own: bool) -> Config:
-    chosen = [f"data.sources={json.dumps(shards.sources)}", f"run.out={json.dumps(str(place))}", "run.name=demo", f"seed={seed}"]
-    if own:
-        chosen += ["views.large.size=64", "views.small.size=32", f"train.steps={_affordable_steps(shards, place)}"]
+def _recipe(sources: list[str], place: Path, seed: int, overrides: tuple[str, ...], *, steps: int | None) -> Config:
+    """steps: for images of the user's own, which are larger than the patches of photographs; None for those."""
+    chosen = [f"data.sources={json.dumps(sources)}", f"run.out={json.dumps(str(place))}", "run.name=demo", f"seed={seed}"]
+    if steps is not None:
+        chosen += ["views.large.size=64", "views.small.size=32", f"train.steps={steps}"]
     return load(RECIPE, [*chosen, *overrides])
 
 
@@ -169,7 +243,6 @@ def _affordable_steps(shards: Shards, place: Path) -> int:
     """Steps for which decoding the user's images takes about DECODE_SECONDS, told from a few headers."""
     from swav_platform.data.index import build_index
     from swav_platform.data.read import ReadFailure, read_samples
-    from swav_platform.data.sources import expand
 
     recipe = load(RECIPE)
     build_index(expand(shards.sources), place / "demo" / "index")
@@ -181,7 +254,7 @@ def _affordable_steps(shards: Shards, place: Path) -> int:
                 pixels.append(math.prod(Image.open(io.BytesIO(content)).size))
     mean = sum(pixels) / max(1, len(pixels)) / 1e6
     images = DECODE_SECONDS / max(1e-4, mean * SECONDS_PER_MEGAPIXEL)
-    return max(20, min(int(recipe.train.steps or 1), int(images / recipe.train.batch)))
+    return max(FEWEST_STEPS, min(int(recipe.train.steps or 1), int(images / recipe.train.batch)))
 
 
 def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
@@ -204,7 +277,6 @@ def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
 
 def _embed(folder: RunFolder, *, labelled: bool) -> None:
     from swav_platform.data.index import build_index
-    from swav_platform.data.sources import expand
     from swav_platform.evaluation.embed import embed
 
     config = folder.config()
@@ -288,10 +360,9 @@ def _show(result: dict[str, Any], watch: Stopwatch, place: Path) -> None:
     for key, value in result.items():
         if key in ("answers", "timings", "ok", "service_url"):
             continue
-        table.add_row(
-            key.replace("_", " "), "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
-        )
-    table.add_row("where the time went", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.seconds.items()))
+        shown = "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
+        console.add_row(table, key.replace("_", " "), shown)
+    console.add_row(table, "where the time went", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.seconds.items()))
     Console().print(table)
     click.echo(
         f"\nLook at {place / 'report.html'}\nOpen the service:  {Path(sys.executable).parent / 'swav'} serve {place / 'demo'}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from swav_platform.cli import console
-from swav_platform.run_folder import find, write_text
+from swav_platform.run_folder import RunFolder, find, write_text
 
 
 @click.group()
@@ -24,7 +26,7 @@ def evaluate_command() -> None:
 @click.option("--bank-size", type=int, help="Take so many bank images, drawn by the run's seed.")
 @click.option("--query-size", type=int, help="Take so many query images, drawn by the run's seed.")
 @click.option("--k", default=20, show_default=True, type=click.IntRange(1))
-@click.option("--temperature", default=0.1, show_default=True, type=float)
+@click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0, min_open=True))
 @click.option("--out", metavar="DIR", help="Folder of the runs.")
 @console.json_option
 def knn(
@@ -40,8 +42,7 @@ def knn(
     as_json: bool,
 ) -> None:
     """Nearest-neighbour accuracy of RUN's features, beside the same network at random initialisation."""
-    from swav_platform.evaluation.knn import evaluate_knn, results_file
-    from swav_platform.registry import log_metrics
+    from swav_platform.evaluation.knn import evaluate_knn
 
     folder = find(run, out)
     with console.progress() as bars:
@@ -57,29 +58,50 @@ def knn(
             temperature=temperature,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    record_knn(folder, result)
+    console.answer(result, as_json)
+
+
+def record_knn(folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """Keeps a score in the run's folder and in MLflow, there at the step that the run has reached."""
+    from swav_platform.evaluation.knn import results_file
+    from swav_platform.registry import log_metrics
+
     write_text(results_file(folder), json.dumps(result))
     info = folder.info()
-    log_metrics(info["tracking_uri"], info["run_id"], {"eval/knn_top1": result["knn_top1"]}, step=0)
-    console.answer(result, as_json)
+    log_metrics(info["tracking_uri"], info["run_id"], {"eval/knn_top1": result["knn_top1"]}, step=_steps_done(folder))
+
+
+def _steps_done(folder: RunFolder) -> int:
+    if (summary := folder.summary()) is not None:
+        return int(summary["steps"])
+    return len(folder.metrics.read_bytes().splitlines()) if folder.metrics.is_file() else 0
 
 
 @click.command()
 @click.argument("run")
 @click.option("--data", multiple=True, metavar="PATTERN", help="Shards to embed (default: those the run learned from).")
-@click.option("--out", metavar="DIR", help="Folder for embeddings.parquet (default: in the run's folder).")
+@click.option("--to", metavar="DIR", help="Folder for embeddings.parquet (default: in the run's folder).")
 @click.option("--label", help="Where labels come from, to be shown beside neighbours: folder, cls or json:FIELD.")
 @click.option("--no-thumbnails", is_flag=True)
+@click.option("--out", metavar="DIR", help="Folder of the runs.")
 @console.json_option
 def embed_command(
-    run: str, data: tuple[str, ...], out: str | None, label: str | None, no_thumbnails: bool, as_json: bool
+    run: str,
+    data: tuple[str, ...],
+    to: str | None,
+    label: str | None,
+    no_thumbnails: bool,
+    out: str | None,
+    as_json: bool,
 ) -> None:
     """Embed images with RUN's encoder; `swav serve` answers neighbours and clusters from them."""
     from swav_platform.data.index import Index, build_index
     from swav_platform.data.sources import expand
     from swav_platform.evaluation.embed import embed
 
-    folder = find(run)
-    target = Path(out) if out else folder.embeddings
+    folder = find(run, out)
+    target = Path(to).expanduser() if to else folder.embeddings
     if data or label:
         patterns = data or folder.config().data.sources
         build_index(expand(patterns), target / "index", label=label)

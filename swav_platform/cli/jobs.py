@@ -45,7 +45,7 @@ def submit_command(
     settings = configured(config, data, name, out, overrides)
     cluster = _cluster(address)
     job = cluster.submit(settings)
-    console.stderr.print(f"submitted {job.id} to {cluster.address}")
+    console.say(f"submitted {job.id} to {cluster.address}")
     code = _watch(cluster, job, show=follow) if follow or wait else 0
     console.answer(cluster.report(cluster.job(job.id)), as_json)
     return code
@@ -99,7 +99,7 @@ def list_command(address: str | None, as_json: bool) -> None:
     for report in reports:
         step = f"{report['step']}/{report['steps']}" if report["step"] is not None else "-"
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report["started"])) if report["started"] else "-"
-        table.add_row(report["id"], report["name"], report["state"], step, started)
+        console.add_row(table, report["id"], report["name"], report["state"], step, started)
     Console().print(table)
 
 
@@ -108,11 +108,9 @@ def _watch(cluster: Any, job: Any, *, show: bool) -> int:
     try:
         ended = cluster.follow(job, (lambda text: click.echo(text, nl=False, err=True)) if show else (lambda text: None))
     except KeyboardInterrupt:
-        console.stderr.print(
-            f"\nDetached; {job.id} goes on. Come back with: swav logs {job.name} --follow --address {cluster.address}"
-        )
+        console.say(f"\nDetached; {job.id} goes on. Come back with: swav logs {job.name} --follow --address {cluster.address}")
         return 0
     if ended.state == "succeeded":
         return 0
-    console.stderr.print(f"{ended.id} {ended.state}: {ended.message.splitlines()[0] if ended.message else 'no message'}")
+    console.say(f"{ended.id} {ended.state}: {ended.message.splitlines()[0] if ended.message else 'no message'}")
     return ended.exit_code if ended.exit_code and ended.exit_code > 0 else 1

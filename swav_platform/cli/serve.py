@@ -17,6 +17,7 @@ from swav_platform.errors import UsageError
 from swav_platform.run_folder import find
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+MOST_CLUSTERS = 20  # that the service answers for an image
 
 
 @click.command()
@@ -52,7 +53,7 @@ def serve_command(
         package, beside = _package(model, tracking_uri, out, Path(scratch))
         stored = Path(embeddings) if embeddings else beside
         if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
-            raise UsageError(f"There is no embeddings.parquet in {embeddings}; make it by `swav embed RUN --out {embeddings}`.")
+            raise UsageError(f"There is no embeddings.parquet in {embeddings}; make it by `swav embed RUN --to {embeddings}`.")
         settings = ServiceSettings(model=package, embeddings=stored, host=host, port=port, threads=threads)
         serve(settings, on_ready=ready)
 
@@ -79,7 +80,9 @@ def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Pat
 @click.argument("what", type=click.Choice(["embeddings", "clusters", "neighbors", "models"]))
 @click.argument("images", nargs=-1)
 @click.option("--url", default=DEFAULT_URL, envvar="SWAV_URL", show_default=True, help="Where `swav serve` answers.")
-@click.option("--k", default=5, show_default=True, type=click.IntRange(1, 100), help="Clusters or neighbours of each image.")
+@click.option(
+    "--k", default=5, show_default=True, type=click.IntRange(1, 100), help="Neighbours, or clusters (20 at most), of each image."
+)
 @console.json_option
 def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json: bool) -> int:
     """Ask a running service about IMAGES."""
@@ -87,10 +90,12 @@ def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json:
 
     if what != "models" and not images:
         raise UsageError(f"Name at least one image: swav query {what} photo.jpg")
+    if what == "clusters" and k > MOST_CLUSTERS:
+        raise UsageError(f"--k {k} is too many: a service answers at most {MOST_CLUSTERS} clusters of an image.")
     with Client(url) as client:
         ask = {
             "embeddings": lambda: client.embeddings(images),
-            "clusters": lambda: client.clusters(images, top=min(k, 20)),
+            "clusters": lambda: client.clusters(images, top=k),
             "neighbors": lambda: client.neighbors(images, k=k, thumbnails=as_json),
             "models": client.models,
         }
@@ -107,7 +112,7 @@ def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json:
 def _show(what: str, found: dict[str, Any]) -> None:
     table = Table("image", what, box=None)
     for item in found["items"]:
-        table.add_row(str(item.get("name")), item["error"]["message"] if "error" in item else _line(what, item))
+        console.add_row(table, str(item.get("name")), item["error"]["message"] if "error" in item else _line(what, item))
     Console().print(table)
 
 

@@ -18,6 +18,7 @@ from swav_platform.data.index import Index
 from swav_platform.evaluation.features import Batch, batches, encoder_function, unit
 from swav_platform.images.decode import thumbnail
 from swav_platform.models.package import Package, load_package, package_digest
+from swav_platform.run_folder import write_text
 
 
 def embed(
@@ -49,6 +50,8 @@ def embed(
             seen += len(batch.images) + batch.refused.total()
             refused += batch.refused
             progress(seen, index.samples)
+    told = out / "embeddings.json"
+    told.unlink(missing_ok=True)  # it must never speak for another table
     aside.replace(out / "embeddings.parquet")
     report = {
         "samples": written,
@@ -57,7 +60,7 @@ def embed(
         "model": package_digest(package_folder),
         "index_digest": index.digest,
     }
-    (out / "embeddings.json").write_text(json.dumps(report))
+    write_text(told, json.dumps(report))
     return {**report, "out": str(out)}
 
 

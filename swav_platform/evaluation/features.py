@@ -18,7 +18,9 @@ from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.images.decode import Refused, decode
 from swav_platform.models.package import preprocess
 
-BATCH = 256
+BATCH = 256  # images
+BATCH_BYTES = 256 * 2**20  # of decoded images and their files
+READ_BYTES = 32 * 2**20  # of files read at once
 
 
 @dataclass(frozen=True)
@@ -48,36 +50,58 @@ def subset(index: Index, size: int | None, seed: int) -> list[int]:
 
 
 def batches(index: Index, numbers: Sequence[int], policy: ImagePolicy, size: int = BATCH) -> Iterator[Batch]:
-    """Decoded images in the order of `numbers`; the next batch is read and decoded while the caller works on one."""
-    parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    """Decoded images in the order of `numbers`; the next batch is read and decoded while the caller works on one.
+
+    A batch ends at `size` images or BATCH_BYTES, whichever comes first.
+    """
+    found = _batches(index, numbers, policy, size)
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(_read, index, parts[0], policy) if parts else None
-        for following in [*parts[1:], None]:
-            assert pending is not None
-            ready = pending.result()
-            if following is not None:
-                pending = pool.submit(_read, index, following, policy)
+        pending = pool.submit(next, found, None)
+        while (ready := pending.result()) is not None:
+            pending = pool.submit(next, found, None)
             yield ready
 
 
-def _read(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Batch:
-    batch = Batch([], [], [], Counter())
-    lines = index.lines(numbers)
-    contents = read_samples(lines, max_bytes=policy.max_bytes)
-    for line in lines:
-        content = contents[line.number]
-        if isinstance(content, ReadFailure):
-            batch.refused[content.outcome.word] += 1
-            continue
+def _batches(index: Index, numbers: Sequence[int], policy: ImagePolicy, size: int) -> Iterator[Batch]:
+    batch, held = Batch([], [], [], Counter()), 0
+    for line, content in _contents(index, numbers, policy):
         try:
+            if isinstance(content, ReadFailure):
+                raise Refused(content.outcome, content.detail)
             image = decode(content, policy)
         except Refused as refused:
             batch.refused[refused.outcome.word] += 1
-            continue
-        batch.lines.append(line)
-        batch.images.append(image)
-        batch.contents.append(content)
-    return batch
+        else:
+            batch.lines.append(line)
+            batch.images.append(image)
+            batch.contents.append(content)
+            held += image.nbytes + len(content)
+        if held >= BATCH_BYTES or len(batch.lines) + batch.refused.total() >= size:
+            yield batch
+            batch, held = Batch([], [], [], Counter()), 0
+    if batch.lines or batch.refused:
+        yield batch
+
+
+def _contents(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Iterator[tuple[IndexLine, bytes | ReadFailure]]:
+    for start in range(0, len(numbers), BATCH):
+        for lines in _read_together(index.lines(numbers[start : start + BATCH])):
+            contents = read_samples(lines, max_bytes=policy.max_bytes)
+            yield from ((line, contents[line.number]) for line in lines)
+
+
+def _read_together(lines: Sequence[IndexLine]) -> Iterator[list[IndexLine]]:
+    """`lines` in parts of READ_BYTES at most, unless a single file is longer."""
+    part: list[IndexLine] = []
+    size = 0
+    for line in lines:
+        if part and size + line.size > READ_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(line)
+        size += line.size
+    if part:
+        yield part
 
 
 def features(

@@ -19,19 +19,30 @@ from swav_platform.run_folder import RunFolder
 
 
 def knn_top1(bank: Features, query: Features, k: int, temperature: float) -> float:
-    """Percentage of queries whose label wins the vote of the k nearest bank rows, each with weight exp(cosine / temperature)."""
+    """Percentage of queries whose label wins the vote of the k nearest bank rows, each with weight exp(cosine / temperature).
+
+    Rows without a label neither vote nor count.
+    """
+    bank, query = _labelled(bank), _labelled(query)
     names = {name: i for i, name in enumerate(sorted({str(label) for label in (*bank.labels, *query.labels)}))}
     bank_labels = np.array([names[str(label)] for label in bank.labels])
     right = 0
     for start in range(0, len(query.values), 512):
         cosines = query.values[start : start + 512] @ bank.values.T  # [q, n]
         nearest = np.argpartition(-cosines, min(k, cosines.shape[1]) - 1, axis=1)[:, :k]
-        weights = np.exp(np.take_along_axis(cosines, nearest, 1) / temperature)
+        near = np.take_along_axis(cosines, nearest, 1).astype(np.float64)
+        weights = np.exp((near - near.max(1, keepdims=True)) / temperature)  # relative to the nearest, so that none overflows
         votes = np.zeros((len(nearest), len(names)))
         np.add.at(votes, (np.arange(len(nearest))[:, None], bank_labels[nearest]), weights)
         wanted = [names[str(label)] for label in query.labels[start : start + 512]]
         right += int((votes.argmax(1) == wanted).sum())
     return 100.0 * right / max(1, len(query.values))
+
+
+def _labelled(rows: Features) -> Features:
+    """Only the rows that have a label."""
+    kept = [i for i, label in enumerate(rows.labels) if label is not None]
+    return Features(rows.values[kept], [rows.labels[i] for i in kept], rows.refused)
 
 
 def evaluate_knn(
@@ -49,7 +60,8 @@ def evaluate_knn(
 ) -> dict[str, Any]:
     """kNN accuracy of a run's encoder beside the same network at random initialisation (and beside `baselines`).
 
-    progress(done, total) counts images. Raises UserError when the images have no labels.
+    progress(done, total) counts images. `bank` and `query` of the answer count those that could be read and have a label.
+    Raises UserError when a side has none of them.
     """
     config, package = folder.config(), load_package(folder.package)
     size = package.meta["input_size"]
@@ -67,13 +79,10 @@ def evaluate_knn(
         progress(done, total)
 
     banks, queries = (features(index, numbers, functions, config.data.images, counted) for index, numbers in sides)
-    for (index, _), found in zip(sides, (banks, queries), strict=True):
-        if not any(found["knn_top1"].labels):
-            raise UserError(
-                f"The images of {index.path} have no labels by '{label}', so kNN can't be scored; name another --label."
-            )
+    for side, pattern, found in (("bank", bank, banks["knn_top1"]), ("query", query, queries["knn_top1"])):
+        _check_side(side, pattern, label, found)
     result: dict[str, Any] = {name: round(knn_top1(banks[name], queries[name], k, temperature), 2) for name in functions}
-    result |= {"bank": len(banks["knn_top1"].values), "query": len(queries["knn_top1"].values)}
+    result |= {"bank": len(_labelled(banks["knn_top1"]).values), "query": len(_labelled(queries["knn_top1"]).values)}
     return {**result, "k": k, "temperature": temperature}
 
 
@@ -84,6 +93,16 @@ def _side(folder: RunFolder, side: str, pattern: str, label: str, size: int | No
     build_index(expand([pattern]), where, label=label)
     index = Index.open(where)
     return index, subset(index, size, config.seed)
+
+
+def _check_side(side: str, pattern: str, label: str, found: Features) -> None:
+    if not found.labels:
+        reasons = ", ".join(f"{count} {word}" for word, count in found.refused.items())
+        raise UserError(f"None of the images of --{side} {pattern} can be read ({reasons}), so kNN can't be scored; name others.")
+    if all(name is None for name in found.labels):
+        raise UserError(
+            f"The images of --{side} {pattern} have no labels by '{label}', so kNN can't be scored; name another --label."
+        )
 
 
 def results_file(folder: RunFolder) -> Path:

@@ -7,12 +7,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from webdataset import TarWriter
 
 from swav_platform.config import ImagePolicy
 from swav_platform.data.index import Index, build_index
-from swav_platform.evaluation.features import Features, colour_histogram, features, subset, unit
-from swav_platform.evaluation.knn import knn_top1
+from swav_platform.errors import UserError
+from swav_platform.evaluation import features as module
+from swav_platform.evaluation.features import Features, batches, colour_histogram, features, subset, unit
+from swav_platform.evaluation.knn import _check_side, knn_top1
 
 
 def rows(values: np.ndarray, labels: list[str]) -> Features:
@@ -36,6 +39,51 @@ def test_matches_a_plain_loop() -> None:
             votes[str(bank.labels[i])] = votes.get(str(bank.labels[i]), 0) + float(np.exp(bank.values[i] @ value / 0.1))
         right += max(votes, key=lambda name: votes[name]) == label
     assert knn_top1(bank, query, k=7, temperature=0.1) == 100 * right / 60
+
+
+def test_a_small_temperature_does_not_overflow() -> None:
+    bank, query = rows(np.eye(2), ["a", "b"]), rows(np.array([[0.9, 0.1]]), ["a"])
+    assert knn_top1(bank, query, k=2, temperature=1e-4) == 100.0
+
+
+def test_rows_without_a_label_neither_vote_nor_count() -> None:
+    bank, query = rows(np.array([[1, 0], [0, 1]]), ["near", "far"]), rows(np.array([[0.8, 0.6], [1, 0]]), ["near", "near"])
+    bank.labels[0] = query.labels[1] = None
+    assert knn_top1(bank, query, k=1, temperature=0.1) == 0.0, "the nearest labelled one is far"
+    query.labels[0] = "far"
+    assert knn_top1(bank, query, k=1, temperature=0.1) == 100.0
+
+
+def test_a_side_without_images_and_one_without_labels_are_told_apart() -> None:
+    with pytest.raises(UserError, match=r"--bank a\.tar can be read \(3 truncated"):
+        _check_side("bank", "a.tar", "folder", Features(np.zeros((0, 1), np.float32), [], Counter(truncated=3)))
+    unlabelled = Features(np.ones((1, 1), np.float32), [None], Counter())
+    with pytest.raises(UserError, match=r"--query b\.tar have no labels by 'cls'"):
+        _check_side("query", "b.tar", "cls", unlabelled)
+
+
+def test_batches_end_by_count_or_by_bytes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_index(sorted(map(str, shards.glob("*.tar"))), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+
+    def sizes(size: int = 256) -> list[int]:
+        found = list(batches(index, range(index.samples), ImagePolicy(), size))
+        assert [line.number for batch in found for line in batch.lines] == list(range(160))
+        return [len(batch.images) for batch in found]
+
+    assert sizes() == [160]
+    assert sizes(100) == [100, 60]
+    monkeypatch.setattr(module, "READ_BYTES", 5_000)
+    assert sizes() == [160]
+    monkeypatch.setattr(module, "BATCH_BYTES", 10 * 40 * 48 * 3)
+    several = sizes()
+    assert len(several) > 10
+    assert max(several) <= 10
+
+
+def test_no_images_make_no_batches(shards: Path, tmp_path: Path) -> None:
+    build_index(sorted(map(str, shards.glob("*.tar"))), tmp_path / "index")
+    assert list(batches(Index.open(tmp_path / "index"), [], ImagePolicy())) == []
 
 
 def test_features_keep_order_and_count_what_is_refused(shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`swav demo` on a person's own folder: any names, broken files and all."""
+"""`swav demo` on a person's own folder, any names, broken files and all, and on the photographs it brings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from swav_platform.cli.demo import OwnImages, _own_images
+from swav_platform.cli.main import run
 from swav_platform.data.ledger import Ledger
 
 pytestmark = pytest.mark.stack
@@ -137,16 +140,20 @@ def test_the_report_shows_photos(shown: Shown) -> None:
     assert Path(shown.result["report"]) == shown.place / "report.html"
 
 
-def test_again_it_replaces_the_earlier_one_and_takes_shards(shown: Shown, shards: Path) -> None:
+def test_again_with_the_photographs_it_brings_it_replaces_the_earlier_one(shown: Shown) -> None:
     left = shown.place / "left behind"
     left.touch()
-    pattern = str(shards / "pictures-{000000..000001}.tar")
-    done = demo(shown.place.parent, "--data", pattern, *SMALL, "train.steps=2", "train.workers=1")
+    done = demo(shown.place.parent, *SMALL, "train.steps=2", "train.workers=1")
     assert done.returncode == 0, done.stderr
     result = json.loads((shown.place / "demo.json").read_text())
     assert (result["steps"], result["quarantined"]) == (2, 0)
     assert result["run_id"] != shown.result["run_id"]
     assert not left.exists()
+    scores = [result[name] for name in ("knn_top1", "knn_top1_random_init", "knn_top1_colour_histogram")]
+    assert all(0 < score <= 100 for score in scores)
+    assert result["ok"] is (scores[0] > max(scores[1:]))
+    tracked = MlflowClient(f"sqlite:///{shown.place / 'mlflow.db'}").get_metric_history(result["run_id"], "eval/knn_top1")
+    assert [(metric.step, metric.value) for metric in tracked] == [(2, scores[0])]
 
 
 def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:
@@ -156,3 +163,51 @@ def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "thesis is not empty" in done.stderr
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter 1.tex"]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an earlier demo, in the current one, with a shard in it."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "swav-demo"
+    (place / "shards").mkdir(parents=True)
+    (place / ".swav-demo").touch()
+    (place / "shards" / "shard-000000.tar").touch()
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("No photo.")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train.stepz=1"], "train.stepz"),
+        (["--data", "phtoos"], "phtoos"),
+        (["--data", "words"], "neither tars nor images"),
+        (["--data", "."], "neither images nor tars but those of an earlier demo"),
+        (["--data", "swav-demo/shards"], "the demo replaces"),
+        (["--data", "*/shards/*.tar"], "the demo replaces"),
+    ],
+)
+def test_an_earlier_demo_outlives_a_slip(
+    earlier: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["demo", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert (earlier / "shards" / "shard-000000.tar").is_file()
+
+
+def test_what_a_folder_is_taken_for(photos: Path, shards: Path, earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _own_images(str(photos), earlier) == OwnImages(str(photos), packed=True)
+    assert _own_images(str(shards), earlier) == OwnImages(str(shards), packed=False)
+    pattern = str(shards / "pictures-{000000..000001}.tar")
+    assert _own_images(pattern, earlier) == OwnImages(pattern, packed=False)
+    assert capsys.readouterr().err == ""
+
+    mixed = earlier.parent / "mixed"
+    mixed.mkdir()
+    (mixed / "without a suffix").write_bytes(jpeg(32, 32))
+    (mixed / "backup.TAR").touch()
+    assert _own_images("mixed", earlier) == OwnImages(str(mixed), packed=True)
+    assert "left aside" in capsys.readouterr().err
+    assert _own_images(".", earlier).packed, "an earlier demo in the folder is neither its images nor its tars"

@@ -1,0 +1,77 @@
+"""What users named is shown as it is, whatever Rich would make of it; what they ask for is checked first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from swav_platform.cli import console, data, serve
+from swav_platform.cli.main import run
+from swav_platform.data.ledger import Ledger
+from swav_platform.data.outcomes import Event, Outcome
+
+ODD = "trip [/b]/x [red] :smile: [link=a]"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("SWAV_DEBUG", raising=False)
+
+
+def test_answers_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.answer({"name": ODD, "shards": [ODD], "skipped": {ODD: 2}, "[/i]": None}, as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count(ODD) == 3
+    assert "[/i]" in shown
+
+
+def test_cells_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("image", "why", box=None)
+    console.add_row(table, ODD, "[/]")
+    Console().print(table)
+    shown = capsys.readouterr().out
+    assert ODD in shown
+    assert "[/]" in shown
+
+
+def test_the_ledger_shows_odd_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger()
+    ledger.add([Event(3, 0, 3, ODD, "s.tar", Outcome.CORRUPT, "[/x]", None)])
+    data._show_ledger(ledger, tmp_path / "ledger.parquet")
+    assert ODD in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("what", "item"),
+    [
+        ("neighbors", {"name": ODD, "neighbors": [{"key": ODD, "score": 0.5}]}),
+        ("clusters", {"name": ODD, "clusters": [{"cluster": 1, "probability": 0.5}]}),
+        ("embeddings", {"name": ODD, "error": {"message": "[/]"}}),
+    ],
+)
+def test_answers_of_the_service_show_odd_names(what: str, item: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    serve._show(what, {"items": [item]})
+    assert ODD in capsys.readouterr().out
+
+
+def test_json_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.answer({"name": ODD}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"name": ODD}
+
+
+def test_more_clusters_than_the_service_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["query", "clusters", "x.jpg", "--k", "21"]) == 2
+    assert "at most 20" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1"])
+def test_temperature_must_be_positive(temperature: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "knn", "x", "--bank", "a", "--query", "b", "--temperature", temperature]) == 2
+    assert "temperature" in capsys.readouterr().err
