@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def worker_log(self) -> Path:
+        """Warnings of the leading worker."""
+        return self.path / "worker.log"
+
+    @property
     def ledger(self) -> Path:
         return self.path / "ledger.parquet"
 

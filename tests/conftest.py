@@ -100,6 +100,6 @@ def local_ray() -> Iterator[None]:
 
     for name, value in session.SETTINGS.items():
         os.environ.setdefault(name, value)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -7,15 +7,16 @@ run which was lost can be submitted again and goes on from its checkpoints.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
-import json
+import itertools
 import os
 import re
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import runs_folder
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+PATIENCE = 60.0  # seconds that a cluster may be away while its job is followed
 ENDED = ("succeeded", "failed", "stopped")
 _STOPPED_BY_SIGNAL = (130, 143, -2, -15)
 _STEP = re.compile(r"^step (\d+)/(\d+)", re.MULTILINE)
@@ -51,22 +53,26 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
         self.address = address if "://" in address else f"http://{address}"
-        with self._explained():
-            from ray.job_submission import JobSubmissionClient
 
-            self._client = JobSubmissionClient(self.address)
+    @functools.cached_property
+    def _client(self) -> Any:
+        """Connects when it is first used: what is wrong with a configuration is said before."""
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.address)
 
     def submit(self, config: Config) -> Job:
         """Raises UsageError for a name that runs, or for paths that the cluster can't know."""
         config = self._placed(config)
         name = str(config.run.name)
-        earlier = [job for job in self.jobs() if job.name == name]
-        if alive := [job for job in earlier if job.state not in ENDED]:
+        known = self.jobs()
+        if alive := [job for job in known if job.name == name and job.state not in ENDED]:
             raise UsageError(
                 f"Run {name} is {alive[0].state} on {self.address} (job {alive[0].id}); follow it with `swav logs {name} --follow --address {self.address}`, "
                 f"stop it with `swav stop {name} --address {self.address}`, or take another --name."
             )
-        job_id = name if not earlier else f"{name}-{len(earlier) + 1}"
+        taken = {job.name for job in known if job.name != name} | {details.submission_id for details in self._listed()}
+        job_id = _free_id(name, taken)
         with tempfile.TemporaryDirectory() as package, self._explained():
             Path(package, "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             self._client.submit_job(
@@ -75,17 +81,17 @@ class Cluster:
                 metadata={"run": name},
                 runtime_env={"working_dir": package, "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
-        return self.job(name)
+        return self._now(job_id)
 
     def jobs(self) -> list[Job]:
         """All jobs of ours, oldest first."""
-        with self._explained():
-            found = [self._job(details) for details in self._client.list_jobs() if (details.metadata or {}).get("run")]
+        found = [self._job(details) for details in self._listed() if (details.metadata or {}).get("run")]
         return sorted(found, key=lambda job: job.started or 0.0)
 
     def job(self, name: str) -> Job:
-        """The newest job of a run's name, or the job of an id."""
-        found = [job for job in self.jobs() if name in (job.name, job.id)]
+        """The newest job of a run's name, else the job of an id."""
+        jobs = self.jobs()
+        found = [job for job in jobs if job.name == name] or [job for job in jobs if job.id == name]
         if not found:
             raise UsageError(
                 f"There is no job '{name}' on {self.address}; `swav list --address {self.address}` shows those it has."
@@ -111,11 +117,21 @@ class Cluster:
         }
 
     def follow(self, job: Job, show: Callable[[str], None], poll: float = 1.0) -> Job:
-        """Passes new log text to `show` until the job has ended; returns the job as it ended."""
-        shown = 0
+        """Passes new log text to `show` until the job has ended; returns the job as it ended.
+
+        Raises UserError when the cluster has not answered for PATIENCE seconds.
+        """
+        shown, answered = 0, time.monotonic()
         while True:
-            now = self.job(job.id)
-            text = self.logs(now) if now.state != "pending" else ""
+            try:
+                now = self._now(job.id)
+                text = self.logs(now) if now.state != "pending" else ""
+            except UserError:
+                if time.monotonic() - answered > PATIENCE:
+                    raise
+                time.sleep(poll)
+                continue
+            answered = time.monotonic()
             if len(text) > shown:
                 show(text[shown:])
                 shown = len(text)
@@ -129,13 +145,21 @@ class Cluster:
         with self._explained():
             self._client.stop_job(job.id)
         deadline = time.monotonic() + timeout
-        while (now := self.job(job.id)).state not in ENDED:
+        while (now := self._now(job.id)).state not in ENDED:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name} --address {self.address}`."
                 )
             time.sleep(0.5)
         return now
+
+    def _listed(self) -> list[Any]:
+        with self._explained():
+            return list(self._client.list_jobs())
+
+    def _now(self, job_id: str) -> Job:
+        with self._explained():
+            return self._job(self._client.get_job_info(job_id))
 
     def _job(self, details: Any) -> Job:
         state, code = str(details.status.value).lower(), getattr(details, "driver_exit_code", None)
@@ -150,7 +174,7 @@ class Cluster:
         if not self._is_here():
             relative = [
                 p
-                for p in (*config.data.sources, config.data.index, config.data.sample_log)
+                for p in (*config.data.sources, config.data.index, config.data.sample_log, config.run.out)
                 if p and "://" not in p and not p.startswith("/")
             ]
             if relative:
@@ -163,6 +187,7 @@ class Cluster:
                 )
         tree["data"]["sources"] = [p if "://" in p else os.path.abspath(os.path.expanduser(p)) for p in config.data.sources]
         tree["run"]["out"] = str(runs_folder(config.run.out))
+        tree["tracking"]["uri"] = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         return placed(from_tree(tree))
 
     def _is_here(self) -> bool:
@@ -191,16 +216,11 @@ def _explanation(address: str, error: Exception) -> str:
     return f"The Ray cluster at {address} does not answer or refused ({first}). Check --address (the dashboard's URL, usually port 8265) and that it runs."
 
 
+def _free_id(name: str, taken: Collection[str]) -> str:
+    return next(i for i in itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2))) if i not in taken)
+
+
 def _entrypoint(arguments: str) -> str:
     """`swav` as this machine has it where the head has that too (one image, or one machine), else the head's own."""
     ours = shlex.quote(str(Path(sys.executable).parent / "swav"))
     return f"if [ -x {ours} ]; then exec {ours} {arguments}; else exec swav {arguments}; fi"
-
-
-def result_of(log: str) -> dict[str, Any] | None:
-    """The JSON object that the job printed last."""
-    for line in reversed(log.splitlines()):
-        if line.startswith("{"):
-            with contextlib.suppress(ValueError):
-                return dict(json.loads(line))
-    return None

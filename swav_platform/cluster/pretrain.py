@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
+from swav_platform.methods.method import build_method
+from swav_platform.models.resnet import SHAPES
 from swav_platform.run_folder import RunFolder, runs_folder, write_text
+from swav_platform.training import checkpoints
 from swav_platform.training.export import export_package
 
 _REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
@@ -37,24 +42,29 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     """Runs to the end and returns the keys that `swav pretrain --json` prints.
 
     resume: go on from the newest checkpoint when there is one (a run that is done only answers again); without it, a run
-    that exists is refused.
+    that has one is refused. A run that came to no checkpoint is begun anew, also with other settings.
     Raises UsageError or UserError.
     """
     watch = watch or Watcher()
+    _check_names(config)
+    session.check_address()
     config = placed(config)
     folder = RunFolder(Path(str(config.run.out)) / str(config.run.name))
     started = time.monotonic()
     with folder.claimed():
-        _check_new_or_same(folder, config, resume)
+        known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
         index = _index(config, folder, watch)
-        run_id = _open_run(config, folder, index, resume)
+        run_id = _open_run(config, folder, index, known)
         uri = registry.tracking_uri(config)
         try:
             with session.connected(config) as room:
                 watch.started(folder, config.steps(index.samples))
-                result = train.fit(_job(config, folder, index, uri, run_id, room), room)
+                try:
+                    result = train.fit(_job(config, folder, index, uri, run_id, room), room)
+                finally:
+                    _repeat_warnings(folder)
             package = export_package(folder, Path(result["checkpoint"]))
             model_uri = registry.register_package(uri, run_id, package, config.tracking.model or folder.name)
             registry.finish_run(uri, run_id, "FINISHED")
@@ -84,16 +94,26 @@ def placed(config: Config) -> Config:
     return from_tree(tree)
 
 
-def _check_new_or_same(folder: RunFolder, config: Config, resume: bool) -> None:
-    if not folder.exists():
-        return
+def _check_names(config: Config) -> None:
+    """Before anything is begun: else a worker would be the first to find them wrong."""
+    if config.model.name not in SHAPES:
+        raise UsageError(f"There is no encoder '{config.model.name}'; model.name must be one of {', '.join(SHAPES)}.")
+    build_method(config)
+
+
+def _known(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:
+    """run.json of the run to go on with; empty for a run that is new or came to no checkpoint."""
+    if not folder.exists() or (folder.summary() is None and checkpoints.latest_valid(folder.checkpoints) is None):
+        return {}
     if not resume:
         raise UsageError(f"Run {folder.name} exists in {folder.path.parent}; go on with it by --resume, or take another --name.")
-    if folder.info()["config_digest"] != config.digest():
+    known = folder.info()
+    if known["config_digest"] != config.digest():
         raise UserError(
             f"Run {folder.name} was started with other settings ({_difference(folder.config(), config)}), so its checkpoints do not fit. "
             f"Resume with the settings in {folder.path}/config.yaml, or start a new run under another --name."
         )
+    return known
 
 
 def _difference(old: Config, new: Config) -> str:
@@ -123,13 +143,14 @@ def _index(config: Config, folder: RunFolder, watch: Watcher) -> Index:
     return Index.open(folder.index)
 
 
-def _open_run(config: Config, folder: RunFolder, index: Index, resume: bool) -> str:
-    known = folder.info() if folder.exists() else {}
+def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any]) -> str:
     if known and known["index_digest"] != index.digest:
         raise UserError(
             f"The shards of run {folder.name} are not those it was started with (index {index.digest[:12]}, was {known['index_digest'][:12]}). "
             f"Put the shards back as they were, or start a new run under another --name."
         )
+    if not known:
+        folder.metrics.unlink(missing_ok=True)  # of a run that came to no checkpoint
     tags = {
         "swav.run": folder.name,
         "swav.index_digest": index.digest,
@@ -137,7 +158,8 @@ def _open_run(config: Config, folder: RunFolder, index: Index, resume: bool) -> 
         "swav.codec": codec_fingerprint(),
         "swav.code_version": code_version(),
     }
-    run_id = registry.start_run(config, known.get("run_id"), tags, _flat(config.model_dump(mode="json")))
+    settings = _flat(config.model_dump(mode="json", exclude={"tracking", "run"}))  # where it is, not what; may hold a password
+    run_id = registry.start_run(config, known.get("run_id"), tags, settings)
     folder.write(
         config,
         {
@@ -166,7 +188,15 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
         tasks=room.tasks,
         tracking_uri=uri,
         run_id=run_id,
+        attempt=uuid.uuid4().hex,
     )
+
+
+def _repeat_warnings(folder: RunFolder) -> None:
+    """Ray keeps what its workers say to itself."""
+    with contextlib.suppress(OSError):
+        for line in dict.fromkeys(folder.worker_log.read_text(encoding="utf-8").splitlines()):
+            logging.getLogger("swav").warning(line)
 
 
 def _close_quietly(uri: str, run_id: str, status: str) -> None:

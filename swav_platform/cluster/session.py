@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+PATIENCE = 30.0  # seconds in which workers of a run that was stopped give back their CPUs
+_ANSWERS_IN = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -29,38 +33,50 @@ class Room:
     tasks: int
 
 
+def check_address() -> None:
+    """Raises UserError when nobody listens at RAY_ADDRESS: Ray itself would try for minutes without a word."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # none, `auto`, `local`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_IN).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_answer(address, error) from None
+
+
 @contextlib.contextmanager
 def connected(config: Config) -> Iterator[Room]:
     """Connects for the time of the block.
 
-    Raises UserError when the address does not answer, UsageError when training workers would leave no CPU to
-    data tasks (Ray Data would then wait for ever without a word).
+    Raises UserError when the address does not answer or others have taken the CPUs, UsageError when training workers
+    would leave no CPU to data tasks (Ray Data would then wait for ever without a word).
     """
+    check_address()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
-        yield _room(config, int(ray.cluster_resources().get("CPU", 0)))
+        yield _shared_room(config)
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ours = address == "local"
     try:
-        if address:
+        if not ours:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
+                address="local",  # else Ray joins a head that `ray start` left on this machine
                 num_cpus=max(os.cpu_count() or 1, config.train.workers + config.data.tasks),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"Ray at {address or 'this machine'} does not answer ({_first_line(error)}). Check RAY_ADDRESS and that "
-            f"`ray start --head` runs there, or unset RAY_ADDRESS to start a local one."
-        ) from error
+        raise _no_answer("this machine" if ours else address, error) from error
     try:
-        yield _room(config, int(ray.cluster_resources().get("CPU", 0)))
+        yield _room(config, int(ray.cluster_resources().get("CPU", 0))) if ours else _shared_room(config)
     finally:
         ray.shutdown()
 
@@ -73,6 +89,31 @@ def _room(config: Config, cpus: int) -> Room:
             f"make views, so the run would wait for ever. Take at most train.workers={max(1, cpus - 1)}, or add nodes."
         )
     return Room(cpus, min(config.data.tasks, free))
+
+
+def _shared_room(config: Config) -> Room:
+    """The part of a cluster that others leave to us."""
+    import ray
+
+    room = _room(config, int(ray.cluster_resources().get("CPU", 0)))
+    deadline = time.monotonic() + PATIENCE
+    while (free := int(ray.available_resources().get("CPU", 0))) < config.train.workers + room.tasks:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    if free <= config.train.workers:
+        raise UserError(
+            f"{free} of the {room.cpus} CPUs of the Ray cluster are free, and train.workers={config.train.workers} with their data tasks need "
+            f"at least {config.train.workers + 1}. Wait until the other jobs have ended, or take fewer workers (train.workers)."
+        )
+    return Room(room.cpus, min(room.tasks, free - config.train.workers))
+
+
+def _no_answer(address: str, error: BaseException) -> UserError:
+    return UserError(
+        f"Ray at {address} does not answer ({_first_line(error)}). Check RAY_ADDRESS and that `ray start --head` runs there, "
+        f"or unset RAY_ADDRESS to start a local one."
+    )
 
 
 def _first_line(error: BaseException) -> str:

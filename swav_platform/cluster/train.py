@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +29,11 @@ class TrainJob:
     tasks: int
     tracking_uri: str
     run_id: str
+    attempt: str  # a worker that outlives a killed attempt must not answer for this one
+
+    def outcome(self) -> Path:
+        """Where the leading rank writes the result, or any rank why there is none."""
+        return Path(self.run_dir) / f".result-{self.attempt}.json"
 
 
 def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
@@ -39,8 +45,9 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = from_tree(job.config)
-    outcome = Path(job.run_dir) / "result.json"
-    outcome.unlink(missing_ok=True)
+    folder = RunFolder(Path(job.run_dir))
+    for left in (folder.worker_log, *folder.path.glob(".result-*.json")):
+        left.unlink(missing_ok=True)
     gpus = _has_gpus(config.train.workers)
     trainer = TorchTrainer(
         _rank,
@@ -60,7 +67,8 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
             f"Training of run {config.run.name} ended early: {_root_cause(error)}. What was committed is in "
             f"{job.run_dir}/checkpoints; start again with --resume."
         ) from error
-    result = json.loads(outcome.read_text())
+    result = json.loads(job.outcome().read_text())
+    job.outcome().unlink()
     if "error" in result:
         raise UserError(result["error"])
     return result
@@ -89,11 +97,11 @@ def _rank(loop_config: dict[str, Any]) -> None:
 
     job = TrainJob(**loop_config["job"])
     folder = RunFolder(Path(job.run_dir))
-    outcome = folder.path / "result.json"
-    if outcome.is_file():  # the group was started again after an error that would only come again
+    if job.outcome().is_file():  # the group was started again after an error that would only come again
         return
     config, comm, leads = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
     tracker = Tracker(job.tracking_uri, job.run_id) if leads else None
+    warned = _warnings_to(folder.worker_log) if leads else None
     try:
         with folder.written() if leads else contextlib.nullcontext():
             comm.sum(torch.zeros(1))  # nobody looks at checkpoints before nobody else writes them
@@ -109,14 +117,25 @@ def _rank(loop_config: dict[str, Any]) -> None:
                 device=str(ray.train.torch.get_device()),
             )
         if leads:
-            write_text(outcome, json.dumps({**asdict(result), "checkpoint": str(result.checkpoint)}))
+            write_text(job.outcome(), json.dumps({**asdict(result), "checkpoint": str(result.checkpoint)}))
     except UserError as error:
-        write_text(outcome, json.dumps({"error": str(error)}))  # a file, because Ray would only say that a worker failed
+        write_text(job.outcome(), json.dumps({"error": str(error)}))  # a file, because Ray would only say that a worker failed
         if comm.size > 1:
             raise  # the other ranks may wait for this one
     finally:
         if tracker:
             tracker.close()
+        if warned:
+            warned.close()
+
+
+def _warnings_to(path: Path) -> logging.Handler:
+    """Warnings of training and tracking go to a file from now on: Ray shows nobody what its workers say."""
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler.setLevel(logging.WARNING)
+    for name in ("swav", "swav_platform.registry"):
+        logging.getLogger(name).addHandler(handler)
+    return handler
 
 
 def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[int, int], Iterator[Any]]:

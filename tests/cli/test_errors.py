@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
 from swav_platform.cli.main import run
+from swav_platform.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +82,50 @@ def test_ray_address_that_does_not_answer(
     fails(capsys, ["list", "--address", "http://127.0.0.1:9"], 1, "127.0.0.1:9")
 
 
+def test_ray_cluster_that_does_not_answer(
+    root: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    fails(capsys, ["pretrain", preset(root), "--data", str(shards), "--name", "n"], 1, "127.0.0.1:9", "RAY_ADDRESS")
+    assert not (tmp_path / "runs").exists(), "nothing is begun"
+
+
+def test_wrong_names_leave_nothing_behind(root: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain = ["pretrain", preset(root), "--data", str(shards)]
+    fails(capsys, [*pretrain, "--name", "n", "model.name=resnet51"], 2, "resnet51", "resnet50")
+    fails(capsys, [*pretrain, "--name", "n", "method.name=dino"], 2, "dino", "swav")
+    fails(capsys, [*pretrain, "--name", "a/b"], 2, "run.name", "no / or :")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew(
+    root: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from swav_platform import registry
+    from swav_platform.cluster import session
+    from swav_platform.run_folder import RunFolder
+
+    def no_ray(config: object) -> None:
+        raise UserError("Ray is away.")
+
+    opened: list[str | None] = []
+    monkeypatch.setattr(registry, "start_run", lambda config, run_id, tags, params: opened.append(run_id) or f"id{len(opened)}")
+    monkeypatch.setattr(registry, "finish_run", lambda *_: None)
+    monkeypatch.setattr(session, "connected", no_ray)
+    pretrain = ["pretrain", preset(root), "--data", str(shards), "--name", "n"]
+    fails(capsys, pretrain, 1, "Ray is away")
+    fails(capsys, [*pretrain, "method.epsilon=0.1"], 1, "Ray is away")
+    folder = RunFolder(tmp_path / "runs" / "n")
+    assert opened == [None, None]
+    assert (folder.info()["run_id"], folder.config().method.epsilon) == ("id2", 0.1)
+    (folder.path / "summary.json").write_text("{}")
+    fails(capsys, pretrain, 2, "--resume")
+
+
 def test_paths_of_this_machine_are_refused_for_another_cluster(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:  # an address that is not loopback is never contacted before paths are checked
-        taken.bind(("127.0.0.1", 0))
-    fails(capsys, ["submit", preset(root), "--data", "a-*.tar", "--address", "http://head.invalid:8265"], 1, "head.invalid")
+    there = ["--address", "http://head.invalid:8265"]  # never contacted before paths are checked
+    fails(capsys, ["submit", preset(root), "--data", "a-*.tar", *there], 2, "'a-*.tar' is a path on this machine", "head.invalid")
+    fails(capsys, ["submit", preset(root), "--data", "/d/a.tar", "--out", "runs", *there], 2, "'runs' is a path on this machine")
 
 
 def test_service_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,77 @@
+"""Being connected to Ray, without one: addresses, whose Ray it is, CPUs that others have taken."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import ray
+
+from swav_platform.cluster import session
+from swav_platform.config import load
+from swav_platform.errors import UsageError, UserError
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_addresses_without_a_port_are_left_to_ray(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    session.check_address()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_who_listens_is_taken_for_ray(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{server.getsockname()[1]}")
+        session.check_address()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "head.invalid:6379", "127.0.0.1:99999"])
+def test_a_dead_address_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=address):
+        session.check_address()
+
+
+@pytest.fixture
+def cpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A Ray of 8 CPUs; what is free can be set."""
+    free = {"CPU": 8.0}
+    monkeypatch.setattr(ray, "init", lambda **options: seen.update(options))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    monkeypatch.setattr(session, "PATIENCE", 0.0)
+    monkeypatch.setattr(session, "check_address", lambda: None)
+    seen.clear()
+    return free
+
+
+seen: dict[str, Any] = {}
+CONFIG = load(None, ["train.workers=2", "data.tasks=4"])
+
+
+def test_without_an_address_ray_is_our_own(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cpus["CPU"] = 0.0
+    with session.connected(CONFIG) as room:
+        assert room == session.Room(8, 4)
+    assert seen["address"] == "local", "not a head that `ray start` left here"
+
+
+@pytest.mark.parametrize(("free", "tasks"), [(8.0, 4), (6.0, 4), (5.0, 3), (3.5, 1)])
+def test_others_leave_us_fewer_tasks(free: float, tasks: int, cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    cpus["CPU"] = free
+    with session.connected(CONFIG) as room:
+        assert room.tasks == tasks
+    assert seen["address"] == "head:6379"
+
+
+def test_a_busy_cluster_is_no_wrong_use(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    cpus["CPU"] = 2.0
+    with pytest.raises(UserError, match="2 of the 8 CPUs") as caught, session.connected(CONFIG):
+        pass
+    assert not isinstance(caught.value, UsageError)
