@@ -236,7 +236,7 @@ def thumbnail(data: bytes, side: int = 96) -> bytes | None:
 
 
 def _small_jpeg(data: bytes, name: str, side: int) -> bytes:
-    policy = ImagePolicy(min_side=1, max_aspect=float("inf"))
+    policy = ImagePolicy(min_side=1, max_aspect=1e9)
     if name == "WEBP" and (size := webp_size(data)):
         check_size(*size, policy)
     with Image.open(BytesIO(data), formats=(name,)) as image:
