@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.stack  # starts processes
+
 LOSSES = {"f32": 5e-6, "f64": 1e-12}
 VALUES = {"f32": 2e-6, "f64": 1e-12}
 CASES = [(kind, tag, size) for kind in ("plain", "queue") for tag in ("f32", "f64") for size in (1, 2)]

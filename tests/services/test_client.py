@@ -18,6 +18,8 @@ from services.embeddings.settings import Limits, ServiceSettings
 from swav_platform.client import Client
 from swav_platform.errors import UserError
 
+pytestmark = pytest.mark.stack  # starts processes
+
 
 @pytest.fixture(scope="module")
 def address(package: Path, stored: Path) -> Iterator[str]:

@@ -12,6 +12,8 @@ import pytest
 
 from swav_platform.training.checkpoints import latest_valid, load
 
+pytestmark = pytest.mark.stack  # starts processes
+
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_losses_and_weights_are_those_of_one_process(rig: ModuleType, whole64: Path, ranks: Callable, size: int) -> None:
