@@ -10,6 +10,7 @@ import contextlib
 import functools
 import ipaddress
 import itertools
+import logging
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import runs_folder
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+READY_SECONDS = 60.0
 PATIENCE = 60.0  # seconds that a cluster may be away while its job is followed
 ENDED = ("succeeded", "failed", "stopped")
 _STOPPED_BY_SIGNAL = (130, 143, -2, -15)
@@ -59,6 +61,8 @@ class Cluster:
         """Connects when it is first used: what is wrong with a configuration is said before."""
         from ray.job_submission import JobSubmissionClient
 
+        for chatty in ("ray.dashboard", "ray._private.runtime_env"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         return JobSubmissionClient(self.address)
 
     def submit(self, config: Config) -> Job:
@@ -75,13 +79,25 @@ class Cluster:
         job_id = _free_id(name, taken)
         with tempfile.TemporaryDirectory() as package, self._explained():
             Path(package, "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            self._client.submit_job(
+            self._submit_when_ready(
                 entrypoint=_entrypoint("pretrain config.yaml --resume --json"),
                 submission_id=job_id,
                 metadata={"run": name},
                 runtime_env={"working_dir": package, "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
         return self._now(job_id)
+
+    def _submit_when_ready(self, **job: Any) -> None:
+        """A head that has just started answers before it can take jobs."""
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                self._client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def jobs(self) -> list[Job]:
         """All jobs of ours, oldest first."""
