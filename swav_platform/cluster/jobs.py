@@ -61,7 +61,7 @@ class Cluster:
         """Connects when it is first used: what is wrong with a configuration is said before."""
         from ray.job_submission import JobSubmissionClient
 
-        for chatty in ("ray.dashboard", "ray._private.runtime_env"):
+        for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         return JobSubmissionClient(self.address)
 

@@ -56,7 +56,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    port, dashboard = free_ports(2)
+    port, dashboard, agent, grpc, environments, metrics = free_ports(6)
     sessions = Path(f"/tmp/ray-{os.getpid()}-{secrets.token_hex(2)}")  # socket paths must be short
     environment = {
         **os.environ,
@@ -67,6 +67,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment.pop("RAY_ADDRESS", None)
     ray = Path(sys.executable).parent / "ray"
     start = [str(ray), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=3"]
+    # The agents' ports are fixed by default, and another Ray may run on this machine.
+    start += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"]
+    start += [f"--runtime-env-agent-port={environments}", f"--metrics-export-port={metrics}"]
     head = subprocess.Popen(
         [*start, "--dashboard-host=127.0.0.1", f"--temp-dir={sessions}", "--disable-usage-stats"],
         env=environment,
