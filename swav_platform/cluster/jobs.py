@@ -55,6 +55,8 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
         self.address = address if "://" in address else f"http://{address}"
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(name, None)  # Ray's client would take them before the address that it is given
 
     @functools.cached_property
     def _client(self) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ def connected(config: Config) -> Iterator[Room]:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     ours = address == "local"
+    ended_by = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
     try:
         if not ours:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -75,6 +78,8 @@ def connected(config: Config) -> Iterator[Room]:
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _no_answer("this machine" if ours else address, error) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ended_by)
     try:
         yield _room(config, int(ray.cluster_resources().get("CPU", 0))) if ours else _shared_room(config)
     finally:
