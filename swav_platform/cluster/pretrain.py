@@ -26,6 +26,7 @@ from swav_platform.models.resnet import SHAPES
 from swav_platform.run_folder import RunFolder, runs_folder, write_text
 from swav_platform.training import checkpoints
 from swav_platform.training.export import export_package
+from swav_platform.training.resume import code_version
 
 _REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
 
@@ -202,9 +203,3 @@ def _repeat_warnings(folder: RunFolder) -> None:
 def _close_quietly(uri: str, run_id: str, status: str) -> None:
     with contextlib.suppress(UserError):  # the error under way matters more
         registry.finish_run(uri, run_id, status)
-
-
-def code_version() -> str:
-    from importlib.metadata import version
-
-    return version("swav-platform")

@@ -69,17 +69,20 @@ def identity(config: Config, index_digest: str) -> dict[str, str]:
     """What a run is of: the first two must stay as they are, the others are told of when they change."""
     from swav_platform.images.decode import codec_fingerprint  # brings image libraries with it
 
-    try:
-        code = version("swav-platform")
-    except PackageNotFoundError:
-        code = "source"
     return {
         "config_digest": config.digest(),
         "index_digest": index_digest,
         "codec": codec_fingerprint(),
         "torch": torch.__version__,
-        "code": code,
+        "code": code_version(),
     }
+
+
+def code_version() -> str:
+    try:
+        return version("swav-platform")
+    except PackageNotFoundError:
+        return "source"
 
 
 def _agreed(folder: Path, comm: Comm) -> Path | None:
