@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from swav_platform.atomic import write_text
 from swav_platform.cli import console
-from swav_platform.run_folder import RunFolder, find, write_text
+from swav_platform.run_folder import RunFolder, find
 
 
 @click.group()

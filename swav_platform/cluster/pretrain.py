@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_platform import registry
+from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
 from swav_platform.data.index import Index, build_index
@@ -23,7 +24,7 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
 from swav_platform.models.resnet import SHAPES
-from swav_platform.run_folder import RunFolder, runs_folder, write_text
+from swav_platform.run_folder import RunFolder, runs_folder
 from swav_platform.training import checkpoints
 from swav_platform.training.export import export_package
 from swav_platform.training.resume import code_version

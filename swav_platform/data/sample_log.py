@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from swav_platform.data.atomic import replacing
+from swav_platform.atomic import replacing
 from swav_platform.data.outcomes import Outcome
 from swav_platform.errors import UserError
 
