@@ -44,7 +44,13 @@ class Stopwatch:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav demo",
+        "swav demo --data 'my photos'",
+        "swav demo --data 'shards/photos-{000..019}.tar' --out tried train.steps=100",
+    )
+)
 @click.argument("overrides", nargs=-1, metavar="[key=value …]")
 @click.option("--data", metavar="PATTERN", help="Your own images instead: a folder of any nesting, or a pattern of shards.")
 @click.option("--out", default="swav-demo", show_default=True, metavar="DIR")

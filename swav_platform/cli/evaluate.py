@@ -22,7 +22,12 @@ def evaluate_command() -> None:
     """Score what a run has learned."""
 
 
-@evaluate_command.command()
+@evaluate_command.command(
+    epilog=console.examples(
+        "swav evaluate knn mine --bank 'train-*.tar' --query 'test-*.tar'",
+        "swav evaluate knn mine --bank train.tar --query test.tar --label json:class --bank-size 10000",
+    )
+)
 @click.argument("run")
 @click.option("--bank", required=True, metavar="PATTERN", help="Shards whose labels are known.")
 @click.option("--query", required=True, metavar="PATTERN", help="Shards whose labels are guessed.")
@@ -82,7 +87,12 @@ def _steps_done(folder: RunFolder) -> int:
     return len(folder.metrics.read_bytes().splitlines()) if folder.metrics.is_file() else 0
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav embed mine",
+        "swav embed mine --data 'other/*.tar' --to other-embeddings --label folder",
+    )
+)
 @click.argument("run")
 @click.option("--data", multiple=True, metavar="PATTERN", help="Shards to embed (default: those the run learned from).")
 @click.option("--to", metavar="DIR", help="Folder for embeddings.parquet (default: in the run's folder).")
