@@ -71,6 +71,12 @@ class ViewGroup(_Section):
         return self
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Of images that can be taken; no setting opens another one (docs/security.md)."""
+
+_SHORT = {"JPG": "JPEG", "TIF": "TIFF"}
+
+
 class ImagePolicy(_Section):
     """Which images are taken (changes results). What falls outside becomes an outcome in the ledger."""
 
@@ -79,7 +85,16 @@ class ImagePolicy(_Section):
     max_bytes: int = Field(64 * 2**20, ge=1)
     max_aspect: float = Field(20.0, ge=1)
     truncated: Literal["reject", "accept"] = "reject"
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    formats: tuple[str, ...] = FORMATS
+
+    @field_validator("formats")
+    @classmethod
+    def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        """In any case and by the usual extensions too; in the order of FORMATS, so that one choice has one digest."""
+        taken = {_SHORT.get(name.strip().upper(), name.strip().upper()) for name in formats}
+        if not taken <= set(FORMATS):
+            raise ValueError(f"{', '.join(sorted(taken - set(FORMATS)))}: not among {', '.join(FORMATS)}, which can be decoded")
+        return tuple(name for name in FORMATS if name in taken)
 
 
 class Data(_Section):

@@ -71,19 +71,6 @@ def _boxed(data: bytes) -> str | None:
     return None
 
 
-def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP: its decoder takes memory for the whole canvas as soon as it is opened."""
-    chunk = data[12:16]
-    if chunk == b"VP8X" and len(data) >= 30:
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if chunk == b"VP8L" and len(data) >= 25:
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 " and len(data) >= 30:
-        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    return None
-
-
 def ends_early(data: bytes, name: str) -> bool:
     """Whether the end that the format promises is missing. Asked once decoding has failed: cut off, or damaged?"""
     if name == "JPEG":

@@ -14,8 +14,9 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
-from swav_platform.images import decode as module
-from swav_platform.images.decode import Refused, codec_fingerprint, decode, thumbnail, truncated_accepted
+from swav_platform.images import confined
+from swav_platform.images.decode import Refused, codec_fingerprint, decode, thumbnail
+from swav_platform.images.pillow import truncated_accepted, with_pillow
 from swav_platform.images.sniff import format_of
 
 POLICY = ImagePolicy()
@@ -192,20 +193,19 @@ def test_text_that_inflates() -> None:
     assert outcome(with_text(17 * 2**20)) == Outcome.DECODE_MEMORY
 
 
-def test_a_jpeg_of_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
     data = encoded(photograph(400, 600), "JPEG", progressive=True)
     assert decode(data, POLICY).shape == (400, 600, 3)
-    monkeypatch.setattr(module, "MAX_SCAN_PIXELS", 600 * 400 * 5)
-    assert outcome(data) == Outcome.DECODE_TIMEOUT
-    monkeypatch.setattr(module, "_plain_jpeg", lambda *_: None)
-    assert outcome(data) == Outcome.DECODE_TIMEOUT, "by way of Pillow too"
+    scan = b"\xff\xda\0\x08\1\1\0\1?\0\0"
+    bomb = data[:-2] + scan * 20_000 + b"\xff\xd9"
+    assert outcome(bomb) == Outcome.DECODE_TIMEOUT
 
 
 def test_no_memory_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(module, "_with_pillow", fail)
+    monkeypatch.setattr(confined, "decode", fail)
     assert outcome(encoded(photograph(), "PNG")) == Outcome.DECODE_MEMORY
 
 
@@ -219,11 +219,17 @@ def test_truncated_images(form: str) -> None:
     assert outcome(cut) == Outcome.TRUNCATED, "accepting once must not change what comes after"
 
 
+def refusal_of_pillow(data: bytes) -> Outcome:
+    with pytest.raises(Refused) as refused:
+        with_pillow(data, "PNG", POLICY)
+    return refused.value.outcome
+
+
 def test_truncated_is_accepted_in_one_thread_only() -> None:
     data = encoded(photograph(200, 300), "PNG")[:-4000]
     found: list[Outcome] = []
     with truncated_accepted():
-        thread = threading.Thread(target=lambda: found.append(outcome(data)))
+        thread = threading.Thread(target=lambda: found.append(refusal_of_pillow(data)))
         thread.start()
         thread.join()
         assert bool(ImageFile.LOAD_TRUNCATED_IMAGES)
@@ -268,7 +274,8 @@ def test_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
         Image.open(BytesIO(encoded(photograph(), "PNG")))
         assert len(caught) == 1
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as importing the module does, outside of pytest
-        assert outcome(encoded(photograph(), "PNG"), ImagePolicy(max_pixels=1999)) == Outcome.TOO_MANY_PIXELS
+        with pytest.raises(Refused):
+            with_pillow(encoded(photograph(), "PNG"), "PNG", ImagePolicy(max_pixels=1999))
         assert len(caught) == 1
 
 

@@ -1,0 +1,183 @@
+"""Decoding in a child: killable, of bounded memory, with an empty environment. This is the parent's side.
+
+Each thread of a data worker has a child of its own, started when first needed and kept warm. What it answers is checked
+like anything else that comes from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from fcntl import F_SETFL, fcntl
+from typing import Any
+
+import numpy as np
+
+from swav_platform.config import ImagePolicy
+from swav_platform.data.outcomes import Outcome
+from swav_platform.images.refused import Refused
+
+CPU_SECONDS = 2.0
+"""Of the processor, for an image; it is killed at that. What should take longer is refused by its header already."""
+
+CLOCK_SECONDS = 20.0
+"""By the clock: only a child that is stopped or starved comes to that."""
+
+MEMORY = 768 * 2**20
+"""Bytes of address space that decoding may take, beyond the programs themselves."""
+
+IMAGES = 5000
+"""After so many a child makes place for a fresh one, so that what codecs leak or an image left behind ends with it."""
+
+_START = "import os, sys; os.environ['OPENBLAS_NUM_THREADS'] = '1'; sys.path[:] = {path!r}; from swav_platform.images.child import serve; serve({memory})"
+_MAX_HEAD = 2**16
+
+
+class Died(Exception):
+    """The child ended, or was ended, over an image; `signal` is what by."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+class Child:
+    """A decoding process. Belongs to the process that started it, and to one thread."""
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.owner, self.images = os.getpid(), 0
+        code = _START.format(path=[os.path.abspath(place) for place in sys.path], memory=memory)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        for pipe in (self._to, self._from):
+            fcntl(pipe, F_SETFL, os.O_NONBLOCK)
+            _widen(pipe)
+
+    def ask(self, request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+        """Its answer, and the bytes that come with it, uint8 [n]. Raises Died."""
+        self.images += 1
+        deadline = time.monotonic() + CLOCK_SECONDS
+        head = json.dumps(request).encode()
+        try:
+            self._write(len(head).to_bytes(4, "little") + len(data).to_bytes(4, "little") + head, deadline)
+            self._write(data, deadline)
+            lengths = self._read(8, deadline).view("<u4")
+            if lengths[0] > _MAX_HEAD or lengths[1] > request["most"]:
+                raise Died(self.end())
+            answer = dict(json.loads(self._read(int(lengths[0]), deadline).tobytes()))
+            return answer, self._read(int(lengths[1]), deadline)
+        except (OSError, ValueError, EOFError):
+            raise Died(self.end()) from None
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            _wait(self._to, select.POLLOUT, deadline)
+            view = view[os.write(self._to, view) :]
+
+    def _read(self, size: int, deadline: float) -> np.ndarray:
+        data = np.empty(size, np.uint8)
+        view, at = memoryview(data), 0
+        while at < size:
+            _wait(self._from, select.POLLIN, deadline)
+            got = os.readv(self._from, [view[at:]])
+            if not got:
+                raise EOFError
+            at += got
+        return data
+
+    def end(self) -> int:
+        """Kills it if it still lives; the signal that ended it."""
+        if self.owner != os.getpid():  # a copy made by fork: the child and its pipes are the other process's
+            return 0
+        try:
+            self._process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return -self._process.wait()
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) is not None and self._process.returncode is None:
+            self._process.kill()
+            self.end()
+
+
+def _wait(pipe: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(pipe, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def _widen(pipe: int) -> None:
+    """A megabyte, so that an image passes in few turns."""
+    with contextlib.suppress(OSError):
+        fcntl(pipe, 1031, 2**20)  # F_SETPIPE_SZ
+
+
+_here = threading.local()
+
+
+def _child() -> Child:
+    child: Child | None = getattr(_here, "child", None)
+    if child is None or child.owner != os.getpid() or child.images >= IMAGES:
+        _here.child = child = Child()
+    return child
+
+
+def _ask(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    """Raises Refused for an image that the child did not survive. One that crashes it has a second try, in a fresh one."""
+    for attempt in (1, 2):
+        try:
+            return _child().ask(request, data)
+        except Died as died:
+            _here.child = None
+            if died.signal == signal.SIGPROF:
+                raise Refused(Outcome.DECODE_TIMEOUT, f"not decoded in {request['seconds']:g} s") from None
+            if attempt == 2:
+                raise Refused(Outcome.DECODE_CRASH, f"the decoder ended by signal {died.signal}") from None
+    raise AssertionError
+
+
+def _request(name: str, policy: ImagePolicy, most: int, seconds: float, side: int = 0) -> dict[str, Any]:
+    return {"format": name, "policy": policy.model_dump(), "side": side, "seconds": seconds, "most": most}
+
+
+def decode(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
+    """Upright RGB pixels uint8 [H, W, 3] by way of the child. Raises Refused, and nothing else."""
+    answer, pixels = _ask(_request(name, policy, 3 * policy.max_pixels, CPU_SECONDS), data)
+    try:
+        outcome = Outcome(answer["outcome"])
+        if outcome != Outcome.OK:
+            raise Refused(outcome, str(answer["detail"])[:300])
+        height, width = answer["shape"]
+        return pixels.reshape(int(height), int(width), 3)
+    except (KeyError, ValueError, TypeError):
+        raise Refused(Outcome.DECODE_CRASH, "the decoder's answer makes no sense") from None
+
+
+def thumbnail(data: bytes, name: str, policy: ImagePolicy, side: int) -> bytes | None:
+    """A JPEG of at most `side` pixels, None if it can't be had. Raises Refused for an image that the child did not survive."""
+    answer, small = _ask(_request(name, policy, 2**20, CPU_SECONDS / 4, side), data)
+    return small.tobytes() if answer.get("outcome") == Outcome.OK else None
