@@ -32,7 +32,12 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "acc
     "simplejpeg": "import json, simplejpeg; print(json.dumps({'version': simplejpeg.__version__}))",
     "pillow": """
 import io, json, PIL
-from PIL import Image
+from PIL import Image, features
+if not features.check("avif"):
+    try:
+        import pillow_avif
+    except ImportError:
+        pass
 codecs = {}
 for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
     try:
@@ -43,7 +48,25 @@ for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
     except Exception:
         codecs[name.lower()] = False
 print(json.dumps({"version": PIL.__version__, "codecs": codecs}))""",
+    "decoder": """
+import io, json
+from PIL import Image
+from swav_platform.config import ImagePolicy
+from swav_platform.images.decode import codec_fingerprint, decode
+buffer = io.BytesIO()
+Image.new("RGB", (32, 32), (9, 9, 9)).save(buffer, "PNG")
+assert decode(buffer.getvalue(), ImagePolicy()).max() == 9
+print(json.dumps({"version": codec_fingerprint()}))""",
 }
+_PROBES["decoder"] = """
+import io, json
+from PIL import Image
+from swav_platform.config import ImagePolicy
+from swav_platform.images.decode import codec_fingerprint, decode
+buffer = io.BytesIO()
+Image.new("RGB", (32, 32), (9, 9, 9)).save(buffer, "PNG")
+assert decode(buffer.getvalue(), ImagePolicy()).max() == 9
+print(json.dumps({"version": codec_fingerprint()}))"""
 _CODECS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
 _SPARE_CODECS = ("avif",)  # without one of these all else works; its images end in the ledger
 
@@ -65,6 +88,10 @@ def packages() -> Findings:
     for name, answer in answers.items():
         if "late" in answer:
             found.problems.append((f"{name} took too long: not imported within {answer['late']:.0f} s", LATER))
+        elif "error" in answer and name == "decoder":
+            found.problems.append(
+                (f"images can't be decoded: {answer['error']}", "see docs/security.md: decoding needs a process of its own")
+            )
         elif "error" in answer:
             found.problems.append((f"{name} can't be imported: {answer['error']}", REINSTALL))
     found.facts["late"] = [name for name, answer in answers.items() if "late" in answer]

@@ -38,17 +38,19 @@ def serve(memory: int) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _warm_up()
     give_up(memory)
+    _write(b"up")
     while lengths := _read(LENGTHS.size):
-        head, body = (_read(size) for size in LENGTHS.unpack(lengths))
-        request = json.loads(head)
+        size, length = LENGTHS.unpack(lengths)
+        request = json.loads(_read(size))
+        image = bytes(_read(length))
         # Of the processor's time, not the clock's: a busy machine must not change outcomes. Its signal ends the process.
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
-        head, pixels = answer(request, bytes(body))
+        head, pixels = answer(request, image)
         signal.setitimer(signal.ITIMER_PROF, 0)
         text = json.dumps(head).encode()
         _write(LENGTHS.pack(len(text), len(pixels)) + text)
         _write(pixels)
-        del body, pixels
+        del image, pixels
 
 
 def answer(request: Mapping[str, Any], data: bytes) -> Answer:
@@ -59,7 +61,7 @@ def answer(request: Mapping[str, Any], data: bytes) -> Answer:
             return {"outcome": Outcome.OK}, small_jpeg(data, name, policy, request["side"])
         pixels = plain_jpeg(data, policy) if name == "JPEG" else None
         pixels = with_pillow(data, name, policy) if pixels is None else pixels
-        return {"outcome": Outcome.OK, "shape": pixels.shape[:2]}, memoryview(np.ascontiguousarray(pixels)).cast("B")
+        return {"outcome": Outcome.OK, "shape": pixels.shape[:2]}, np.ascontiguousarray(pixels).data.cast("B")
     except Refused as refused:
         return {"outcome": refused.outcome, "detail": refused.detail}, b""
     except MemoryError:

@@ -31,6 +31,9 @@ CPU_SECONDS = 2.0
 CLOCK_SECONDS = 20.0
 """By the clock: only a child that is stopped or starved comes to that."""
 
+START_SECONDS = 120.0
+"""Its imports, from a cold disk on a busy machine."""
+
 MEMORY = 768 * 2**20
 """Bytes of address space that decoding may take, beyond the programs themselves."""
 
@@ -42,15 +45,15 @@ _MAX_HEAD = 2**16
 
 
 class Died(Exception):
-    """The child ended, or was ended, over an image; `signal` is what by."""
+    """The child ended, or was ended, over an image. `late`: for the time that it took."""
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
+    def __init__(self, signal_number: int, *, late: bool = False) -> None:
+        super().__init__(f"signal {signal_number}" if signal_number > 0 else f"exit code {-signal_number}")
+        self.late = late or signal_number == signal.SIGPROF
 
 
 class Child:
-    """A decoding process. Belongs to the process that started it, and to one thread."""
+    """A decoding process. Belongs to the process that started it, and to one thread. Raises OSError if it does not start."""
 
     def __init__(self, memory: int = MEMORY) -> None:
         self.owner, self.images = os.getpid(), 0
@@ -70,6 +73,11 @@ class Child:
         for pipe in (self._to, self._from):
             fcntl(pipe, F_SETFL, os.O_NONBLOCK)
             _widen(pipe)
+        try:
+            self._read(2, time.monotonic() + START_SECONDS)
+        except (OSError, EOFError):
+            self._process.kill()
+            raise ChildProcessError(f"{sys.executable} did not come up: {Died(self.end())}") from None
 
     def ask(self, request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
         """Its answer, and the bytes that come with it, uint8 [n]. Raises Died."""
@@ -84,6 +92,9 @@ class Child:
                 raise Died(self.end())
             answer = dict(json.loads(self._read(int(lengths[0]), deadline).tobytes()))
             return answer, self._read(int(lengths[1]), deadline)
+        except TimeoutError:
+            self._process.kill()
+            raise Died(self.end(), late=True) from None
         except (OSError, ValueError, EOFError):
             raise Died(self.end()) from None
 
@@ -95,7 +106,7 @@ class Child:
 
     def _read(self, size: int, deadline: float) -> np.ndarray:
         data = np.empty(size, np.uint8)
-        view, at = memoryview(data), 0
+        view, at = data.data, 0
         while at < size:
             _wait(self._from, select.POLLIN, deadline)
             got = os.readv(self._from, [view[at:]])
@@ -151,12 +162,14 @@ def _ask(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.nd
     for attempt in (1, 2):
         try:
             return _child().ask(request, data)
+        except OSError as error:
+            raise Refused(Outcome.DECODE_CRASH, f"no decoder could be started: {error}") from None
         except Died as died:
             _here.child = None
-            if died.signal == signal.SIGPROF:
+            if died.late:
                 raise Refused(Outcome.DECODE_TIMEOUT, f"not decoded in {request['seconds']:g} s") from None
             if attempt == 2:
-                raise Refused(Outcome.DECODE_CRASH, f"the decoder ended by signal {died.signal}") from None
+                raise Refused(Outcome.DECODE_CRASH, f"the decoder died ({died})") from None
     raise AssertionError
 
 

@@ -14,7 +14,7 @@ from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
 from swav_platform.images import confined, jpeg
 from swav_platform.images.header import Cost, cost_of
-from swav_platform.images.pillow import upright
+from swav_platform.images.pillow import AVIF, upright
 from swav_platform.images.refused import Refused, check_size
 from swav_platform.images.sniff import format_of
 
@@ -85,6 +85,7 @@ def thumbnail(data: bytes, side: int = 96) -> bytes | None:
 def codec_fingerprint() -> str:
     """What decodes here, with versions: two machines with one fingerprint get the same pixels from the same bytes."""
     found = [f"pillow-{features.version('pil')}", f"simplejpeg-{simplejpeg.__version__}"]
-    for codec in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp", "avif"):
+    for codec in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp"):
         found.append(f"{codec}-{features.version(codec) or 'none'}")
+    found.append(f"avif-{AVIF._avif.libavif_version if AVIF.SUPPORTED else 'none'}")
     return " ".join(found)

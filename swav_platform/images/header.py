@@ -119,7 +119,8 @@ def _gif(data: bytes) -> Cost:
     frames = data.count(b"\0,")
     if frames > MAX_FRAMES:
         raise Refused(Outcome.DECODE_TIMEOUT, f"GIF: about {frames:,} frames")
-    return _linear(*struct.unpack_from("<HH", data, 6), nanoseconds=20, memory=9)
+    width, height = struct.unpack_from("<HH", data, 6)
+    return _linear(width, height, nanoseconds=20, memory=9)
 
 
 def _webp(data: bytes) -> Cost | None:
@@ -134,12 +135,13 @@ def _webp(data: bytes) -> Cost | None:
         size = int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
     else:
         return None
-    return _linear(*size, nanoseconds=30, memory=16)
+    return _linear(size[0], size[1], nanoseconds=30, memory=16)
 
 
 def _bmp(data: bytes) -> Cost:
     if struct.unpack_from("<I", data, 14)[0] == 12:
-        return _linear(*struct.unpack_from("<HH", data, 18), nanoseconds=12, memory=7)
+        width, height = struct.unpack_from("<HH", data, 18)
+        return _linear(width, height, nanoseconds=12, memory=7)
     width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
     cost = _linear(abs(width), abs(height), nanoseconds=12, memory=7)
     if compression in (1, 2):  # run lengths: Pillow unpacks them in Python, pair by pair
@@ -166,12 +168,15 @@ def _tiff(data: bytes) -> Cost | None:
 
 def _avif(data: bytes) -> Cost | None:
     """The largest size that its items or tracks have (the boxes `ispe`)."""
-    head, sizes, at = data[: 2**16], [], -1
+    head, at = data[: 2**16], -1
+    sizes: list[tuple[int, int]] = []
     while (at := head.find(b"ispe", at + 1)) >= 0 and len(sizes) < 1000:
-        sizes.append(struct.unpack_from(">II", head, at + 8))
+        width, height = struct.unpack_from(">II", head, at + 8)
+        sizes.append((width, height))
     if not sizes:
         return None
-    return _linear(*max(sizes, key=lambda size: size[0] * size[1]), nanoseconds=30, memory=15)
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return _linear(width, height, nanoseconds=30, memory=15)
 
 
 def _jpeg(data: bytes) -> Cost | None:

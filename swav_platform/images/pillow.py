@@ -7,14 +7,16 @@ These functions read what anybody may have made with code that has had errors. T
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
 from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
@@ -31,6 +33,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_INFLATED
+
+if not features.check("avif"):
+    with suppress(ImportError):
+        import pillow_avif  # noqa: F401  registers itself in the place of Pillow's reader without a codec
+AVIF: Any = sys.modules.get("pillow_avif.AvifImagePlugin") or AvifImagePlugin
+AVIF.DEFAULT_MAX_THREADS = 1  # the child can't start threads, and data workers want none
 
 
 def with_pillow(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
@@ -65,13 +73,18 @@ def _reason(error: Exception, data: bytes, name: str) -> Refused:
         return Refused(Outcome.TOO_MANY_PIXELS, text)
     if "too large for PngImagePlugin" in text or "Too much memory used in text chunks" in text:
         return Refused(Outcome.DECODE_MEMORY, text)
-    if unreadable and name in ("WEBP", "AVIF") and not features.check(name.lower()):
+    if unreadable and not has_codec(name):
         return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without {name}")
     if isinstance(error, ImportError) or text.endswith("not available"):
         return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without a part that it needs ({text})")
     if "truncated" in text.lower() or ends_early(data, name):
         return Refused(Outcome.TRUNCATED, text)
     return Refused(Outcome.CORRUPT, text)
+
+
+def has_codec(name: str) -> bool:
+    """Whether there is a decoder for a format that Pillow may be built without."""
+    return bool(AVIF.SUPPORTED) if name == "AVIF" else name != "WEBP" or bool(features.check("webp"))
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

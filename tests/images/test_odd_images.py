@@ -12,9 +12,10 @@ from PIL import features
 from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
 from swav_platform.images.decode import Refused, decode, thumbnail
+from swav_platform.images.pillow import has_codec
 
 ANY_SHAPE = ImagePolicy(min_side=1, max_aspect=1e9)
-FULL = all(features.check(part) for part in ("webp", "avif", "libtiff", "littlecms2"))
+FULL = has_codec("AVIF") and all(features.check(part) for part in ("webp", "libtiff", "littlecms2"))
 
 
 def result(data: bytes) -> np.ndarray | Refused:
