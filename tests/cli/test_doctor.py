@@ -30,6 +30,7 @@ def test_missing_and_broken_packages_are_problems(monkeypatch: pytest.MonkeyPatc
         "mlflow": "print('{}')",
         "simplejpeg": "print('{}')",
         "pillow": "raise SystemExit('no PIL')",
+        "decoder": "raise SystemExit('no PIL')",
     }
     monkeypatch.setattr(doctor_packages, "_PROBES", probes)
     found = doctor.report()

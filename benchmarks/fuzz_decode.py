@@ -1,0 +1,208 @@
+"""Is decoding unbreakable? Mutated images and tars, each decoded or given a reason, and compared with plain Pillow.
+
+    python benchmarks/fuzz_decode.py [--images 20000] [--tars 2000] [--first 0]
+
+Prints one JSON line. `crashes`, `hangs`, `not_as_pillow` and `refused_alone` (Pillow decodes it, the policy allows it, we
+refuse it) should be 0; what is wrong goes to standard error, with the number that makes the input again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mutations import image_at, seeds, tar_at
+from PIL import Image, ImageOps
+
+from swav_platform.config import ImagePolicy
+from swav_platform.data.index import Index, build_index
+from swav_platform.data.outcomes import Outcome
+from swav_platform.data.read import ReadFailure, read_samples
+from swav_platform.errors import UserError
+from swav_platform.images.decode import Refused, decode
+
+POLICY = ImagePolicy(min_side=1, max_aspect=1e9)
+HANG = 2.0  # seconds
+TOLERANCE = 4  # of 255, between two versions of libjpeg-turbo
+LIMITS = {Outcome.TOO_MANY_PIXELS, Outcome.DECODE_MEMORY, Outcome.DECODE_TIMEOUT}
+
+
+@dataclass
+class Found:
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+
+    def note(self, what: str, where: str) -> None:
+        self.wrong[what] += 1
+        print(f"{what}: {where}", file=sys.stderr, flush=True)
+
+
+def attempt(data: bytes, found: Found, where: str) -> np.ndarray | Refused | None:
+    """Decodes, and notes what must not be."""
+    begin = time.perf_counter()
+    result: np.ndarray | Refused | None = None
+    try:
+        result = decode(data, POLICY)
+    except Refused as refused:
+        result = refused
+    except Exception as error:
+        found.note("crashes", f"{where}: {type(error).__name__}: {error}")
+    seconds = time.perf_counter() - begin
+    found.slowest = max(found.slowest, seconds)
+    if seconds > HANG:
+        found.note("hangs", f"{where}: {seconds:.1f} s, {result if isinstance(result, Refused) else ''}")
+    if isinstance(result, Refused) and result.outcome is Outcome.DECODE_CRASH:
+        found.note("crashes", f"{where}: {result}")
+    found.outcomes[result.outcome.word if isinstance(result, Refused) else "ok"] += 1
+    return result
+
+
+def pillow(data: bytes) -> np.ndarray | str | None:
+    """What plain Pillow shows: RGB on white, upright. Its mode where that has no one meaning, None where it fails."""
+    try:
+        with Image.open(io.BytesIO(data), formats=POLICY.formats) as image:
+            if image.width * image.height >= POLICY.max_pixels:
+                return None
+            image.load()
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                return image.mode
+            try:
+                image = ImageOps.exif_transpose(image)
+            except Exception:
+                return "metadata"
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB"))
+    except Exception:
+        return None
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
+
+
+class Reference:
+    """Plain Pillow in a process of its own, since it may crash or hang."""
+
+    def __init__(self) -> None:
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_limit)
+
+    def ask(self, data: bytes) -> Future[Any]:
+        try:
+            return self._pool.submit(pillow, data)
+        except BrokenProcessPool:
+            self._pool = self._start()
+            return self._pool.submit(pillow, data)
+
+    def result(self, future: Future[Any]) -> np.ndarray | str | None:
+        try:
+            answer: np.ndarray | str | None = future.result(60)
+            return answer
+        except (BrokenProcessPool, TimeoutError):
+            for process in self._pool._processes.values():
+                process.kill()
+            self._pool = self._start()
+            return None
+
+
+def compare(ours: np.ndarray | Refused | None, theirs: np.ndarray | str | None, found: Found, where: str) -> None:
+    if isinstance(theirs, np.ndarray) and isinstance(ours, Refused) and ours.outcome not in LIMITS:
+        found.note("refused_alone", f"{where}: {ours}")
+    if isinstance(theirs, np.ndarray) and isinstance(ours, np.ndarray):
+        same = ours.shape == theirs.shape and np.abs(ours.astype(np.int16) - theirs).max(initial=0) <= TOLERANCE
+        found.wrong["compared"] += 1
+        if not same:
+            found.note("not_as_pillow", f"{where}: {ours.shape} and {theirs.shape}")
+
+
+def images(first: int, count: int, found: Found) -> None:
+    """Mutated images, and what Pillow makes of them."""
+    by_format, reference = seeds(np.random.default_rng(0)), Reference()
+    for number in range(first, first + count):
+        data = image_at(number, by_format)
+        theirs = reference.ask(data)
+        ours = attempt(data, found, f"image {number}")
+        compare(ours, reference.result(theirs), found, f"image {number}")
+
+
+def tars(first: int, count: int, found: Found) -> Counter[str]:
+    """Mutated tars: indexed, read, and each sample decoded."""
+    by_format, seen = seeds(np.random.default_rng(0)), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, first + count):
+            path = Path(folder) / "shard.tar"
+            path.write_bytes(tar_at(number, by_format))
+            begin = time.perf_counter()
+            try:
+                samples = _samples(path, Path(folder) / f"index-{number}")
+            except UserError:
+                seen["refused"] += 1
+                continue
+            except Exception as error:
+                found.note("crashes", f"tar {number}: {type(error).__name__}: {error}")
+                continue
+            if time.perf_counter() - begin > HANG:
+                found.note("hangs", f"tar {number}: {time.perf_counter() - begin:.1f} s")
+            seen["indexed"] += 1
+            for key, data in samples.items():
+                if isinstance(data, ReadFailure):
+                    seen["unread"] += 1
+                else:
+                    seen["samples"] += 1
+                    attempt(data, found, f"tar {number} sample {key}")
+    return seen
+
+
+def _samples(path: Path, folder: Path) -> dict[int, bytes | ReadFailure]:
+    build_index([str(path)], folder)
+    index = Index.open(folder)
+    return read_samples(index.lines(range(index.samples)), max_bytes=POLICY.max_bytes)
+
+
+def child_peak() -> int:
+    """MiB, of the largest decoding child that has ended."""
+    from swav_platform.images import confined
+
+    child = getattr(confined._here, "child", None)
+    if child is None:
+        return 0
+    lines = Path(f"/proc/{child._process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--tars", type=int, default=2_000)
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args()
+    found, begin = Found(), time.time()
+    tar_counts = tars(options.first, options.tars, found)
+    images(options.first, options.images, found)
+    counts = {name: found.wrong[name] for name in ("crashes", "hangs", "not_as_pillow", "refused_alone", "compared")}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    figures = {"slowest_seconds": round(found.slowest, 2), "worker_mib": peak, "child_mib": child_peak()}
+    inputs = {"images": options.images, "tars": options.tars, "tar": dict(tar_counts), "outcomes": dict(found.outcomes)}
+    print(json.dumps(counts | figures | inputs | {"seconds": round(time.time() - begin)}))
+
+
+if __name__ == "__main__":
+    main()
