@@ -6,6 +6,7 @@ These functions read what anybody may have made with code that has had errors. T
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 import threading
@@ -25,6 +26,9 @@ from swav_platform.images.refused import Refused, check_size
 from swav_platform.images.sniff import ends_early
 
 _ORIENTATION = 0x0112
+_FAX = ("group3", "group4", "tiff_ccitt", "tiff_raw_16")
+_M_PERTURB = -6
+FILL = 0xFF  # of memory that is given back; what malloc gives is then filled with the complement, zero
 _BAND = 2**20
 """Pixels that are converted at a time, so that a large image is not held in three forms at once."""
 
@@ -59,11 +63,27 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
         with Image.open(BytesIO(data), formats=(name,)) as image:
             check_size(*image.size, policy)
             image.load()
+            if image.info.get("compression") in _FAX and not _repeats(data, image):
+                raise Refused(Outcome.CORRUPT, "TIFF: part of its fax lines can't be read")
             return upright(to_rgb(image), orientation(image))
     except (Refused, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them raise
         raise _reason(error, data, name) from None
+
+
+def _repeats(data: bytes, image: Image.Image) -> bool:
+    """Whether an image looks the same when malloc gives bytes of another value (glibc).
+
+    libtiff takes a bad fax code for the end, and leaves the rest of the picture as the memory that it was given.
+    """
+    set_fill = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+    set_fill(_M_PERTURB, 0x5A)
+    try:
+        with Image.open(BytesIO(data), formats=("TIFF",)) as again:
+            return again.tobytes() == image.tobytes()
+    finally:
+        set_fill(_M_PERTURB, FILL)
 
 
 def _reason(error: Exception, data: bytes, name: str) -> Refused:

@@ -22,6 +22,10 @@ _REFUSED = {
 }
 _X32 = 0x40000000
 
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.perturb=255:glibc.malloc.tcache_count=0"}
+"""All that it is started with. What glibc's malloc gives is zeros then. A decoder that leaves part of a buffer
+as it got it shows neither chance nor another image."""
+
 
 def give_up(memory: int) -> None:
     """Takes away from this process, for good: files, sockets, children, and all memory but `memory` bytes more than it has."""
