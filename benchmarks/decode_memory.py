@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def main() -> None:
             worker.append(resident("self"))
             alive = getattr(confined._here, "child", None)
             child.append(resident(alive._process.pid) if alive else 0.0)
+            print(f"{(k + 1) * size} images, {worker[-1]} and {child[-1]} MiB", file=sys.stderr, flush=True)
     figures = {"images": rows * size, "worker_mib": worker, "child_mib": child, "growth_mib": round(worker[-1] - worker[0], 1)}
     outcomes = {outcome.word: count for outcome, count in counts.items() if count}
     seconds = {"outcomes": outcomes, "child_peak_mib": child_peak(), "seconds": round(time.time() - begin)}

@@ -170,6 +170,8 @@ def images(first: int, count: int, found: Found) -> None:
         theirs = reference.ask(data)
         ours = attempt(data, found, f"image {number}")
         compare(ours, reference.result(theirs), found, f"image {number}")
+        if number % 1000 == 999:
+            print(f"{number + 1} images", file=sys.stderr, flush=True)
 
 
 def tars(first: int, count: int, found: Found) -> Counter[str]:

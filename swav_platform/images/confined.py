@@ -1,4 +1,4 @@
-"""Decoding in a child: killable, of bounded memory, without the parent's environment. This is the parent's side.
+"""Decoding in a child: killable, of bounded memory, with an empty environment. This is the parent's side.
 
 Each thread of a data worker has a child of its own, started when first needed and kept warm. What it answers is checked
 like anything else that comes from outside.
@@ -24,7 +24,6 @@ import numpy as np
 from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
 from swav_platform.images.refused import Refused
-from swav_platform.images.sandbox import ENVIRONMENT
 
 CPU_SECONDS = 1.9
 """Of the processor, for an image; the child is killed at that. What should take 1.5 s is refused by its header already."""
@@ -64,7 +63,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
+            env={},
             cwd="/",
             bufsize=0,
         )

@@ -27,8 +27,6 @@ from swav_platform.images.sniff import ends_early
 
 _ORIENTATION = 0x0112
 _FAX = ("group3", "group4", "tiff_ccitt", "tiff_raw_16")
-_M_PERTURB = -6
-FILL = 0xFF  # of memory that is given back; what malloc gives is then filled with the complement, zero
 _BAND = 2**20
 """Pixels that are converted at a time, so that a large image is not held in three forms at once."""
 
@@ -62,9 +60,9 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
     try:
         with Image.open(BytesIO(data), formats=(name,)) as image:
             check_size(*image.size, policy)
+            if getattr(image, "_compression", "") in _FAX:
+                _load_fax(data, image)
             image.load()
-            if image.info.get("compression") in _FAX and not _repeats(data, image):
-                raise Refused(Outcome.CORRUPT, "TIFF: part of its fax lines can't be read")
             return upright(to_rgb(image), orientation(image))
     except (Refused, MemoryError):
         raise
@@ -72,18 +70,27 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
         raise _reason(error, data, name) from None
 
 
-def _repeats(data: bytes, image: Image.Image) -> bool:
-    """Whether an image looks the same when malloc gives bytes of another value (glibc).
+def _load_fax(data: bytes, image: Image.Image) -> None:
+    """Loads an image of fax lines. Raises Refused if it looks another when malloc gives bytes of another value (glibc).
 
-    libtiff takes a bad fax code for the end, and leaves the rest of the picture as the memory that it was given.
+    libtiff takes a bad code for the end, and leaves the rest of the picture as the memory that it was given: chance, or
+    another image.
     """
-    set_fill = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-    set_fill(_M_PERTURB, 0x5A)
     try:
+        _fill_memory(0xFF)
+        image.load()
+        _fill_memory(0x5A)
         with Image.open(BytesIO(data), formats=("TIFF",)) as again:
-            return again.tobytes() == image.tobytes()
+            if again.tobytes() != image.tobytes():
+                raise Refused(Outcome.CORRUPT, "TIFF: part of its fax lines can't be read")
     finally:
-        set_fill(_M_PERTURB, FILL)
+        _fill_memory(0)
+
+
+def _fill_memory(value: int) -> None:
+    """What is freed is filled with a value, what is allocated with its complement; 0: neither (glibc's M_PERTURB)."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(-6, value)
 
 
 def _reason(error: Exception, data: bytes, name: str) -> Refused:
