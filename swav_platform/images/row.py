@@ -27,6 +27,9 @@ ATTEMPTS = 4
 
 GREY = 128
 
+_TOO_DEAR = (Outcome.DECODE_TIMEOUT, Outcome.DECODE_MEMORY, Outcome.DECODE_CRASH)
+"""What ended so has no thumbnail: trying for one would cost the same again."""
+
 Fetch = Callable[[Sequence[int]], Mapping[int, tuple[IndexLine, bytes | ReadFailure]]]
 StandIn = Callable[[int, int], int]
 Chance = list[list[list[crops.Proposal]]]
@@ -142,7 +145,7 @@ def _cut_views(row: Row, slot: int, data: bytes, chance: Chance, policy: ImagePo
 
 
 def _event(row: Row, slot: int, attempt: int, line: IndexLine, shard: str, data: bytes | ReadFailure, refused: Refused) -> Event:
-    small = None if isinstance(data, ReadFailure) else thumbnail(data)
+    small = None if isinstance(data, ReadFailure) or refused.outcome in _TOO_DEAR else thumbnail(data)
     return Event(int(row.position[slot]), attempt, line.number, line.key, shard, refused.outcome, refused.detail, small)
 
 

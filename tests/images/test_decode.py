@@ -162,6 +162,14 @@ def test_the_policy() -> None:
         assert decode(data, ImagePolicy(max_aspect=1.5, min_side=40)).shape == (40, 60, 3)
 
 
+def test_formats_are_named_in_any_case() -> None:
+    assert ImagePolicy(formats=("jpg", "Png", "tif")).formats == ("JPEG", "PNG", "TIFF")
+    assert ImagePolicy(formats=("webp", "JPEG")).formats == ImagePolicy(formats=("jpeg", "WebP")).formats
+    assert decode(encoded(photograph(), "PNG"), ImagePolicy(formats=("png",))).shape == (40, 60, 3)
+    with pytest.raises(ValueError, match="PSD: not among JPEG, PNG"):
+        ImagePolicy(formats=("jpeg", "psd"))
+
+
 def png_header(width: int, height: int) -> bytes:
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
