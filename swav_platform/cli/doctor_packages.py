@@ -57,15 +57,6 @@ buffer = io.BytesIO()
 Image.new("RGB", (32, 32), (9, 9, 9)).save(buffer, "PNG")
 assert decode(buffer.getvalue(), ImagePolicy()).max() == 9
 print(json.dumps({"version": codec_fingerprint()}))""",
-    "decoder": """
-import io, json
-from PIL import Image
-from swav_platform.config import ImagePolicy
-from swav_platform.images.decode import codec_fingerprint, decode
-buffer = io.BytesIO()
-Image.new("RGB", (32, 32), (9, 9, 9)).save(buffer, "PNG")
-assert decode(buffer.getvalue(), ImagePolicy()).max() == 9
-print(json.dumps({"version": codec_fingerprint()}))""",
 }
 _CODECS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
 _SPARE_CODECS = ("avif",)  # without one of these all else works; its images end in the ledger
