@@ -23,11 +23,11 @@ MAX_MEMORY = 640 * 2**20
 MAX_INFLATED = 16 * 2**20
 """Texts and colour profiles of one PNG may inflate to this much. Pillow's own limit, 1 MiB, refuses good photographs."""
 
-MAX_PARTS = 65_536
-"""Chunks of a PNG. They are read one by one in Python."""
+MAX_PARTS = 16_384
+"""Chunks of a PNG. They are read one by one in Python; 64 MiB in libpng's pieces are 8,192."""
 
 MAX_FRAMES = 50_000
-"""Frames of a GIF. Only the first is decoded, but no photograph looks like that."""
+"""Frames in the first 4 MiB of a GIF. Only the first is decoded, but no photograph looks like that."""
 
 _DEFLATE_RATIO = 1032  # what a byte of deflate can become at most
 
@@ -119,9 +119,9 @@ def _inflated(chunk: bytes, kind: bytes, limit: int) -> int:
 
 def _gif(data: bytes) -> Cost:
     # Each frame but the first follows a block's end: 00 2C. In compressed pixels the pair is as rare as any other.
-    frames = data.count(b"\0,")
+    frames = data.count(b"\0,", 0, 2**22)
     if frames > MAX_FRAMES:
-        raise Refused(Outcome.DECODE_TIMEOUT, f"GIF: about {frames:,} frames")
+        raise Refused(Outcome.DECODE_TIMEOUT, f"GIF: {frames:,} frames and more")
     width, height = struct.unpack_from("<HH", data, 6)
     return _linear(width, height, nanoseconds=20, memory=9)
 
