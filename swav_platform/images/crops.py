@@ -15,6 +15,11 @@ from PIL import Image
 from swav_platform.config import ViewGroup
 from swav_platform.images import params
 
+try:
+    from swav_platform.images import resize_kernel
+except ImportError:  # no numba
+    resize_kernel = None  # type: ignore[assignment]
+
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -66,11 +71,17 @@ def choose(height: int, width: int, proposal: Proposal, ratio: tuple[float, floa
     return Crop((height - h) // 2, (width - w) // 2, h, w)
 
 
-def cut(image: Image.Image, crop: Crop, flip: bool, resample: Image.Resampling, out: np.ndarray) -> None:
+def cut(pixels: np.ndarray, crop: Crop, flip: bool, interpolation: str, out: np.ndarray) -> None:
     """Writes the crop, resized with antialiasing and mirrored if asked, into out: uint8 [H, W, 3].
 
-    The filter sees the image around the box, as Pillow's `resize(box=)` does; no cropped copy is made.
+    pixels: uint8 [H, W, 3] of the whole image. The filter (`bilinear` or `bicubic`) sees the box alone, as if it had
+    been cut out first. Without numba Pillow does it, which rounds twice: by less than one level more.
     """
     top, left, height, width = crop
-    view = np.asarray(image.resize(out.shape[1::-1], resample, (left, top, left + width, top + height)))
+    if resize_kernel:
+        lines = pixels.reshape(len(pixels), -1)
+        resize_kernel.resize(lines, top, left, height, width, flip, interpolation == "bicubic", out)
+        return
+    box = Image.fromarray(pixels[top : top + height, left : left + width])
+    view = np.asarray(box.resize(out.shape[1::-1], RESAMPLE[interpolation]))
     out[...] = view[:, ::-1] if flip else view

@@ -1,9 +1,9 @@
 """Colour changes of views, batched: jitter, grey, blur, solarise, then normalisation.
 
-The formulas are torchvision's for float images in [0, 1] (each change clamps), the order is the published one
-(Caron et al. 2020, appendix A). Everything is a function of the views and their parameters, on any device, and
-an image's result does not depend on the images beside it.
-Inside, pixels are planes float32 [3, N, H, W]: each colour is contiguous. Parameters stay on the CPU, where it
+What each change is stands in `colours`; the order is the published one (Caron et al. 2020, appendix A). Views in the
+memory of the CPU go through the compiled kernel; on an accelerator, and without numba, through tensor operations here.
+Everything is a function of the views and their parameters, and an image's result does not depend on the images beside it.
+Here, pixels are planes float32 [3, N, H, W]: each colour is contiguous. Parameters stay on the CPU, where it
 is decided which images need what.
 """
 
@@ -11,19 +11,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from swav_platform.images import colours
+from swav_platform.images.colours import BRIGHTNESS, CONTRAST, HUE, MEAN, REACH, SATURATION, STD
 from swav_platform.images.params import COLUMN, ORDERS
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.228, 0.224, 0.225)
-"""The published code's; 0.229 is everybody else's."""
+try:
+    from swav_platform.images import colour_kernel
+except ImportError:  # no numba
+    colour_kernel = None  # type: ignore[assignment]
 
-_LUMA = (0.2989, 0.587, 0.114)
-_CONTRAST, _SATURATION, _HUE, _NOTHING = 1, 2, 3, 4
+__all__ = ["MEAN", "STD", "apply", "normalise", "to_uint8"]
+
+_TENSORS = SimpleNamespace(number=float, clip=lambda x: x.clamp(0, 1), least=torch.minimum, most=torch.maximum, where=torch.where)
+_luma, _blend, _turn_hue, _solarise = colours.formulas(_TENSORS)
+_NOTHING = 4  # after the four changes of jitter
 # Rows are read-only memory, and nothing here writes into them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
 
@@ -31,14 +38,18 @@ _BLOCK = 2**19  # numbers worked on at once: what fits the cache of a core
 
 
 @torch.no_grad()
-def apply(views: Tensor | np.ndarray, params: Tensor | np.ndarray) -> Tensor:
-    """Changed and normalised views, float32 [V * R, 3, H, W] in channels_last memory, view by view.
+def apply(views: Tensor | np.ndarray, params: Tensor | np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Changed and normalised views [V * R, 3, H, W] of a dtype, in channels_last memory, view by view.
 
     views: uint8 [V, R, H, W, 3] on any device; params: float32 [V, R, P] with the columns of params.PARAMS, best
-    left on the CPU.
+    left on the CPU. Whatever the dtype, colours are changed in float32.
     """
-    pixels = torch.as_tensor(views).flatten(0, 1)
-    out = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+    pixels = torch.as_tensor(views)
+    if colour_kernel and pixels.device.type == "cpu":
+        numbers = colour_kernel.to_float(pixels.contiguous().numpy(), torch.as_tensor(params).cpu().numpy())
+        return torch.from_numpy(numbers).to(dtype).permute(0, 3, 1, 2)
+    pixels = pixels.flatten(0, 1)
+    out = torch.empty(pixels.shape, dtype=dtype, device=pixels.device)
     for part, planes in _changed(pixels, params):
         for plane, mean, std in zip(planes, MEAN, STD, strict=True):
             plane.sub_(mean).div_(std)
@@ -47,15 +58,11 @@ def apply(views: Tensor | np.ndarray, params: Tensor | np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def to_uint8(views: np.ndarray, params: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Changed views rounded back to uint8 [V, R, H, W, 3], for rows whose colours are changed where they are made.
-
-    out may be the views themselves.
-    """
-    out = np.empty_like(views) if out is None else out
+def to_uint8(views: np.ndarray, params: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Changed views rounded back to uint8 [V, R, H, W, 3]; out may be the views. For workers without numba."""
     pixels, target = torch.from_numpy(views).flatten(0, 1), torch.from_numpy(out).flatten(0, 1)
     for part, planes in _changed(pixels, params):
-        target[part] = planes.mul_(255).round_().permute(1, 2, 3, 0)
+        target[part] = planes.mul_(255).add_(0.5).permute(1, 2, 3, 0).to(torch.uint8)
     return out
 
 
@@ -90,8 +97,8 @@ def _change(x: Tensor, flag: Tensor, change: Callable[[Tensor], Tensor]) -> None
 def _jitter(x: Tensor, columns: Tensor) -> None:
     """Brightness, contrast, saturation and hue of planes [3, N, H, W], in place, in each image's own order.
 
-    The first three are one formula, a blend of the image with black, its mean grey or its grey; images whose
-    turn it is not are blended with a factor of 1, which leaves them exactly as they are.
+    The first three are one formula; images whose turn it is not are blended with a factor of 1, which leaves them
+    exactly as they are.
     """
     jitter = columns[:, COLUMN["jitter"]] > 0
     if not jitter.any():
@@ -101,59 +108,31 @@ def _jitter(x: Tensor, columns: Tensor) -> None:
     factors = columns[:, COLUMN["brightness"] : COLUMN["hue"] + 1]
     for place in range(4):
         change = orders[:, place]
-        factor = factors.gather(1, change.clamp(max=_HUE)[:, None])[:, 0]
-        _blend(x, change, torch.where(change < _HUE, factor, 1.0))
-        turning = ((change == _HUE) & (factor != 0)).nonzero().flatten()
+        factor = factors.gather(1, change.clamp(max=HUE)[:, None])[:, 0]
+        if (change <= SATURATION).any():
+            x.copy_(_blend(x, _other(x, change), _each(torch.where(change <= SATURATION, factor, 1.0), x)))
+        turning = ((change == HUE) & (factor != 0)).nonzero().flatten()
         if len(turning):
             there = turning.to(x.device)
-            x[:, there] = _turn_hue(x[:, there], factor[turning].to(x.device))
+            x[:, there] = torch.stack(_turn_hue(*x[:, there], _each(factor[turning], x)))
 
 
-def _blend(x: Tensor, change: Tensor, factor: Tensor) -> None:
-    """x * factor + (1 - factor) * other, clamped, in place."""
-    to_grey, to_mean, keep = (
-        (weight[:, None, None]).to(x.device)
-        for weight in ((1 - factor) * (change == _SATURATION), (1 - factor) * (change == _CONTRAST), factor)
-    )
-    other = _luma(x)
-    mean = other.mean((1, 2), keepdim=True)
-    other.mul_(to_grey).add_(mean.mul_(to_mean))
-    torch.addcmul(other, x, keep, out=x).clamp_(0, 1)
+def _other(x: Tensor, change: Tensor) -> Tensor:
+    """[N, H, W]: what each image is blended with, black, its mean grey or its grey."""
+    if (change <= BRIGHTNESS).all():
+        return torch.zeros_like(x[0])
+    grey = _luma(*x)
+    mean = grey.mean((1, 2), keepdim=True)
+    return grey * _each((change == SATURATION).float(), x) + mean * _each((change == CONTRAST).float(), x)
 
 
-def _luma(x: Tensor) -> Tensor:
-    """Grey [N, H, W] of planes [3, N, H, W]."""
-    return (x[0] * _LUMA[0]).add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
+def _each(numbers: Tensor, x: Tensor) -> Tensor:
+    """One number for each image, [N] -> [N, 1, 1] where x is."""
+    return numbers[:, None, None].to(x.device)
 
 
 def _grey(x: Tensor) -> Tensor:
-    return _luma(x).expand_as(x)
-
-
-def _solarise(x: Tensor) -> Tensor:
-    return torch.where(x >= 0.5, 1 - x, x)
-
-
-def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Planes [3, n, H, W] with the hue of image i turned by turn[i] of a full circle; HSV value and chroma stay.
-
-    RGB -> HSV -> RGB without the detour over saturation: with the hue in sixths of a circle, each colour is
-    value - chroma + chroma * w, w a trapezium of the hue around that colour.
-    """
-    red, green, blue = x
-    value = x.amax(0)
-    chroma = value - x.amin(0)
-    scale = chroma.clamp(min=1e-12).reciprocal_()
-    hue = (red - green).mul_(scale).add_(4)
-    hue = torch.where(value == green, (blue - red).mul_(scale).add_(2), hue)
-    hue = torch.where(value == red, (green - blue).mul_(scale), hue)
-    hue += 6 * turn[:, None, None]
-    hue -= (hue / 6).floor_().mul_(6)
-    out = torch.empty_like(x)
-    torch.sub(hue, 3, out=out[0]).abs_().sub_(1)
-    torch.sub(hue, 2, out=out[1]).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=out[2]).abs_().neg_().add_(2)
-    return out.clamp_(0, 1).sub_(1).mul_(chroma).add_(value)
+    return _luma(*x).expand_as(x)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> None:
@@ -173,10 +152,10 @@ def gaussian(sigma: Tensor, size: int) -> Tensor:
     """Matrices float32 [n, size, size] that blur `size` pixels in a line, whose first and last go on for ever.
 
     As dense matrices the blur is two matrix products, whatever sigma is: as fast as short kernels on a CPU, faster
-    on a GPU, and no kernel has to be cut off.
+    on a GPU.
     """
     distance = torch.arange(2 * size + 1, device=sigma.device, dtype=torch.float32)
-    weight = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+    weight = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2) * (distance <= torch.ceil(REACH * sigma[:, None]))
     weight /= 2 * weight.sum(1, keepdim=True) - 1
     beyond = weight.flip(1).cumsum(1).flip(1)[:, 1 : size + 1]  # [n, i]: all that lies more than i away, on one side
     place = torch.arange(size, device=sigma.device)

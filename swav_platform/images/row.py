@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
-from PIL import Image
 
 from swav_platform.config import Config, ImagePolicy, ViewGroup
 from swav_platform.data.index import IndexLine
@@ -19,6 +18,11 @@ from swav_platform.images.decode import Refused, decode, thumbnail
 from swav_platform.images.layout import Row, RowLayout
 from swav_platform.images.randomness import uniforms
 from swav_platform.images.table import from_table, to_table
+
+try:  # compiled, or read from the cache, as soon as a data worker imports this
+    from swav_platform.images import colour_kernel
+except ImportError:  # no numba
+    colour_kernel = None  # type: ignore[assignment]
 
 __all__ = ["Row", "RowLayout", "from_table", "make_row", "to_table", "view_hashes"]
 
@@ -134,12 +138,11 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config
 def _cut_views(row: Row, slot: int, data: bytes, chance: Chance, policy: ImagePolicy, groups: list[ViewGroup]) -> None:
     pixels = decode(data, policy)
     height, width, _ = pixels.shape
-    image = Image.fromarray(pixels)
     for number, group in enumerate(groups):
-        views, resample, geometry = row.views[number], crops.RESAMPLE[group.interpolation], []
+        views, geometry = row.views[number], []
         for view, proposal in enumerate(chance[number][slot]):
             crop = crops.choose(height, width, proposal, group.ratio)
-            crops.cut(image, crop, proposal.flip, resample, views[view, slot])
+            crops.cut(pixels, crop, proposal.flip, group.interpolation, views[view, slot])
             geometry.append((*crop, proposal.flip, height, width))
         row.params[number][:, slot, : len(params.GEOMETRY)] = geometry
 
@@ -159,10 +162,13 @@ def _turn_grey(row: Row, slot: int) -> None:
 
 def _photometrics(row: Row) -> None:
     """Does in place what `device` mode leaves to the trainer."""
-    from swav_platform.images.photometric import to_uint8  # torch: only where it is asked for
-
     for views, columns in zip(row.views, row.params, strict=True):
-        to_uint8(views, columns, out=views)
+        if colour_kernel:
+            colour_kernel.to_uint8(views, columns, out=views)
+        else:
+            from swav_platform.images import photometric  # torch: only where there is no other way
+
+            photometric.to_uint8(views, columns, out=views)
 
 
 def view_hashes(row: Row) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Photometric changes against plain float64 formulas, image by image and pixel by pixel."""
+"""Photometric changes, by the compiled kernel and by tensors, against plain float64 formulas, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from swav_platform.images.params import COLUMN, GEOMETRY, NEUTRAL, ORDERS, PARAM
 from swav_platform.images.randomness import uniforms
 
 torch.set_num_threads(1)
+CARRIERS = [pytest.param(True, id="kernel"), pytest.param(False, id="tensors")]
+
+
+@pytest.fixture(params=CARRIERS, autouse=True)
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.param:
+        monkeypatch.setattr(photometric, "colour_kernel", None)
+    elif not photometric.colour_kernel:
+        pytest.skip("numba is not installed")
+
+
 GREY = np.array([0.2989, 0.587, 0.114])
 
 
@@ -149,12 +160,26 @@ def test_shapes_memory_and_normalisation() -> None:
 
 
 def test_rounded_to_bytes_it_is_the_same_within_half_a_level() -> None:
-    views, params = noise(2, 8, 16), drawn(2, 8, Photometric())
+    views, params = noise(2, 8, 16), drawn(2, 8, Photometric(solarise=0.3))
     exact = in_0_1(photometric.apply(views, params), views.shape)
-    rounded = photometric.to_uint8(views, params)
+    to_uint8 = (photometric.colour_kernel or photometric).to_uint8
+    rounded = to_uint8(views, params, np.empty_like(views))
     assert np.abs(rounded / 255 - exact).max() < 0.5 / 255 + 1e-5
-    photometric.to_uint8(views, params, out=views)
+    to_uint8(views, params, out=views)
     np.testing.assert_array_equal(views, rounded)
+
+
+def test_another_dtype_is_the_same_rounded() -> None:
+    views, params = noise(2, 4, 16), drawn(2, 4, Photometric())
+    half = photometric.apply(views, params, torch.bfloat16)
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(half.float(), photometric.apply(views, params).bfloat16().float())
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 33), (70, 2)])
+def test_views_of_any_shape(shape: tuple[int, int]) -> None:
+    views = np.random.default_rng(2).integers(0, 256, (1, 6, *shape, 3), dtype=np.uint8)
+    check(views, drawn(1, 6, Photometric(solarise=0.5)), tolerance=1e-5)
 
 
 def test_under_autocast_the_pixels_stay_exact() -> None:

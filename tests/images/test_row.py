@@ -100,8 +100,8 @@ def test_the_geometry_that_is_written_down_makes_the_views() -> None:
                 top, left, height, width, flip, source_height, source_width = params[v, slot, : len(GEOMETRY)].tolist()
                 image = Image.open(BytesIO(jpeg(slot)))
                 assert image.size == (source_width, source_height)
-                box = (left, top, left + width, top + height)
-                view = np.asarray(image.resize(views.shape[2:4], Image.Resampling.BILINEAR, box))
+                box = image.crop((left, top, left + width, top + height))
+                view = np.asarray(box.resize(views.shape[2:4], Image.Resampling.BILINEAR))
                 assert np.abs(views[v, slot] - (view[:, ::-1] if flip else view).astype(int)).max() <= 3
     flips = np.concatenate([params[..., COLUMN["flip"]].ravel() for params in row.params])
     assert 0 < flips.mean() < 1

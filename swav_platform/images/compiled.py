@@ -1,0 +1,71 @@
+"""How kernels are compiled: once a machine, when their module is imported, never while images are waiting.
+
+A kernel names its types, so numba compiles it (or reads it from its cache) when it is defined. The cache is a folder of
+the user's, named by numba's version, the CPU and the sources of the kernels: numba itself looks at the file of the
+kernel only, not at the functions that it calls. Importing this module raises ImportError where there is no numba.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+from numba.core import config as numba_config
+
+_SOURCES = ("colours.py", "colour_kernel.py", "compiled.py", "resize_kernel.py")
+
+# Sums stay in the order in which they are written, so that every width of SIMD gives the same pixels; 1 / 0 is inf.
+_OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels: compiled with each kernel that calls it."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+def kernel(signature: str, *, neighbours: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a function for these types now, or takes it from the cache. It runs without the interpreter's lock.
+
+    neighbours: whether statements beside each other become SIMD too. Where loops should, that is in their way.
+    """
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        folder = cache_folder()
+        with _settings(CACHE_DIR=str(folder or ""), SLP_VECTORIZE=int(neighbours)):
+            return numba.njit(signature, nogil=True, cache=folder is not None, **_OPTIONS)(function)
+
+    return compile_
+
+
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept; None if the user has no folder to write to, so that each process compiles."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    here = Path(__file__).parent
+    sources = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES)).hexdigest()[:12]
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    cpu = hashlib.sha256(f"{llvmlite.binding.get_host_cpu_name()} {features}".encode()).hexdigest()[:8]
+    folder = home / "swav-platform" / f"numba-{numba.__version__}-{cpu}-{sources}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def _settings(**values: Any) -> Iterator[None]:
+    """Numba's settings belong to the whole process: they are ours while a kernel is compiled only."""
+    before = {name: getattr(numba_config, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(numba_config, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(numba_config, name, value)

@@ -1,0 +1,131 @@
+"""A box of an image, resized with antialiasing and mirrored, straight into its place in the row.
+
+Pillow's resampling (a triangle or a cubic as wide as the reduction; Turkowski 1990), rows first and then columns, in
+float32 and rounded once. The filter sees the box alone, as if it had been cut out first (torchvision's order). Rows first,
+because whole lines of bytes can be added up as they lie; a line stays in the CPU's first cache.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from swav_platform.images.compiled import inlined, kernel
+
+F = np.float32
+U = np.uint64  # an index that can't be negative: numba leaves out its test, and LLVM sees neighbours
+
+
+@inlined
+def _triangle(x):  # type: ignore[no-untyped-def]
+    return max(1.0 - abs(x), 0.0)
+
+
+@inlined
+def _cubic(x):  # type: ignore[no-untyped-def]
+    """Keys' cubic with a = -0.5, as in Pillow."""
+    x = abs(x)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    return ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
+
+
+@inlined
+def _filter(length, size, bicubic):  # type: ignore[no-untyped-def]
+    """For each of `size` places its first source and weights float32 [size, taps], which sum to 1."""
+    scale = length / size
+    wide = max(scale, 1.0)
+    support = (2.0 if bicubic else 1.0) * wide
+    taps = min(math.ceil(2 * support), length)
+    first, weights = np.empty(size, np.int64), np.empty((size, taps), np.float32)
+    exact = np.empty(taps, np.float64)
+    for place in range(size):
+        centre = (place + 0.5) * scale
+        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        start = min(low, length - taps)
+        total = 0.0
+        for tap in range(taps):
+            x = (start + tap - centre + 0.5) / wide
+            inside = low <= start + tap < high
+            exact[tap] = (_cubic(x) if bicubic else _triangle(x)) if inside else 0.0
+            total += exact[tap]
+        first[place] = start
+        weights[place] = exact / total
+    return first, weights
+
+
+@inlined
+def _mix_rows(rows, w, line):  # type: ignore[no-untyped-def]
+    """line[j] = sum of w[k] * rows[k, j], three rows at a time."""
+    taps, width = rows.shape
+    done = (taps - 1) % 3 + 1
+    a, b, c = rows[0], rows[min(1, taps - 1)], rows[min(2, taps - 1)]
+    if done == 1:
+        for j in range(width):
+            line[j] = w[0] * F(a[j])
+    elif done == 2:
+        for j in range(width):
+            line[j] = w[0] * F(a[j]) + w[1] * F(b[j])
+    else:
+        for j in range(width):
+            line[j] = w[0] * F(a[j]) + w[1] * F(b[j]) + w[2] * F(c[j])
+    for k in range(done, taps, 3):
+        u, v, t = w[k], w[k + 1], w[k + 2]
+        a, b, c = rows[k], rows[k + 1], rows[k + 2]
+        for j in range(width):
+            line[j] += u * F(a[j]) + v * F(b[j]) + t * F(c[j])
+
+
+@inlined
+def _mix_columns(line, first, weights, flip, out):  # type: ignore[no-untyped-def]
+    """out[3x + c] = sum of weights[x, k] * line[3(first[x] + k) + c].
+
+    Four numbers at a time, which are one SIMD register: the fourth belongs to the next pixel and is written over by it.
+    """
+    size, taps = U(weights.shape[0]), U(weights.shape[1])
+    place = U(0)
+    for x in range(size):
+        y = size - U(1) - x if flip else x
+        j = U(first[y] * 3)
+        if taps == U(2):
+            u, v = weights[y, U(0)], weights[y, U(1)]
+            a = u * line[j] + v * line[j + U(3)]
+            b = u * line[j + U(1)] + v * line[j + U(4)]
+            c = u * line[j + U(2)] + v * line[j + U(5)]
+            d = u * line[j + U(3)] + v * line[j + U(6)]
+        elif taps == U(3):
+            u, v, t = weights[y, U(0)], weights[y, U(1)], weights[y, U(2)]
+            a = u * line[j] + v * line[j + U(3)] + t * line[j + U(6)]
+            b = u * line[j + U(1)] + v * line[j + U(4)] + t * line[j + U(7)]
+            c = u * line[j + U(2)] + v * line[j + U(5)] + t * line[j + U(8)]
+            d = u * line[j + U(3)] + v * line[j + U(6)] + t * line[j + U(9)]
+        else:
+            a = b = c = d = F(0)
+            for k in range(taps):
+                w = weights[y, k]
+                a += w * line[j]
+                b += w * line[j + U(1)]
+                c += w * line[j + U(2)]
+                d += w * line[j + U(3)]
+                j += U(3)
+        out[place], out[place + U(1)], out[place + U(2)], out[place + U(3)] = a, b, c, d
+        place += U(3)
+
+
+@kernel("void(uint8[:, ::1], int64, int64, int64, int64, boolean, boolean, uint8[:, :, ::1])", neighbours=True)
+def resize(pixels, top, left, height, width, flip, bicubic, out):  # type: ignore[no-untyped-def]
+    """pixels: uint8 [H, W * 3], C order; out: uint8 [h, w, 3], C order. The box must lie inside the image."""
+    rows, columns, _ = out.shape
+    first_row, row_weights = _filter(height, rows, bicubic)
+    first_column, column_weights = _filter(width, columns, bicubic)
+    taps = row_weights.shape[1]
+    line, mixed = np.zeros(width * 3 + 1, np.float32), np.empty(columns * 3 + 1, np.float32)
+    flat = out.reshape(rows, columns * 3)
+    for y in range(rows):
+        start = top + first_row[y]
+        _mix_rows(pixels[start : start + taps, left * 3 : (left + width) * 3], row_weights[y], line)
+        _mix_columns(line, first_column, column_weights, flip, mixed)
+        to = flat[y]
+        for j in range(columns * 3):
+            to[j] = np.uint8(np.int32(min(max(mixed[j], F(0)), F(255)) + F(0.5)))
