@@ -62,8 +62,8 @@ def answer(request: Mapping[str, Any], data: bytes) -> Answer:
     try:
         if request["side"]:
             return {"outcome": Outcome.OK}, small_jpeg(data, name, policy, request["side"])
-        pixels = plain_jpeg(data, policy) if name == "JPEG" else None
-        pixels = with_pillow(data, name, policy) if pixels is None else pixels
+        plain = plain_jpeg(data, policy) if name == "JPEG" else None
+        pixels = plain.pixels if plain else with_pillow(data, name, policy)
         return {"outcome": Outcome.OK, "shape": pixels.shape[:2]}, np.ascontiguousarray(pixels).data.cast("B")
     except Refused as refused:
         return {"outcome": refused.outcome, "detail": refused.detail}, b""

@@ -6,6 +6,9 @@ JPEG is decoded here, by libjpeg-turbo alone; all other bytes go to a child that
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import simplejpeg
 from PIL import features
@@ -18,11 +21,19 @@ from swav_platform.images.pillow import AVIF, upright
 from swav_platform.images.refused import Refused, check_size
 from swav_platform.images.sniff import format_of
 
-__all__ = ["Refused", "codec_fingerprint", "decode", "thumbnail"]
+__all__ = ["Decoded", "Refused", "codec_fingerprint", "decode", "decode_reduced", "thumbnail"]
 
 SUSPECT_SECONDS = 0.5
 SUSPECT_MEMORY = 256 * 2**20
 """Estimated cost from which on even a JPEG is decoded by the child."""
+
+
+class Decoded(NamedTuple):
+    """Upright pixels uint8 [h, w, 3] of an image of height x width pixels, of which they may be fewer."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
 
 
 def decode(data: bytes, policy: ImagePolicy) -> np.ndarray:
@@ -30,6 +41,14 @@ def decode(data: bytes, policy: ImagePolicy) -> np.ndarray:
 
     Ordinary JPEG is decoded by simplejpeg, everything else (and every JPEG that it does not like) by Pillow in a child.
     Raises Refused, and nothing else, for bytes that give no sample under this policy.
+    """
+    return decode_reduced(data, policy, _whole).pixels
+
+
+def decode_reduced(data: bytes, policy: ImagePolicy, reduction: Callable[[int, int], int]) -> Decoded:
+    """As decode, but a JPEG may be decoded at a half, a quarter or an eighth of its height and width.
+
+    reduction(height, width) of the upright image says at which: 1, 2, 4 or 8.
     """
     if len(data) > policy.max_bytes:
         raise Refused(Outcome.TOO_MANY_BYTES, f"{len(data):,} bytes, more than max_bytes {policy.max_bytes:,}")
@@ -43,8 +62,11 @@ def decode(data: bytes, policy: ImagePolicy) -> np.ndarray:
         if cost is not None:
             check_size(cost.width, cost.height, policy)
             cost.check()
-        pixels = plain_jpeg(data, policy) if name == "JPEG" and _is_cheap(cost) else None
-        return pixels if pixels is not None else confined.decode(data, name, policy)
+        decoded = plain_jpeg(data, policy, reduction) if name == "JPEG" and _is_cheap(cost) else None
+        if decoded is not None:
+            return decoded
+        pixels = confined.decode(data, name, policy)
+        return Decoded(pixels, *pixels.shape[:2])
     except MemoryError:
         raise Refused(Outcome.DECODE_MEMORY, f"{name} needs more memory than there is") from None
 
@@ -53,15 +75,22 @@ def _is_cheap(cost: Cost | None) -> bool:
     return cost is not None and cost.seconds < SUSPECT_SECONDS and cost.memory < SUSPECT_MEMORY
 
 
-def plain_jpeg(data: bytes, policy: ImagePolicy) -> np.ndarray | None:
-    """Pixels of a JPEG without peculiarities, None when Pillow should have a look at it. Raises Refused by its size."""
+def _whole(height: int, width: int) -> int:
+    return 1
+
+
+def plain_jpeg(data: bytes, policy: ImagePolicy, reduction: Callable[[int, int], int] = _whole) -> Decoded | None:
+    """A JPEG without peculiarities, None when Pillow should have a look at it. Raises Refused by its size."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         check_size(width, height, policy)
         if colours not in ("YCbCr", "Gray"):
             return None
         turned = jpeg.orientation(data)
-        return upright(simplejpeg.decode_jpeg(data, "RGB"), turned)
+        seen = (width, height) if turned >= 5 else (height, width)
+        parts = reduction(*seen)
+        least = (-(-height // parts), -(-width // parts)) if parts > 1 else (0, 0)
+        return Decoded(upright(simplejpeg.decode_jpeg(data, "RGB", False, False, *least), turned), *seen)
     except (ValueError, jpeg.Unusual):
         return None
 

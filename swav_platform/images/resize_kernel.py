@@ -32,18 +32,22 @@ def _cubic(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _filter(length, size, bicubic):  # type: ignore[no-untyped-def]
-    """For each of `size` places its first source and weights float32 [size, taps], which sum to 1."""
-    scale = length / size
+def _filter(begin, extent, limit, size, bicubic):  # type: ignore[no-untyped-def]
+    """For each of `size` places its first source, int64 [size], and weights float32 [size, taps], which sum to 1.
+
+    Sources are the pixels that [begin, begin + extent) touches, of `limit` that there are.
+    """
+    lowest, highest = int(begin), min(math.ceil(begin + extent), limit)
+    scale = extent / size
     wide = max(scale, 1.0)
     support = (2.0 if bicubic else 1.0) * wide
-    taps = min(math.ceil(2 * support), length)
+    taps = min(math.ceil(2 * support), highest - lowest)
     first, weights = np.empty(size, np.int64), np.empty((size, taps), np.float32)
     exact = np.empty(taps, np.float64)
     for place in range(size):
-        centre = (place + 0.5) * scale
-        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
-        start = min(low, length - taps)
+        centre = begin + (place + 0.5) * scale
+        low, high = max(int(centre - support + 0.5), lowest), min(int(centre + support + 0.5), highest)
+        start = min(low, highest - taps)
         total = 0.0
         for tap in range(taps):
             x = (start + tap - centre + 0.5) / wide
@@ -113,18 +117,19 @@ def _mix_columns(line, first, weights, flip, out):  # type: ignore[no-untyped-de
         place += U(3)
 
 
-@kernel("void(uint8[:, ::1], int64, int64, int64, int64, boolean, boolean, uint8[:, :, ::1])", neighbours=True)
+@kernel("void(uint8[:, ::1], float64, float64, float64, float64, boolean, boolean, uint8[:, :, ::1])", neighbours=True)
 def resize(pixels, top, left, height, width, flip, bicubic, out):  # type: ignore[no-untyped-def]
     """pixels: uint8 [H, W * 3], C order; out: uint8 [h, w, 3], C order. The box must lie inside the image."""
     rows, columns, _ = out.shape
-    first_row, row_weights = _filter(height, rows, bicubic)
-    first_column, column_weights = _filter(width, columns, bicubic)
+    first_row, row_weights = _filter(top, height, len(pixels), rows, bicubic)
+    first_column, column_weights = _filter(left, width, pixels.shape[1] // 3, columns, bicubic)
     taps = row_weights.shape[1]
-    line, mixed = np.zeros(width * 3 + 1, np.float32), np.empty(columns * 3 + 1, np.float32)
+    begin, end = int(left) * 3, min(math.ceil(left + width) * 3, pixels.shape[1])
+    first_column -= int(left)
+    line, mixed = np.zeros(end - begin + 1, np.float32), np.empty(columns * 3 + 1, np.float32)
     flat = out.reshape(rows, columns * 3)
     for y in range(rows):
-        start = top + first_row[y]
-        _mix_rows(pixels[start : start + taps, left * 3 : (left + width) * 3], row_weights[y], line)
+        _mix_rows(pixels[first_row[y] : first_row[y] + taps, begin:end], row_weights[y], line)
         _mix_columns(line, first_column, column_weights, flip, mixed)
         to = flat[y]
         for j in range(columns * 3):

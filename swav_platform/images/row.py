@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +15,7 @@ from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.data.plan import RowSpec
 from swav_platform.data.read import ReadFailure
 from swav_platform.images import crops, params
-from swav_platform.images.decode import Refused, decode, thumbnail
+from swav_platform.images.decode import Refused, decode_reduced, thumbnail
 from swav_platform.images.layout import Row, RowLayout
 from swav_platform.images.randomness import uniforms
 from swav_platform.images.table import from_table, to_table
@@ -125,7 +126,8 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config
     if isinstance(data, ReadFailure):
         return Refused(data.outcome, data.detail)
     try:
-        _cut_views(row, slot, data, chance, config.data.images, list(config.views.values()))
+        proposals = [group[slot] for group in chance]
+        cut_views(data, proposals, config.data.images, list(config.views.values()), row.views, row.params, slot)
     except Refused as refused:
         return refused
     except MemoryError:
@@ -135,16 +137,32 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config
     return None
 
 
-def _cut_views(row: Row, slot: int, data: bytes, chance: Chance, policy: ImagePolicy, groups: list[ViewGroup]) -> None:
-    pixels = decode(data, policy)
-    height, width, _ = pixels.shape
-    for number, group in enumerate(groups):
-        views, geometry = row.views[number], []
-        for view, proposal in enumerate(chance[number][slot]):
-            crop = crops.choose(height, width, proposal, group.ratio)
-            crops.cut(pixels, crop, proposal.flip, group.interpolation, views[view, slot])
-            geometry.append((*crop, proposal.flip, height, width))
-        row.params[number][:, slot, : len(params.GEOMETRY)] = geometry
+def cut_views(
+    data: bytes,
+    chance: list[list[crops.Proposal]],
+    policy: ImagePolicy,
+    groups: list[ViewGroup],
+    views: list[np.ndarray],
+    columns: list[np.ndarray],
+    slot: int,
+) -> None:
+    """Writes an image's views [V, R, H, W, 3] and the geometry among its parameters [V, R, P] into a slot of a row.
+
+    chance: proposals of each group and view. Raises Refused for an image that gives no sample.
+    """
+
+    @functools.cache
+    def chosen(height: int, width: int) -> list[list[crops.Crop]]:
+        each = zip(groups, chance, strict=True)
+        return [[crops.choose(height, width, proposal, group.ratio) for proposal in mine] for group, mine in each]
+
+    pixels, *size = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
+    for number, (group, boxes) in enumerate(zip(groups, chosen(*size), strict=True)):
+        flips = [proposal.flip for proposal in chance[number]]
+        for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+            crops.cut(pixels, (size[0], size[1]), box, flip, group.interpolation, views[number][view, slot])
+        geometry = [(*box, flip, *size) for box, flip in zip(boxes, flips, strict=True)]
+        columns[number][:, slot, : len(params.GEOMETRY)] = geometry
 
 
 def _event(row: Row, slot: int, attempt: int, line: IndexLine, shard: str, data: bytes | ReadFailure, refused: Refused) -> Event:

@@ -104,8 +104,8 @@ def test_cut_is_the_box_resized_in_float64(crop: tuple[int, int, int, int], inte
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     box = crops.Crop(*crop)
     straight, mirrored = np.zeros((2, 8, 9, 3), np.uint8)
-    crops.cut(pixels, box, False, interpolation, straight)
-    crops.cut(pixels, box, True, interpolation, mirrored)
+    crops.cut(pixels, (40, 60), box, False, interpolation, straight)
+    crops.cut(pixels, (40, 60), box, True, interpolation, mirrored)
     np.testing.assert_array_equal(straight[:, ::-1], mirrored)
     inside = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     exact = resized(inside.astype(float), (8, 9), interpolation)
@@ -121,7 +121,7 @@ def test_a_crop_as_large_as_its_view_is_copied() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     for interpolation in ("bilinear", "bicubic"):
         whole = np.zeros((40, 60, 3), np.uint8)
-        crops.cut(pixels, crops.Crop(0, 0, 40, 60), False, interpolation, whole)
+        crops.cut(pixels, (40, 60), crops.Crop(0, 0, 40, 60), False, interpolation, whole)
         np.testing.assert_array_equal(whole, pixels)
 
 

@@ -20,6 +20,7 @@ from swav_platform.data.plan import RowSpec
 from swav_platform.data.read import ReadFailure
 from swav_platform.images import photometric
 from swav_platform.images import row as module
+from swav_platform.images.decode import Decoded
 from swav_platform.images.params import COLUMN, GEOMETRY, NEUTRAL, PARAMS
 from swav_platform.images.row import Row, RowLayout, make_row, view_hashes
 
@@ -195,14 +196,14 @@ def test_filler_is_an_outcome_of_sound_samples() -> None:
     ("error", "outcome"), [(MemoryError(), Outcome.DECODE_MEMORY), (ZeroDivisionError("?"), Outcome.CORRUPT)]
 )
 def test_no_exception_takes_the_row_away(monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Outcome) -> None:
-    real = module.decode
+    real = module.decode_reduced
 
-    def decode(data: bytes, policy: object) -> np.ndarray:
+    def decode(data: bytes, *rest: object) -> Decoded:
         if data == jpeg(4):
             raise error
-        return real(data, policy)  # type: ignore[arg-type]
+        return real(data, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "decode", decode)
+    monkeypatch.setattr(module, "decode_reduced", decode)
     row = made(Store())
     assert row.outcome[4] == outcome
     assert row.weight.tolist() == [1] * R

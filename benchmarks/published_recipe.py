@@ -1,0 +1,148 @@
+"""The views of the published recipe (Caron et al. 2020) as they are usually made: image by image with Pillow.
+
+What torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, ToTensor and Normalize do to a
+Pillow image, and the published Gaussian blur, written down again, since torchvision need not be there. Random numbers come
+from torch and numpy, as they do there. Imports nothing of the platform: it runs in an environment of its own.
+
+    python published_recipe.py PATH        answers `whole`, `geometry` and `decode` on its input with seconds per pass
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+
+RATIO = (3 / 4, 4 / 3)
+GROUPS = ((224, 2, (0.14, 1.0)), (96, 6, (0.05, 0.14)))  # size, views, share of the image's area
+MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
+
+
+def read_images(path: Path) -> list[bytes]:
+    """The JPEG members of a folder's tars, or the files of a folder."""
+    found = []
+    for tar in sorted(path.glob("*.tar")):
+        with tarfile.open(tar) as file:
+            found += [file.extractfile(m).read() for m in file if m.name.endswith(".jpg")]  # type: ignore[union-attr]
+    return found or [file.read_bytes() for file in sorted(path.glob("*.jpg"))]
+
+
+def load(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def uniform(low: float, high: float) -> float:
+    return float(torch.empty(1).uniform_(low, high))
+
+
+def random_box(width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """RandomResizedCrop.get_params: top, left, height, width."""
+    area = height * width
+    log_ratio = torch.log(torch.tensor(RATIO))
+    for _ in range(10):
+        target = area * uniform(*scale)
+        aspect = float(torch.exp(torch.empty(1).uniform_(float(log_ratio[0]), float(log_ratio[1]))))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, size=(1,)))
+            return top, int(torch.randint(0, width - w + 1, size=(1,))), h, w
+    w, h = width, height
+    if width / height < RATIO[0]:
+        h = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = round(height * RATIO[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop(image: Image.Image, size: int, scale: tuple[float, float]) -> Image.Image:
+    top, left, height, width = random_box(*image.size, scale)
+    view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(1) < 0.5 else view
+
+
+def turn_hue(view: Image.Image, turn: float) -> Image.Image:
+    hue, saturation, value = view.convert("HSV").split()
+    turned = np.array(hue, dtype=np.uint8)
+    turned += np.array(turn * 255).astype(np.int32).astype(np.uint8)  # wraps around
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+
+
+def random_jitter(strength: float = 0.8, hue: float = 0.2) -> list[tuple[int, float]]:
+    """ColorJitter.get_params: the changes 0-3 (brightness, contrast, saturation, hue) with their factors, in order."""
+    order = torch.randperm(4).tolist()
+    factors = [uniform(max(0.0, 1 - strength), 1 + strength) for _ in range(3)] + [uniform(-hue, hue)]
+    return [(change, factors[change]) for change in order]
+
+
+def jitter(view: Image.Image) -> Image.Image:
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for change, factor in random_jitter():
+        view = turn_hue(view, factor) if change == 3 else enhancers[change](view).enhance(factor)
+    return view
+
+
+def grey(view: Image.Image) -> Image.Image:
+    plane = np.array(view.convert("L"), dtype=np.uint8)
+    return Image.fromarray(np.dstack([plane, plane, plane]))
+
+
+def blur(view: Image.Image) -> Image.Image:
+    return view.filter(ImageFilter.GaussianBlur(radius=np.random.uniform(0.1, 2.0)))
+
+
+def colours(view: Image.Image) -> Image.Image:
+    if torch.rand(1) < 0.8:
+        view = jitter(view)
+    if torch.rand(1) < 0.2:
+        view = grey(view)
+    return blur(view) if np.random.rand() < 0.5 else view
+
+
+def to_tensor(view: Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(view, dtype=np.uint8, copy=True)).permute(2, 0, 1).contiguous()
+    mean, std = (torch.as_tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    return pixels.to(torch.float32).div(255).clone().sub_(mean).div_(std)
+
+
+def cropped(data: bytes) -> list[Image.Image]:
+    image = load(data)
+    return [crop(image, size, scale) for size, count, scale in GROUPS for _ in range(count)]
+
+
+def views(data: bytes) -> list[torch.Tensor]:
+    """All views of an image: 2 of [3, 224, 224], 6 of [3, 96, 96]."""
+    image = load(data)
+    return [to_tensor(colours(crop(image, size, scale))) for size, count, scale in GROUPS for _ in range(count)]
+
+
+PASSES = {"whole": views, "geometry": cropped, "decode": load}
+
+
+def serve(path: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    images = read_images(path)
+    for data in images[:8]:
+        views(data)
+    import PIL
+
+    print(PIL.__version__, len(images), flush=True)
+    for line in sys.stdin:
+        make = PASSES[line.strip()]
+        start = time.process_time()
+        for data in images:
+            make(data)
+        print(time.process_time() - start, flush=True)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -1,0 +1,226 @@
+"""How much cheaper are our views than the published recipe's? One core; image bytes in, eight views out (2 x 224 + 6 x 96).
+
+    python benchmarks/views.py [--data DIR] [--camera DIR] [--pairs N]
+
+DIR holds tars of JPEG photographs (or JPEG files); without it photographs from installed wheels are taken. The recipe
+(published_recipe.py) runs on stock Pillow in an environment of its own, made once in the user's cache, and on the
+Pillow that is installed here. Passes over all images alternate, recipe and ours, each in its own process on the same
+core; times are CPU times, figures medians of pairs. Prints one JSON line.
+
+all_on_core     the whole recipe over ours, normalised floats out of both
+geometry        the recipe's decode and crops over ours
+geometry_of_decode   our decode alone over our decode and crops: a share
+device_mode     the whole recipe over what our data worker does when colours are left to the trainer's device
+deferred_ms     what is then left to do, milliseconds an image on a core
+camera          geometry on photographs of 8 to 22 megapixels: full-size decode first over ours
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+CORE = max(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {CORE})
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import numpy as np
+import published_recipe
+import torch
+from PIL import Image
+
+from swav_platform.config import Config, ViewGroup
+from swav_platform.images import crops, params, photometric
+from swav_platform.images.decode import decode
+from swav_platform.images.layout import RowLayout
+from swav_platform.images.randomness import uniforms
+from swav_platform.images.row import cut_views
+
+PILLOW = "13.0.0"
+
+
+class Recipe:
+    """The published recipe in a process of its own."""
+
+    def __init__(self, python: str, images: Path) -> None:
+        script = str(Path(__file__).with_name("published_recipe.py"))
+        self._process = subprocess.Popen([python, script, str(images)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        self.pillow, self.images = self._process.stdout.readline().split()
+
+    def seconds(self, what: str) -> float:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def stock_python() -> str:
+    """An interpreter with stock Pillow, and beside it torch and NumPy of this one."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-platform" / f"pillow-{PILLOW}"
+    python = folder / "bin" / "python"
+    if not (folder / "done").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", f"pillow=={PILLOW}"], check=True, stdout=sys.stderr)
+        (site,) = folder.glob("lib/python*/site-packages")
+        here = Path(torch.__file__).parents[1]
+        (site / "zz-parent.pth").write_text(f"{here}\n")  # behind its own packages
+        (folder / "done").touch()
+    return str(python)
+
+
+class Ours:
+    """Our way through the same images: a row as large as the set, made by the row's own code."""
+
+    def __init__(self, images: list[bytes]) -> None:
+        self.images, self.config = images, Config()
+        self.groups: list[ViewGroup] = list(self.config.views.values())
+        self.policy = self.config.data.images
+        layout = RowLayout(32, tuple((group.size, group.count) for group in self.groups))
+        packed = np.zeros(layout.nbytes, np.uint8)
+        self.views, self.params = layout.views(packed), layout.params(packed)
+
+    def decode(self) -> None:
+        for data in self.images:
+            decode(data, self.policy)
+
+    def geometry(self) -> None:
+        """What the data worker does in `device` mode, in rows of 32; its parameters are drawn too."""
+        for start in range(0, len(self.images), 32):
+            self._row(start)
+
+    def everything(self) -> None:
+        for start in range(0, len(self.images), 32):
+            self._row(start)
+            self._colours(min(32, len(self.images) - start))
+
+    def deferred(self) -> None:
+        for start in range(0, len(self.images), 32):
+            self._colours(min(32, len(self.images) - start))
+
+    def _row(self, start: int) -> None:
+        images = self.images[start : start + 32]
+        numbers = uniforms(31, np.arange(start, start + len(images)), sum(g.count for g in self.groups), params.SLOTS)
+        chance, first = [], 0
+        for group, columns in zip(self.groups, self.params, strict=True):
+            mine = numbers[:, first : first + group.count]
+            chance.append(crops.proposals(mine, group))
+            drawn = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
+            columns[:, : len(images), len(params.GEOMETRY) :] = drawn
+            first += group.count
+        for slot, data in enumerate(images):
+            cut_views(data, [group[slot] for group in chance], self.policy, self.groups, self.views, self.params, slot)
+
+    def _colours(self, count: int) -> None:
+        for views, columns in zip(self.views, self.params, strict=True):
+            if count == views.shape[1]:
+                photometric.apply(views, columns)
+            else:
+                for view, column in zip(views, columns, strict=True):
+                    photometric.apply(view[None, :count], column[None, :count])
+
+
+def seconds(work: Callable[[], None]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def photographs() -> Path:
+    """JPEG photographs of the wheels of scikit-image and scikit-learn, and of sizes in between, in the cache."""
+    from swav_platform.images.patches import photographs as found
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-platform" / "photographs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in found().items():
+        image = Image.fromarray(pixels)
+        for side in (400, 500):
+            copy = io.BytesIO()
+            image.resize((side, round(side * image.height / image.width))).save(copy, "JPEG", quality=90)
+            (folder / f"{name}-{side}.jpg").write_bytes(copy.getvalue())
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--camera", type=Path)
+    parser.add_argument("--pairs", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = options.data or photographs()
+    ours = Ours(published_recipe.read_images(data))
+    ours.everything()
+    count = len(ours.images)
+    stock, here = Recipe(stock_python(), data), Recipe(sys.executable, data)
+    runs: dict[str, list[float]] = {}
+    for _ in range(options.pairs):
+        line = {
+            "whole": stock.seconds("whole"),
+            "everything": seconds(ours.everything),
+            "geometry": stock.seconds("geometry"),
+            "our_geometry": seconds(ours.geometry),
+            "our_decode": seconds(ours.decode),
+            "decode": stock.seconds("decode"),
+            "deferred": seconds(ours.deferred),
+            "whole_here": here.seconds("whole"),
+        }
+        for name, value in line.items():
+            runs.setdefault(name, []).append(value)
+
+    def ratio(above: str, below: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(runs[above], runs[below], strict=True)), 3)
+
+    def ms(name: str) -> float:
+        return round(statistics.median(runs[name]) * 1000 / count, 3)
+
+    answer: dict[str, object] = {
+        "all_on_core": ratio("whole", "everything"),
+        "geometry": ratio("geometry", "our_geometry"),
+        "geometry_of_decode": ratio("our_decode", "our_geometry"),
+        "device_mode": ratio("whole", "our_geometry"),
+        "deferred_ms": ms("deferred"),
+        "ms": {name: ms(name) for name in runs},
+        "all_on_core_pillow_here": ratio("whole_here", "everything"),
+        "pillow": [stock.pillow, here.pillow],
+        "images": count,
+        "pairs": options.pairs,
+    }
+    for recipe in (stock, here):
+        recipe.close()
+    if options.camera:
+        answer |= camera(options.camera, options.pairs)
+    print(json.dumps(answer))
+
+
+def camera(data: Path, pairs: int) -> dict[str, object]:
+    ours, recipe = Ours(published_recipe.read_images(data)), Recipe(stock_python(), data)
+    whole, same = [], []
+    ours.geometry()
+    for _ in range(pairs):
+        theirs, mine = recipe.seconds("geometry"), seconds(ours.geometry)
+        reduction, crops.reduction = crops.reduction, lambda boxes, groups: 1
+        full = seconds(ours.geometry)
+        crops.reduction = reduction
+        whole.append(theirs / mine)
+        same.append(full / mine)
+    recipe.close()
+    return {"camera": round(statistics.median(whole), 3), "camera_own_full_decode": round(statistics.median(same), 3)}
+
+
+if __name__ == "__main__":
+    main()
