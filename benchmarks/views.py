@@ -29,11 +29,6 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-CORE = max(os.sched_getaffinity(0))
-os.sched_setaffinity(0, {CORE})
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
-
 import numpy as np
 import published_recipe
 import torch
@@ -47,6 +42,7 @@ from swav_platform.images.randomness import uniforms
 from swav_platform.images.row import cut_views
 
 PILLOW = "13.0.0"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Recipe:
@@ -54,7 +50,9 @@ class Recipe:
 
     def __init__(self, python: str, images: Path) -> None:
         script = str(Path(__file__).with_name("published_recipe.py"))
-        self._process = subprocess.Popen([python, script, str(images)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [python, script, str(images)], env=os.environ | ONE_THREAD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self._process.stdout
         self.pillow, self.images = self._process.stdout.readline().split()
 
@@ -162,6 +160,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by the recipe's processes
     data = options.data or photographs()
     ours = Ours(published_recipe.read_images(data))
     ours.everything()

@@ -82,10 +82,47 @@ def _mix_rows(rows, w, line):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _mix_columns(line, first, weights, flip, out):  # type: ignore[no-untyped-def]
-    """out[3x + c] = sum of weights[x, k] * line[3(first[x] + k) + c].
+def _two(line, j, u, v):  # type: ignore[no-untyped-def]
+    """Four neighbouring numbers from j on, which are one SIMD register: two pixels, weighted."""
+    return (
+        u * line[j] + v * line[j + U(3)],
+        u * line[j + U(1)] + v * line[j + U(4)],
+        u * line[j + U(2)] + v * line[j + U(5)],
+        u * line[j + U(3)] + v * line[j + U(6)],
+    )
 
-    Four numbers at a time, which are one SIMD register: the fourth belongs to the next pixel and is written over by it.
+
+@inlined
+def _three(line, j, u, v, w):  # type: ignore[no-untyped-def]
+    return (
+        u * line[j] + v * line[j + U(3)] + w * line[j + U(6)],
+        u * line[j + U(1)] + v * line[j + U(4)] + w * line[j + U(7)],
+        u * line[j + U(2)] + v * line[j + U(5)] + w * line[j + U(8)],
+        u * line[j + U(3)] + v * line[j + U(6)] + w * line[j + U(9)],
+    )
+
+
+@inlined
+def _four(line, j, t, u, v, w):  # type: ignore[no-untyped-def]
+    return (
+        t * line[j] + u * line[j + U(3)] + v * line[j + U(6)] + w * line[j + U(9)],
+        t * line[j + U(1)] + u * line[j + U(4)] + v * line[j + U(7)] + w * line[j + U(10)],
+        t * line[j + U(2)] + u * line[j + U(5)] + v * line[j + U(8)] + w * line[j + U(11)],
+        t * line[j + U(3)] + u * line[j + U(6)] + v * line[j + U(9)] + w * line[j + U(12)],
+    )
+
+
+@inlined
+def _put(out, j, four):  # type: ignore[no-untyped-def]
+    """The fourth number belongs to the next pixel and is written over by it."""
+    out[j], out[j + U(1)], out[j + U(2)], out[j + U(3)] = four
+
+
+@inlined
+def _mix_columns(upper, lower, first, weights, flip, above, below):  # type: ignore[no-untyped-def]
+    """above[3x + c] = sum of weights[x, k] * upper[3(first[x] + k) + c]; the same from `lower` to `below`.
+
+    Two lines at a time, because a place and its weights are good for both.
     """
     size, taps = U(weights.shape[0]), U(weights.shape[1])
     place = U(0)
@@ -94,27 +131,38 @@ def _mix_columns(line, first, weights, flip, out):  # type: ignore[no-untyped-de
         j = U(first[y] * 3)
         if taps == U(2):
             u, v = weights[y, U(0)], weights[y, U(1)]
-            a = u * line[j] + v * line[j + U(3)]
-            b = u * line[j + U(1)] + v * line[j + U(4)]
-            c = u * line[j + U(2)] + v * line[j + U(5)]
-            d = u * line[j + U(3)] + v * line[j + U(6)]
+            _put(above, place, _two(upper, j, u, v))
+            _put(below, place, _two(lower, j, u, v))
         elif taps == U(3):
-            u, v, t = weights[y, U(0)], weights[y, U(1)], weights[y, U(2)]
-            a = u * line[j] + v * line[j + U(3)] + t * line[j + U(6)]
-            b = u * line[j + U(1)] + v * line[j + U(4)] + t * line[j + U(7)]
-            c = u * line[j + U(2)] + v * line[j + U(5)] + t * line[j + U(8)]
-            d = u * line[j + U(3)] + v * line[j + U(6)] + t * line[j + U(9)]
+            u, v, w = weights[y, U(0)], weights[y, U(1)], weights[y, U(2)]
+            _put(above, place, _three(upper, j, u, v, w))
+            _put(below, place, _three(lower, j, u, v, w))
+        elif taps == U(4):
+            t, u, v, w = weights[y, U(0)], weights[y, U(1)], weights[y, U(2)], weights[y, U(3)]
+            _put(above, place, _four(upper, j, t, u, v, w))
+            _put(below, place, _four(lower, j, t, u, v, w))
         else:
-            a = b = c = d = F(0)
+            a = b = c = d = e = f = g = h = F(0)
             for k in range(taps):
                 w = weights[y, k]
-                a += w * line[j]
-                b += w * line[j + U(1)]
-                c += w * line[j + U(2)]
-                d += w * line[j + U(3)]
+                a += w * upper[j]
+                b += w * upper[j + U(1)]
+                c += w * upper[j + U(2)]
+                d += w * upper[j + U(3)]
+                e += w * lower[j]
+                f += w * lower[j + U(1)]
+                g += w * lower[j + U(2)]
+                h += w * lower[j + U(3)]
                 j += U(3)
-        out[place], out[place + U(1)], out[place + U(2)], out[place + U(3)] = a, b, c, d
+            _put(above, place, (a, b, c, d))
+            _put(below, place, (e, f, g, h))
         place += U(3)
+
+
+@inlined
+def _round(numbers, out):  # type: ignore[no-untyped-def]
+    for j in range(out.size):
+        out[j] = np.uint8(np.int32(min(max(numbers[j], F(0)), F(255)) + F(0.5)))
 
 
 @kernel("void(uint8[:, ::1], float64, float64, float64, float64, boolean, boolean, uint8[:, :, ::1])", neighbours=True)
@@ -126,11 +174,12 @@ def resize(pixels, top, left, height, width, flip, bicubic, out):  # type: ignor
     taps = row_weights.shape[1]
     begin, end = int(left) * 3, min(math.ceil(left + width) * 3, pixels.shape[1])
     first_column -= int(left)
-    line, mixed = np.zeros(end - begin + 1, np.float32), np.empty(columns * 3 + 1, np.float32)
+    lines, mixed = np.zeros((2, end - begin + 1), np.float32), np.empty((2, columns * 3 + 1), np.float32)
     flat = out.reshape(rows, columns * 3)
-    for y in range(rows):
-        _mix_rows(pixels[first_row[y] : first_row[y] + taps, begin:end], row_weights[y], line)
-        _mix_columns(line, first_column, column_weights, flip, mixed)
-        to = flat[y]
-        for j in range(columns * 3):
-            to[j] = np.uint8(np.int32(min(max(mixed[j], F(0)), F(255)) + F(0.5)))
+    for y in range(0, rows, 2):
+        z = min(y + 1, rows - 1)
+        _mix_rows(pixels[first_row[y] : first_row[y] + taps, begin:end], row_weights[y], lines[0])
+        _mix_rows(pixels[first_row[z] : first_row[z] + taps, begin:end], row_weights[z], lines[1])
+        _mix_columns(lines[0], lines[1], first_column, column_weights, flip, mixed[0], mixed[1])
+        _round(mixed[0], flat[y])
+        _round(mixed[1], flat[z])
