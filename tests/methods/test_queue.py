@@ -17,7 +17,7 @@ class Rank(LocalComm):
 
 def outputs(row: int) -> RowOutputs:
     views = torch.full((3, R, D), float(row)) + torch.tensor([0.0, 0.1, 0.2])[:, None, None]
-    return RowOutputs(row, torch.tensor([1.0, float(row % 2)]), views, torch.zeros(3, R, 5))
+    return RowOutputs(row, torch.arange(R), torch.tensor([1.0, float(row % 2)]), views, torch.zeros(3, R, 5))
 
 
 def queue(length: int = 16, start: int = 2) -> Queue:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config
 from swav_platform.errors import UsageError
+from swav_platform.methods import health
 from swav_platform.methods.comm import LocalComm
-from swav_platform.methods.health import spread, spread_sums
 from swav_platform.methods.method import RowOutputs, StepOutputs, build_method
 from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.methods.swav import Swav, swapped_loss
@@ -44,7 +44,7 @@ def attached(method: Swav) -> MultiCropNetwork:
 
 
 def forward(network: MultiCropNetwork, row: int, pixels: list[Tensor], weight: Tensor) -> RowOutputs:
-    return RowOutputs(row, weight, *network(pixels, R))
+    return RowOutputs(row, torch.arange(R), weight, *network(pixels, R))
 
 
 def test_swapped_loss_as_the_paper_sums_it() -> None:
@@ -133,17 +133,24 @@ def test_an_unknown_method_is_named() -> None:
         build_method(config(name="swev"))
 
 
+def one_row(embeddings: Tensor, scores: Tensor) -> StepOutputs:
+    row = RowOutputs(0, torch.arange(len(scores)), torch.ones(len(scores)), embeddings[None], scores[None])
+    return StepOutputs(0, (row,))
+
+
 def test_health() -> None:
     generator = torch.Generator().manual_seed(2)
     spread_out = nn.functional.normalize(torch.randn(4000, D, generator=generator), dim=1)
     scores, codes = torch.eye(K).repeat(1000, 1)[:4000, :], torch.full((4000, K), 1 / K)
-    found = spread(spread_sums(spread_out, scores, codes), K, D)
+    found = health.of_prototypes(health.prototype_sums(one_row(spread_out, scores), (0,), [K], codes), 1.0, [K])
+    assert found["health/loss_minus_ln_k"] == pytest.approx(1 - math.log(K))
     assert found["health/code_entropy"] == pytest.approx(math.log(K), abs=1e-4)
     assert found["health/prototypes_used"] == K
     assert found["health/feature_std"] == pytest.approx(1, abs=0.02)
     assert found["health/effective_rank"] == pytest.approx(D, abs=0.1)
     same = spread_out[:1].expand(4000, D)
-    found = spread(spread_sums(same, scores[:1].expand(4000, K), torch.eye(K)[:1].expand(4000, K)), K, D)
+    alike = one_row(same, scores[:1].expand(4000, K))
+    found = health.of_prototypes(health.prototype_sums(alike, (0,), [K], torch.eye(K)[:1].expand(4000, K)), 1.0, [K])
+    assert found["health/feature_std"] < 0.01
     assert found["health/code_entropy"] == pytest.approx(0, abs=1e-6)
     assert found["health/prototypes_used"] == 1
-    assert found["health/feature_std"] < 0.01
