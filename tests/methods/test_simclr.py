@@ -17,7 +17,12 @@ S, R, D, TEMPERATURE = 5, 3, 6, 0.2
 
 def method() -> SimClr:
     views = {"large": {"size": 16, "count": 2, "scale": (0.3, 1)}}
-    tree = {"data": {"row_size": R}, "views": views, "method": {"name": "simclr", "temperature": TEMPERATURE}, "train": {"batch": S * R}}
+    tree = {
+        "data": {"row_size": R},
+        "views": views,
+        "method": {"name": "simclr", "temperature": TEMPERATURE},
+        "train": {"batch": S * R},
+    }
     return SimClr(Config.model_validate(tree))
 
 
