@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -88,7 +89,10 @@ class Method(Protocol):
 
 
 def build_method(config: Config) -> Method:
-    """The method that `config.method.name` names. Raises UsageError for an unknown one."""
+    """The method that `config.method.name` names: one of ours, or `module:attribute` of anybody's, called with `config`.
+
+    Raises UsageError for an unknown one.
+    """
     from swav_platform.methods.deepcluster import DeepCluster  # methods import this file
     from swav_platform.methods.mean_shift import MeanShift
     from swav_platform.methods.sela import Sela
@@ -102,6 +106,21 @@ def build_method(config: Config) -> Method:
         "mean_shift": MeanShift,
         "simclr": SimClr,
     }
-    if config.method.name not in known:
-        raise UsageError(f"There is no method '{config.method.name}'; method.name must be one of {', '.join(known)}.")
-    return known[config.method.name](config)
+    name = config.method.name
+    if ":" in name:
+        return _imported(name)(config)
+    if name not in known:
+        raise UsageError(f"There is no method '{name}'; method.name must be one of {', '.join(known)}, or module:attribute.")
+    return known[name](config)
+
+
+def _imported(name: str) -> Callable[[Config], Method]:
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[[Config], Method] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"method.name={name} can't be imported ({error}); write the module that holds the method and its class, and see that "
+            f"the module is on PYTHONPATH on every machine."
+        ) from error
+    return found

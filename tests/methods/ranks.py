@@ -47,7 +47,7 @@ def config(case: str) -> Config:
             "data": {"row_size": R, "photometric": "worker"},
             "views": views,
             "model": {"projection_hidden": 16, "projection_dim": 8},
-            "method": {"prototypes": 12, "name": case.removesuffix("_heads"), **CASES[case]},
+            "method": {"prototypes": 12, "name": case.removesuffix("_heads"), **CASES.get(case, {})},
             "train": {
                 "batch": S * R,
                 "steps": STEPS,
@@ -88,7 +88,7 @@ def row(number: int) -> Any:
     return SimpleNamespace(row=number, sample=sample, weight=weight, views=views, outcome=outcome, events=[])
 
 
-def train(case: str, folder: Path, comm: Comm, **options: Any) -> None:
+def train(case: str, folder: Path, comm: Comm, **options: Any) -> loop.TrainResult:
     def rows(first: int, last: int) -> Iterator[Any]:
         return (row(k) for k in range(first, last) if (k - first) % comm.size == comm.rank)
 
@@ -107,7 +107,7 @@ def train(case: str, folder: Path, comm: Comm, **options: Any) -> None:
     loop.snapshots.build_learner, loop.snapshots.build_encoder = build_double, encoder  # type: ignore[assignment]
     given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": lambda r: r.views, "resume": False}
     try:
-        loop.train(config(case), comm=comm, run_dir=folder / case, **(given | options))
+        return loop.train(config(case), comm=comm, run_dir=folder / case, **(given | options))
     finally:
         loop.snapshots.build_learner, loop.snapshots.build_encoder = build, build_encoder
 
