@@ -47,7 +47,7 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int]
             rest = [str(size), str(folder / "store"), str(folder)]
             processes = [subprocess.Popen([sys.executable, str(SCRIPT), str(r), *rest], env=environment) for r in range(size)]
             try:
-                assert [process.wait(timeout=300) for process in processes] == [0] * size
+                assert [process.wait(timeout=900) for process in processes] == [0] * size
             finally:
                 for process in processes:
                     process.kill()

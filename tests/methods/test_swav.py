@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swav_platform.config import Config
@@ -154,3 +155,78 @@ def test_health() -> None:
     assert found["health/feature_std"] < 0.01
     assert found["health/code_entropy"] == pytest.approx(0, abs=1e-6)
     assert found["health/prototypes_used"] == 1
+
+
+def outputs_of(network: MultiCropNetwork, rows: int = 3) -> StepOutputs:
+    generator = torch.Generator().manual_seed(4)
+    made = []
+    for k in range(rows):
+        pixels = [torch.rand(2 * R, 3, size, size, generator=generator) for size in (16, 8)]
+        made.append(forward(network, k, pixels, torch.ones(R)))
+    return StepOutputs(0, tuple(made))
+
+
+class Counted(LocalComm):
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def sum(self, x: Tensor) -> Tensor:
+        self.numbers.append(x.numel())
+        return x
+
+
+@pytest.mark.parametrize("heads", [[K], [K, 4], [K, 4, 9]])
+@pytest.mark.parametrize("views", [(0,), (0, 1)])
+def test_heads_and_views_travel_together(heads: list[int], views: tuple[int, ...]) -> None:
+    method, comm = Swav(config(prototypes=heads, assign_views=views)), Counted()
+    network = method.modules(Flat())
+    outputs = outputs_of(network)
+    method.targets(outputs, comm)
+    assert comm.numbers == [len(views) * sum(heads)] * 3
+
+
+def test_several_heads_are_several_swavs() -> None:
+    """Each predicts codes of its own; the loss is their mean, and all prototypes are of unit length."""
+    heads = (K, 4)
+    both = Swav(config(prototypes=heads))
+    network = both.modules(Flat())
+    assert network.prototypes.weight.shape == (K + 4, D)
+    outputs = outputs_of(network)
+    targets, want = both.targets(outputs, LocalComm()), torch.zeros(3, R)
+    for head, rows in zip(heads, network.prototypes.weight.detach().split(heads), strict=True):
+        alone = Swav(config(prototypes=head))
+        single = alone.attach(MultiCropNetwork(network.encoder, network.projection_head, nn.Linear(D, head, bias=False)))
+        with torch.no_grad():
+            single.prototypes.weight.copy_(rows)
+        own = outputs_of(single)
+        codes = alone.targets(own, LocalComm())
+        want += torch.stack([alone.loss(row, codes).detach() for row in own.rows]) / 2
+    assert torch.allclose(torch.stack([both.loss(row, targets) for row in outputs.rows]), want, atol=1e-5)
+    found = both.health(both.health_sums(outputs, targets), want.mean().item())
+    assert found["health/loss_minus_ln_k"] == pytest.approx(want.mean().item() - (math.log(K) + math.log(4)) / 2)
+    assert 2 <= found["health/prototypes_used"] <= K + 4
+
+
+def test_hard_codes() -> None:
+    method, soft = Swav(config(prototypes=[K, 4], hard_codes=True)), Swav(config(prototypes=[K, 4]))
+    outputs = outputs_of(method.modules(Flat()))
+    soft.attach(method.network)
+    for row, codes in method.targets(outputs, LocalComm()).items():
+        for one, other in zip(codes.split([K, 4], -1), soft.targets(outputs, LocalComm())[row].split([K, 4], -1), strict=True):
+            assert torch.equal(one.argmax(-1), other.argmax(-1))
+            assert torch.equal(one.sort(-1).values, F.one_hot(torch.full(one.shape[:-1], one.shape[-1] - 1)).to(one.dtype))
+
+
+def test_a_power_law_prior_shares_mass_out_unequally() -> None:
+    method = Swav(config(prototypes=[K, 4], prior="power_law", prior_exponent=1.0, iterations=200, epsilon=0.5))
+    outputs = outputs_of(method.modules(Flat()), rows=20)
+    codes = torch.cat(list(method.targets(outputs, LocalComm()).values()), dim=1)
+    for part in codes.split([K, 4], -1):
+        mass = 1 / torch.arange(1, part.shape[-1] + 1)
+        assert torch.allclose(part.mean((0, 1)), mass / mass.sum(), atol=1e-3)
+
+
+def test_prototypes_that_are_never_learned() -> None:
+    method = Swav(config(learn_prototypes=False, freeze_prototypes=0))
+    method.modules(Flat())
+    assert all(method.frozen(step) == {"prototypes.weight"} for step in (0, 10, 10**6))
