@@ -127,6 +127,9 @@ class Method(_Section):
     prior_exponent: float = Field(0.25, ge=0, description="of the power law: prototype k wants k to minus this")
     queue_length: int = Field(0, ge=0, description="features kept per assignment view, over all ranks")
     queue_start: int = Field(0, ge=0, description="step from which on the queue is filled")
+    queue_drift: float | None = Field(
+        None, gt=0, description="the queue is used while features drift no more; 1 is what chance makes"
+    )
     # assignments of a whole epoch
     kmeans_iterations: int = Field(10, ge=1)
     bank_iterations: int = Field(1000, ge=1, description="most Sinkhorn iterations over the bank")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
-from swav_platform.methods.comm import Comm
+from swav_platform.methods.comm import Carrying, Comm
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, unit_prototypes
 from swav_platform.methods.queue import Queue
@@ -34,6 +35,7 @@ class Swav:
             row_size=config.data.row_size,
             views=len(self.assign),
             dim=config.model.projection_dim,
+            most_drift=self.options.queue_drift,
         )
 
     def modules(self, encoder: nn.Module) -> nn.Module:
@@ -57,6 +59,10 @@ class Swav:
         """Codes of the assignment views (section 3.1, eq. 3-5), shared out over the step and, once it is full, the queue."""
         scores_abk = torch.cat([row.scores[list(self.assign)] for row in outputs.rows], dim=1)
         weight_b = torch.cat([row.weight for row in outputs.rows])
+        measured: Carrying | None = None
+        if self.queue.full(outputs.step) and self.options.queue_drift is not None:
+            features_abd = torch.cat([row.embeddings[list(self.assign)] for row in outputs.rows], dim=1)
+            comm = measured = Carrying(comm, self.queue.drift_sums(features_abd, weight_b))
         if self.queue.used(outputs.step):
             features_aqd, weight_q = self.queue.contents()
             scores_abk = torch.cat([F.linear(features_aqd, self.network.prototypes.weight), scores_abk], dim=1)
@@ -70,6 +76,8 @@ class Swav:
             prior=None if self.prior is None else self.prior.to(scores_abk.device),
             weight=weight_b,
         )
+        if measured is not None:
+            self.queue.note_drift(measured.carried)
         sizes = [len(row.weight) for row in outputs.rows]
         own = codes_abk[:, -sum(sizes) :]
         if self.options.hard_codes:
@@ -91,7 +99,8 @@ class Swav:
         return health.prototype_sums(outputs, self.assign, self.heads, codes)
 
     def health(self, sums: Tensor, loss: float) -> dict[str, float]:
-        return health.of_prototypes(sums, loss, self.heads)
+        drift = {"health/queue_drift": self.queue.drift} if math.isfinite(self.queue.drift) else {}
+        return health.of_prototypes(sums, loss, self.heads) | drift
 
     def state(self) -> PositionOrderedState:
         return self.queue.state()

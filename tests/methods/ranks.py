@@ -32,7 +32,7 @@ STEPS, SAMPLES, R, S = 50, 298, 4, 8  # 75 rows an epoch, so that steps lie acro
 
 CASES: dict[str, dict[str, Any]] = {
     "swav": {"queue_length": 96, "queue_start": 3, "freeze_prototypes": 4},
-    "swav_heads": {"prototypes": [12, 7], "prior": "power_law", "freeze_prototypes": 0},
+    "swav_heads": {"prototypes": [12, 7], "prior": "power_law", "freeze_prototypes": 0, "queue_length": 64, "queue_drift": 3},
     "deepcluster": {"prototypes": [12, 7, 12]},
     "sela": {"prototypes": [12, 7], "freeze_prototypes": 12, "bank_iterations": 40},
     "mean_shift": {"neighbours": 3, "bank_length": 100, "momentum": 0.9},

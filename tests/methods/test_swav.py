@@ -230,3 +230,20 @@ def test_prototypes_that_are_never_learned() -> None:
     method = Swav(config(learn_prototypes=False, freeze_prototypes=0))
     method.modules(Flat())
     assert all(method.frozen(step) == {"prototypes.weight"} for step in (0, 10, 10**6))
+
+
+def test_drift_is_measured_without_a_collective_of_its_own() -> None:
+    method, comm = Swav(config(queue_length=2 * R, queue_drift=1e6)), Counted()
+    outputs = outputs_of(method.modules(Flat()), rows=2)
+    plain = Swav(config(queue_length=2 * R))
+    plain.attach(method.network)
+    for one in (method, plain):
+        one.queue.fill(0, outputs.rows, (0, 1))
+    alone = Swav(config())
+    alone.attach(method.network)
+    first = method.targets(StepOutputs(1, outputs.rows), comm)  # measures, and does not use the queue yet
+    assert comm.numbers == [2 * K + 2 * 2 * (D + 1), 2 * K, 2 * K]
+    assert torch.equal(first[0], alone.targets(outputs, LocalComm())[0])
+    assert method.queue.drift == pytest.approx(0, abs=1e-5)  # the step's own features are in the queue
+    second = method.targets(StepOutputs(2, outputs.rows), comm)
+    assert torch.equal(second[0], plain.targets(StepOutputs(2, outputs.rows), LocalComm())[0])
