@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError, UserError
 
 Image = str | Path | bytes  # a file, or an image's bytes
 
@@ -25,10 +25,13 @@ class Client:
     def __init__(self, base_url: str, timeout: float = 30.0) -> None:
         self.base_url = base_url.rstrip("/")
         try:
-            local = urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1")
+            place = urlsplit(self.base_url)
+            if place.scheme not in ("http", "https") or not place.hostname:
+                raise ValueError("it must begin with http:// or https:// and name a host")
+            local = place.hostname in ("localhost", "127.0.0.1", "::1")
             self._http = httpx.Client(base_url=self.base_url, timeout=timeout, trust_env=not local)  # no proxy to ourselves
         except (httpx.InvalidURL, ValueError) as error:
-            raise UserError(
+            raise UsageError(
                 f"{base_url!r} is not the address of a service ({error}); write for example http://127.0.0.1:8000."
             ) from None
 
@@ -74,7 +77,7 @@ class Client:
             ("images", (_name(image, number), _bytes(image), "application/octet-stream")) for number, image in enumerate(images)
         ]
         if not files:
-            raise UserError("There are no images to ask about; name at least one file.")
+            raise UsageError("There are no images to ask about; name at least one file.")
         return self._ask("POST", path, params=query, files=files)
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -113,6 +116,6 @@ def _bytes(image: Image) -> bytes:
     try:
         return Path(image).read_bytes()
     except OSError as error:
-        raise UserError(
+        raise UsageError(
             f"The image {str(image)!r} can't be read ({error.strerror}); name a file that exists and is yours to read."
         ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from swav_platform.errors import UsageError
 
@@ -187,11 +187,21 @@ class Tracking(_Section):
     model: str | None = Field(None, pattern=NAME, description="registered model; the run's name when absent")
 
 
+BESIDE_RUNS = ("mlartifacts", *(f"mlflow.db{end}" for end in ("", "-journal", "-wal", "-shm")))  # of tracking
+
+
 class Run(_Section):
     """Does not change results."""
 
     name: str | None = Field(None, pattern=NAME)
     out: str | None = Field(None, description="folder of the runs; SWAV_OUT or ./runs when absent")
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str | None) -> str | None:
+        if name and name.lower() in BESIDE_RUNS:
+            raise ValueError("tracking keeps something of this name beside the runs; take another one")
+        return name
 
 
 class Config(_Section):

@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -120,7 +121,7 @@ class Tracker:
                     self._send(unsent[:BATCH])
                     unsent = unsent[BATCH:]
             except Exception as error:  # a dead tracking server must not end a run
-                where, why = without_password(self._uri), without_password(_first_line(error))
+                where, why = without_password(self._uri), without_password(_cause(error))
                 logging.getLogger(__name__).warning("metrics could not be sent to %s: %s", where, why)
             if last:
                 return
@@ -173,10 +174,17 @@ def _explained(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"MLflow at {without_password(uri)} did not do what was asked ({without_password(_first_line(error))}). Check that the tracking server answers and tracking.uri or "
+            f"MLflow at {without_password(uri)} did not do what was asked ({without_password(_cause(error))}). Check that the tracking server answers and tracking.uri or "
             f"MLFLOW_TRACKING_URI names it; without either, a SQLite file in the folder of the runs is used."
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _cause(error: BaseException) -> str:
+    """What MLflow's paragraphs come down to: the network's own complaint, else their first sentence."""
+    root = error
+    while inner := root.__cause__ or root.__context__:
+        root = inner
+    if isinstance(root, (ConnectionError, TimeoutError, socket.gaierror)):
+        return root.strerror or str(root) or type(root).__name__
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.split(r"\.\s", line, maxsplit=1)[0].rstrip(".")

@@ -8,7 +8,6 @@ import glob
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from swav_platform.atomic import write_text
 from swav_platform.config import Config, load
 from swav_platform.errors import UsageError, UserError
 
@@ -128,16 +128,6 @@ def _try_lock(lock: int, deadline: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.2)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; of several who write at the same time, one wins."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def runs_folder(out: str | None) -> Path:

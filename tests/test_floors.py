@@ -15,6 +15,7 @@ FLOORS = {
     "": 0,  # swav_platform/__init__.py
     "config": 0,
     "errors": 0,
+    "atomic": 0,
     "client": 0,
     "run_folder": 0,
     "data": 1,

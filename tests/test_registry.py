@@ -35,6 +35,25 @@ def test_messages_hide_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "cause"),
+    [
+        ("http://127.0.0.1:9", "(Connection refused)"),
+        (
+            "foo://x",
+            "(Model registry functionality is unavailable; got unsupported URI 'foo://x' for model registry data storage)",
+        ),
+    ],
+)
+def test_messages_tell_the_cause_and_no_more(uri: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError) as caught:
+        registry.finish_run(uri, "id", "FAILED")
+    assert cause in str(caught.value)
+    assert "MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "HTTPConnectionPool" not in str(caught.value)
+
+
 def test_a_run_that_this_server_does_not_know_is_opened_anew(tmp_path: Path) -> None:
     config = load(None, [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"run.out={tmp_path}", "run.name=moved"])
     unknown = "0" * 32

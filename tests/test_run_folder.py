@@ -1,14 +1,13 @@
-"""Finding runs by name, and small files that several write."""
+"""Finding runs by name."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
 from swav_platform.errors import UsageError
-from swav_platform.run_folder import find, write_text
+from swav_platform.run_folder import find
 
 
 def made(path: Path) -> Path:
@@ -53,14 +52,3 @@ def test_a_name_is_no_pattern(tmp_path: Path) -> None:
     for name in ("fir*", "f[i]rst", "?irst"):
         with pytest.raises(UsageError, match="no run"):
             find(name)
-
-
-def test_writers_at_the_same_time_leave_one_whole_text(tmp_path: Path) -> None:
-    texts = [str(i) * 100_000 for i in range(4)]
-    writers = [threading.Thread(target=write_text, args=(tmp_path / "x.json", text)) for text in texts]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert (tmp_path / "x.json").read_text() in texts
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

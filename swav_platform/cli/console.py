@@ -17,6 +17,11 @@ stderr = Console(stderr=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 
 
+def examples(*lines: str) -> str:
+    """The epilog of a verb's --help; \\b keeps Click from filling the lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def progress() -> Progress:
     return Progress(
         TextColumn("{task.description:<12}"),

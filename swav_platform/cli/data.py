@@ -14,7 +14,12 @@ from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav index 'shards/*.tar' --out index",
+        "swav index test.tar --out labelled --label folder",
+    )
+)
 @click.argument("pattern", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the index.")
 @click.option("--label", help="Where labels come from, for evaluation only: folder, cls or json:FIELD.")
@@ -32,7 +37,12 @@ def index_command(pattern: tuple[str, ...], out: str, label: str | None, as_json
     console.answer({**dataclasses.asdict(report), "path": str(report.path)}, as_json)
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav pack photos --out shards",
+        "swav pack photos --out shards --samples-per-shard 2000",
+    )
+)
 @click.argument("folder")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the shards.")
 @click.option("--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1))

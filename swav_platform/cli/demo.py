@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -17,26 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from swav_platform.cli import console
-from swav_platform.cli.evaluate import record_knn
+from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps, own_images, own_shards, photograph_shards
+from swav_platform.cli.evaluate import embed_images, record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
 from swav_platform.config import Config, load
-from swav_platform.data import naming
 from swav_platform.data.index import Index
-from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import RunFolder
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "demo.yaml"
-PER_PHOTO = {"train": 450, "query": 60}
 BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # what the demo has to beat where there are labels
-FEWEST_STEPS = 20
-DECODE_SECONDS = 120.0  # core-seconds that reading the user's own images may take in all
-SECONDS_PER_MEGAPIXEL = 0.009  # of a JPEG on one slow core
 
 
 @dataclass
@@ -52,23 +44,13 @@ class Stopwatch:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-@dataclass(frozen=True)
-class Shards:
-    """What the demo learns from, and labelled shards to score it with (None for images of the user's own)."""
-
-    sources: list[str]
-    query: str | None
-
-
-@dataclass(frozen=True)
-class OwnImages:
-    """Images of the user's own: a pattern of shards, or a folder that has to be packed first."""
-
-    source: str
-    packed: bool
-
-
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav demo",
+        "swav demo --data 'my photos'",
+        "swav demo --data 'shards/photos-{000..019}.tar' --out tried train.steps=100",
+    )
+)
 @click.argument("overrides", nargs=-1, metavar="[key=value …]")
 @click.option("--data", metavar="PATTERN", help="Your own images instead: a folder of any nesting, or a pattern of shards.")
 @click.option("--out", default="swav-demo", show_default=True, metavar="DIR")
@@ -79,12 +61,12 @@ def demo_command(overrides: tuple[str, ...], data: str | None, out: str, seed: i
     place = Path(out).expanduser().absolute()
     # What was asked for is checked before an earlier demo is taken away.
     _recipe(["-"], place, seed, overrides, steps=FEWEST_STEPS if data else None)
-    own = _own_images(data, place) if data else None
+    own = own_images(data, place) if data else None
     _clear(place)
     watch = Stopwatch()
     with watch.part("images"):
-        shards = _own_shards(own, place) if own else _photograph_shards(place, seed)
-        steps = _affordable_steps(shards, place) if own else None
+        shards = own_shards(own, place) if own else photograph_shards(place, seed)
+        steps = affordable_steps(shards, place / "demo" / "index", load(RECIPE).train) if own else None
     config = _recipe(shards.sources, place, seed, overrides, steps=steps)
     result = run(config, shards, place, watch)
     console.answer(result, True) if as_json else _show(result, watch, place)
@@ -103,9 +85,9 @@ def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[s
         if scores:
             record_knn(folder, scores)
     with watch.part("embed"):
-        _embed(folder, labelled=shards.query is not None)
+        index, _ = embed_images(folder, label=None if shards.query is None else "folder")
     with watch.part("serve and query"):
-        url, answers = _serve_and_ask(folder, shards, place)
+        url, answers = _serve_and_ask(folder, index, place)
     with watch.part("report"):
         report = _report(folder, trained, scores, place)
     result = {
@@ -143,118 +125,12 @@ def _clear(place: Path) -> None:
         ) from None
 
 
-def _photograph_shards(place: Path, seed: int) -> Shards:
-    from webdataset import TarWriter
-
-    from swav_platform.images.patches import patches, photographs
-
-    photos = photographs()
-    (place / "shards").mkdir()
-    with console.progress() as bars:
-        task = bars.add_task("images", total=len(photos) * sum(PER_PHOTO.values()), note="patches")
-        for part, per_photo in PER_PHOTO.items():
-            with TarWriter(str(place / "shards" / f"{part}-000000.tar"), mtime=0) as tar:
-                for patch in patches(photos, per_photo, left=part == "train", seed=seed):
-                    tar.write({"__key__": patch.key, "jpg": patch.content})
-                    bars.update(task, advance=1)
-    return Shards([str(place / "shards" / "train-000000.tar")], str(place / "shards" / "query-000000.tar"))
-
-
-def _own_images(data: str, place: Path) -> OwnImages:
-    """Images in a folder are packed; tars are used where there are none. Raises UsageError for neither."""
-    where = Path(data.removeprefix("file://")).expanduser().absolute()
-    named = [where] if where.is_dir() else [where, *map(Path, expand([data]))]
-    if any(_inside(path, place) for path in named):
-        raise UsageError(f"{data} lies in {place}, which the demo replaces; name another folder with --out.")
-    if not where.is_dir():
-        return OwnImages(str(where), packed=False)
-    images = any(map(_is_image, _files(where, place)))
-    tars = _tars(where, place, required=not images)
-    if images and tars:
-        console.say(f"{where} holds images and tars: the images are packed, the tars ({len(tars):,}) are left aside.")
-    return OwnImages(str(where), packed=images)
-
-
-def _tars(folder: Path, place: Path, *, required: bool) -> list[str]:
-    """Tars in a folder but those of an earlier demo in it. Raises UsageError when they are required and there are none."""
-    try:
-        found = [tar for tar in expand([str(folder)]) if not _inside(tar, place)]
-    except UsageError:
-        if required:
-            raise
-        return []
-    if required and not found:
-        raise UsageError(f"{folder} holds neither images nor tars but those of an earlier demo; name another folder.")
-    return found
-
-
-def _inside(path: str | Path, place: Path) -> bool:
-    return Path(path).resolve().is_relative_to(place.resolve())
-
-
-def _files(folder: Path, place: Path) -> Iterator[Path]:
-    """Files below a folder, also behind links, as `pack` looks for them, but not those of an earlier demo in it."""
-    seen = {os.path.realpath(place)}
-    for inside, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(inside)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(inside, name) for name in names)
-
-
-def _is_image(path: Path) -> bool:
-    name = os.fsencode(path)
-    if naming.is_hidden(name) or not path.is_file():
-        return False
-    if (kind := naming.extension(name)) in naming.IMAGES:
-        return True
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return kind not in naming.COMPANIONS and naming.kind_of(file.read(16)) is not None
-    return False
-
-
-def _own_shards(own: OwnImages, place: Path) -> Shards:
-    if not own.packed:
-        return Shards([own.source], None)
-    from swav_platform.data.pack import pack
-
-    with console.progress() as bars:
-        task = bars.add_task("pack", total=None, note="files")
-        pack(
-            own.source,
-            place / "shards",
-            samples_per_shard=10_000,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
-    return Shards([str(place / "shards")], None)
-
-
 def _recipe(sources: list[str], place: Path, seed: int, overrides: tuple[str, ...], *, steps: int | None) -> Config:
     """steps: for images of the user's own, which are larger than the patches of photographs; None for those."""
     chosen = [f"data.sources={json.dumps(sources)}", f"run.out={json.dumps(str(place))}", "run.name=demo", f"seed={seed}"]
     if steps is not None:
         chosen += ["views.large.size=64", "views.small.size=32", f"train.steps={steps}"]
     return load(RECIPE, [*chosen, *overrides])
-
-
-def _affordable_steps(shards: Shards, place: Path) -> int:
-    """Steps for which decoding the user's images takes about DECODE_SECONDS, told from a few headers."""
-    from swav_platform.data.index import build_index
-    from swav_platform.data.read import ReadFailure, read_samples
-
-    recipe = load(RECIPE)
-    build_index(expand(shards.sources), place / "demo" / "index")
-    index = Index.open(place / "demo" / "index")
-    pixels = []
-    for content in read_samples(index.lines(range(0, index.samples, max(1, index.samples // 64)))).values():
-        with contextlib.suppress(Exception):  # a header that says nothing tells nothing
-            if not isinstance(content, ReadFailure):
-                pixels.append(math.prod(Image.open(io.BytesIO(content)).size))
-    mean = sum(pixels) / max(1, len(pixels)) / 1e6
-    images = DECODE_SECONDS / max(1e-4, mean * SECONDS_PER_MEGAPIXEL)
-    return max(FEWEST_STEPS, min(int(recipe.train.steps or 1), int(images / recipe.train.batch)))
 
 
 def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
@@ -275,30 +151,11 @@ def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
         )
 
 
-def _embed(folder: RunFolder, *, labelled: bool) -> None:
-    from swav_platform.data.index import build_index
-    from swav_platform.evaluation.embed import embed
-
-    config = folder.config()
-    build_index(expand(config.data.sources), folder.embeddings / "index", label="folder" if labelled else None)
-    index = Index.open(folder.embeddings / "index")
-    with console.progress() as bars:
-        task = bars.add_task("embed", total=index.samples, note="images")
-        embed(
-            folder.package,
-            index,
-            folder.embeddings,
-            config.data.images,
-            progress=lambda done, total: bars.update(task, completed=done),
-        )
-
-
-def _serve_and_ask(folder: RunFolder, shards: Shards, place: Path) -> tuple[str, dict[str, Any]]:
+def _serve_and_ask(folder: RunFolder, index: Index, place: Path) -> tuple[str, dict[str, Any]]:
     """Starts `swav serve`, asks each kind of question over HTTP, stops it."""
     from swav_platform.client import Client
     from swav_platform.data.read import read_samples
 
-    index = Index.open(folder.embeddings / "index")
     images = [c for c in read_samples(index.lines(range(min(8, index.samples)))).values() if isinstance(c, bytes)]
     command = [sys.executable, "-m", "swav_platform", "serve", str(folder.path), "--port", "0", "--json"]
     with (

@@ -48,6 +48,7 @@ def report() -> dict[str, Any]:
         "machine": facts["machine"],
         "ray_cluster": facts["ray_cluster"],
         "tracking": facts["tracking"],
+        "late": facts["late"],
         "notes": [note for part in parts for note in part.notes],
         "executable": sys.executable,
     }
@@ -84,12 +85,14 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     here, simd = found["machine"], found["simd"]
     codecs = [name if works else f"[red]no {name}[/]" for name, works in found["codecs"].items()]
     devices = [f"{a['name']} ({a['memory_gib']} GiB)" for a in found["accelerators"]]
-    missing = "[red]missing[/]"
-    versions = [(name, found[name] or missing) for name in ("python", "torch", "ray", "mlflow")]
+
+    def version(name: str, value: str | None) -> str:
+        return value or ("[red]took too long[/]" if name in found["late"] else "[red]missing[/]")
+
     return [
-        *versions,
-        ("pillow", f"{found['pillow'] or missing} ({simd['pillow'] or '-'})"),
-        ("simplejpeg", simd["simplejpeg"] or missing),
+        *((name, version(name, found[name])) for name in ("python", "torch", "ray", "mlflow")),
+        ("pillow", f"{version('pillow', found['pillow'])} ({simd['pillow'] or '-'})"),
+        ("simplejpeg", version("simplejpeg", simd["simplejpeg"])),
         ("codecs", ", ".join(codecs)),
         ("accelerators", ", ".join(devices) or "none"),
         ("cpu", f"{here['cores']} cores, {simd['cpu'] or 'no SIMD known'}"),

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REINSTALL = "make setup FORCE=1"
-TIMEOUT = 30  # seconds for one import; a cold disk needs some of them
+LATER = "the machine is busy or its disk slow; ask again when it is not"
+TIMEOUT = 180.0  # seconds for one import; a cold disk needs many of them
 
 # Each prints one JSON object as its last line.
 _PROBES = {
@@ -62,8 +63,11 @@ def packages() -> Findings:
         answers = dict(zip(_PROBES, pool.map(_probe, _PROBES.values()), strict=True))
     found = Findings(facts={name: answer.get("version") for name, answer in answers.items()})
     for name, answer in answers.items():
-        if "error" in answer:
+        if "late" in answer:
+            found.problems.append((f"{name} took too long: not imported within {answer['late']:.0f} s", LATER))
+        elif "error" in answer:
             found.problems.append((f"{name} can't be imported: {answer['error']}", REINSTALL))
+    found.facts["late"] = [name for name, answer in answers.items() if "late" in answer]
     found.facts["accelerators"] = answers["torch"].get("accelerators", [])
     found.facts["torch_cuda"] = answers["torch"].get("cuda")
     found.facts["codecs"] = dict.fromkeys(_CODECS, False) | answers["pillow"].get("codecs", {})
@@ -77,7 +81,7 @@ def _probe(code: str) -> Mapping[str, Any]:
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        return {"error": f"it took more than {TIMEOUT} s"}
+        return {"late": TIMEOUT}
     except OSError as error:
         return {"error": str(error)}
     if done.returncode < 0:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from swav_platform.atomic import write_text
 from swav_platform.cli import console
-from swav_platform.run_folder import RunFolder, find, write_text
+from swav_platform.run_folder import RunFolder, find
+
+if TYPE_CHECKING:
+    from swav_platform.data.index import Index
 
 
 @click.group()
@@ -18,13 +22,18 @@ def evaluate_command() -> None:
     """Score what a run has learned."""
 
 
-@evaluate_command.command()
+@evaluate_command.command(
+    epilog=console.examples(
+        "swav evaluate knn mine --bank 'train-*.tar' --query 'test-*.tar'",
+        "swav evaluate knn mine --bank train.tar --query test.tar --label json:class --bank-size 10000",
+    )
+)
 @click.argument("run")
 @click.option("--bank", required=True, metavar="PATTERN", help="Shards whose labels are known.")
 @click.option("--query", required=True, metavar="PATTERN", help="Shards whose labels are guessed.")
 @click.option("--label", default="folder", show_default=True, help="Where labels come from: folder, cls or json:FIELD.")
-@click.option("--bank-size", type=int, help="Take so many bank images, drawn by the run's seed.")
-@click.option("--query-size", type=int, help="Take so many query images, drawn by the run's seed.")
+@click.option("--bank-size", type=click.IntRange(1), help="Take so many bank images, drawn by the run's seed.")
+@click.option("--query-size", type=click.IntRange(1), help="Take so many query images, drawn by the run's seed.")
 @click.option("--k", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0, min_open=True))
 @click.option("--out", metavar="DIR", help="Folder of the runs.")
@@ -42,9 +51,9 @@ def knn(
     as_json: bool,
 ) -> None:
     """Nearest-neighbour accuracy of RUN's features, beside the same network at random initialisation."""
+    folder = find(run, out)
     from swav_platform.evaluation.knn import evaluate_knn
 
-    folder = find(run, out)
     with console.progress() as bars:
         task = bars.add_task("knn", total=None, note="images")
         result = evaluate_knn(
@@ -78,7 +87,12 @@ def _steps_done(folder: RunFolder) -> int:
     return len(folder.metrics.read_bytes().splitlines()) if folder.metrics.is_file() else 0
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav embed mine",
+        "swav embed mine --data 'other/*.tar' --to other-embeddings --label folder",
+    )
+)
 @click.argument("run")
 @click.option("--data", multiple=True, metavar="PATTERN", help="Shards to embed (default: those the run learned from).")
 @click.option("--to", metavar="DIR", help="Folder for embeddings.parquet (default: in the run's folder).")
@@ -96,15 +110,29 @@ def embed_command(
     as_json: bool,
 ) -> None:
     """Embed images with RUN's encoder; `swav serve` answers neighbours and clusters from them."""
+    folder = find(run, out)
+    target = Path(to).expanduser() if to else None
+    _, result = embed_images(folder, target, data=data, label=label, thumbnails=not no_thumbnails)
+    console.answer(result, as_json)
+
+
+def embed_images(
+    folder: RunFolder,
+    target: Path | None = None,
+    *,
+    data: Sequence[str] = (),
+    label: str | None = None,
+    thumbnails: bool = True,
+) -> tuple[Index, dict[str, Any]]:
+    """Embeds what a run learned from, or `data`, with a bar; gives the index of it beside what `embed` reports."""
     from swav_platform.data.index import Index, build_index
     from swav_platform.data.sources import expand
     from swav_platform.evaluation.embed import embed
 
-    folder = find(run, out)
-    target = Path(to).expanduser() if to else folder.embeddings
+    target = target or folder.embeddings
+    config = folder.config()
     if data or label:
-        patterns = data or folder.config().data.sources
-        build_index(expand(patterns), target / "index", label=label)
+        build_index(expand(data or config.data.sources), target / "index", label=label)
         index = Index.open(target / "index")
     else:
         index = Index.open(Path(folder.info()["index"]))
@@ -114,8 +142,8 @@ def embed_command(
             folder.package,
             index,
             target,
-            folder.config().data.images,
-            thumbnails=not no_thumbnails,
+            config.data.images,
+            thumbnails=thumbnails,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    console.answer(result, as_json)
+    return index, result

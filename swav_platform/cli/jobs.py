@@ -24,7 +24,12 @@ def _cluster(address: str | None) -> Any:
     return Cluster(address)
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav submit configs/pretrain/small.yaml --address http://head:8265 --data '/shared/shards/*.tar' --name mine run.out=/shared/runs --follow",
+        "swav submit configs/pretrain/small.yaml --data shards --name here --wait",
+    )
+)
 @run_options
 @address_option
 @click.option("--follow", is_flag=True, help="Show the job's log; Ctrl-C detaches and the job goes on.")

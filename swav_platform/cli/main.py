@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
 
 from swav_platform.errors import UsageError, UserError
 
@@ -67,8 +69,11 @@ def run(arguments: list[str]) -> int:
     try:
         outcome: Any = swav.main([a for a in arguments if a != "--debug"], prog_name="swav", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"swav: {_wrong_use(error)}", err=True)
         return error.exit_code
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -92,6 +97,23 @@ def _paragraph(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}. Check that it exists, that you may use it, and that the disk is not full."
     return f"Unexpected {type(error).__name__}: {error}. This is a fault of swav; run it again with --debug for the traceback."
+
+
+def _wrong_use(error: click.ClickException) -> str:
+    """Click's complaint as one paragraph: what is wrong, the nearest known name, where to read on."""
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption):
+        said, known = error.message, [] if context is None else [o for p in context.command.params for o in p.opts]
+        near = difflib.get_close_matches(error.option_name, [*known, "--help", "--debug"], n=1)
+    elif isinstance(error, NoSuchCommand):
+        said, known = error.message, context.command.list_commands(context) if context else []
+        near = difflib.get_close_matches(error.command_name, known, n=1, cutoff=0.5)
+        said += "" if near else f" There are: {', '.join(known)}."
+    else:
+        said, near = error.format_message(), []
+    hint = f" Did you mean {near[0]}?" if near else ""
+    path = context.command_path if context else "swav"
+    return f"{' '.join(said.split())}{hint} `{path} --help` tells how it is used."
 
 
 def _terminated(number: int, frame: Any) -> None:

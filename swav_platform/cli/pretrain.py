@@ -15,7 +15,7 @@ from swav_platform.cli import console
 from swav_platform.config import Config, load
 from swav_platform.run_folder import RunFolder
 
-PLAIN_SECONDS = 5.0  # between two lines of progress where there is no terminal
+PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 def configured(config: str, data: tuple[str, ...], name: str | None, out: str | None, overrides: tuple[str, ...]) -> Config:
@@ -44,7 +44,13 @@ def run_options(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav pretrain configs/pretrain/small.yaml --data 'shards/*.tar' --name mine",
+        "swav pretrain configs/pretrain/small.yaml --data 'shards/*.tar' --name mine --resume",
+        "swav pretrain configs/pretrain/small.yaml --data shards --name longer train.epochs=50 train.workers=2",
+    )
+)
 @run_options
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run, if there is one.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
@@ -102,16 +108,17 @@ class ProgressDisplay:
 
     def _follow(self, metrics: Path, steps: int) -> None:
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
-        said = 0.0
+        said, told = 0.0, 0
         while True:
             last = self._stop.wait(0.5)
             line = _last_line(metrics)
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
                 self._bars.update(task, completed=done, note=note)
-                if not console.stderr.is_terminal and (last or time.monotonic() - said > PLAIN_SECONDS):
+                due = done != told and (last or not told or time.monotonic() - said > PLAIN_SECONDS)
+                if due and not console.stderr.is_terminal:
                     click.echo(f"step {done}/{steps} {note}", err=True)
-                    said = time.monotonic()
+                    said, told = time.monotonic(), done
             if last:
                 return
 

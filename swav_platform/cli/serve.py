@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from services.embeddings.listener import listen
 from swav_platform.cli import console
 from swav_platform.errors import UsageError
 from swav_platform.run_folder import find
@@ -20,7 +21,13 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 MOST_CLUSTERS = 20  # that the service answers for an image
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav serve mine",
+        "swav serve mine --embeddings other-embeddings --port 8080",
+        "swav serve models:/mine@candidate --tracking-uri sqlite:///runs/mlflow.db",
+    )
+)
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
@@ -40,8 +47,6 @@ def serve_command(
     as_json: bool,
 ) -> None:
     """Answer embeddings, clusters and neighbours over HTTP. MODEL: a run, a model folder, or models:/NAME@candidate."""
-    from services.embeddings.server import serve
-    from services.embeddings.settings import ServiceSettings
 
     def ready(url: str) -> None:
         if as_json:
@@ -49,11 +54,15 @@ def serve_command(
         else:
             click.echo(f"Serving {model} at {url} (documentation: {url}/docs). Ctrl-C stops it.")
 
+    if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
+        raise UsageError(f"There is no embeddings.parquet in {embeddings}; make it by `swav embed RUN --to {embeddings}`.")
+    listen(host, port).close()  # what can't be had is told before seconds of imports
     with tempfile.TemporaryDirectory() as scratch:
         package, beside = _package(model, tracking_uri, out, Path(scratch))
+        from services.embeddings.server import serve
+        from services.embeddings.settings import ServiceSettings
+
         stored = Path(embeddings) if embeddings else beside
-        if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
-            raise UsageError(f"There is no embeddings.parquet in {embeddings}; make it by `swav embed RUN --to {embeddings}`.")
         settings = ServiceSettings(model=package, embeddings=stored, host=host, port=port, threads=threads)
         serve(settings, on_ready=ready)
 
@@ -61,22 +70,30 @@ def serve_command(
 def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Path) -> tuple[Path, Path | None]:
     """Folder of the model package, and of the embeddings that lie beside it."""
     if model.startswith(("models:/", "runs:/")):
-        from swav_platform.registry import download_package
-
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             raise UsageError(
                 f"Say which MLflow knows {model}: --tracking-uri, or MLFLOW_TRACKING_URI (for the demo: sqlite:///swav-demo/mlflow.db)."
             )
+        from swav_platform.registry import download_package
+
         return download_package(uri, model, scratch), None
     if (Path(model) / "model.json").is_file():
         return Path(model), None
     folder = find(model, out)
+    if not (folder.package / "model.json").is_file():
+        raise UsageError(f"Run {folder.name} has no model yet ({folder.package}); finish it with `swav pretrain … --resume`.")
     stored = folder.embeddings if (folder.embeddings / "embeddings.parquet").is_file() else None
     return folder.package, stored
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav query neighbors photo.jpg --k 3",
+        "swav query clusters *.jpg --url http://127.0.0.1:8080",
+        "swav query models --json",
+    )
+)
 @click.argument("what", type=click.Choice(["embeddings", "clusters", "neighbors", "models"]))
 @click.argument("images", nargs=-1)
 @click.option("--url", default=DEFAULT_URL, envvar="SWAV_URL", show_default=True, help="Where `swav serve` answers.")

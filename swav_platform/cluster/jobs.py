@@ -55,6 +55,12 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
         self.address = address if "://" in address else f"http://{address}"
+        place = urlsplit(self.address)
+        if place.scheme not in ("http", "https"):
+            raise UsageError(
+                f"{address} is not the dashboard of a Ray cluster ({place.scheme}:// is for Ray's own clients); "
+                f"jobs go by HTTP: --address http://{place.hostname or 'HEAD'}:8265."
+            )
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(name, None)  # Ray's client would take them before the address that it is given
 

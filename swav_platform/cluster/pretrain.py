@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_platform import registry
+from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
 from swav_platform.data.index import Index, build_index
@@ -23,7 +24,7 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
 from swav_platform.models.resnet import SHAPES
-from swav_platform.run_folder import RunFolder, runs_folder, write_text
+from swav_platform.run_folder import RunFolder, runs_folder
 from swav_platform.training import checkpoints
 from swav_platform.training.export import export_package
 from swav_platform.training.resume import code_version
@@ -52,6 +53,8 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     config = placed(config)
     folder = RunFolder(Path(str(config.run.out)) / str(config.run.name))
     started = time.monotonic()
+    if not folder.exists():
+        _check_data(config)
     with folder.claimed():
         known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
@@ -135,11 +138,19 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _check_data(config: Config) -> None:
+    """Before anything is begun: a slip must not leave the folder of a run behind."""
+    if config.data.index:
+        Index.open(Path(config.data.index))
+    elif not config.data.sources:
+        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
+    else:
+        expand(config.data.sources)
+
+
 def _index(config: Config, folder: RunFolder, watch: Watcher) -> Index:
     if config.data.index:
         return Index.open(Path(config.data.index))
-    if not config.data.sources:
-        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
     build_index(expand(config.data.sources), folder.index, progress=watch.indexing)
     return Index.open(folder.index)
 

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from swav_platform.atomic import write_text
 from swav_platform.cluster.session import Room
 from swav_platform.config import Config, from_tree
 from swav_platform.errors import UserError
-from swav_platform.run_folder import RunFolder, write_text
+from swav_platform.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from swav_platform.data.index_writer import write_index
 from swav_platform.data.manifest import GROUP, Shard, read_manifest, reusable, shard_files
 from swav_platform.data.shard import check_label
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError
 
 _CACHED_GROUPS = 96  # a window's blocks may all lie in different ones
 _CACHED_FILES = 16
@@ -89,11 +89,11 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Raises UserError if there is no index at `path` or it is of another format."""
+        """Raises UsageError if there is no index at `path`, UserError if it is of another format."""
         path = Path(path)
         manifest = read_manifest(path)
         if manifest is None:
-            raise UserError(f"There is no index in {path}: make one with `swav index PATTERN --out {path}`.")
+            raise UsageError(f"There is no index in {path}: make one with `swav index PATTERN --out {path}`.")
         return cls(path, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:

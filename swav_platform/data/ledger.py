@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swav_platform.data.atomic import replacing
+from swav_platform.atomic import replacing
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.errors import UserError
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from swav_platform.data.atomic import replacing
+from swav_platform.atomic import replacing
 from swav_platform.data.outcomes import Outcome
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError, UserError
 
 _SCHEMA = pa.schema(
     [
@@ -111,7 +111,7 @@ class LogCheck:
 def check(folder: str | Path) -> LogCheck:
     """Whether each position of the committed steps was consumed exactly once.
 
-    Where no checkpoint was noted, all steps up to the last one seen count. Raises UserError if there is no log.
+    Where no checkpoint was noted, all steps up to the last one seen count. Raises UsageError if there is no log.
     """
     log, committed, batch = _read(Path(folder))
     steps = committed if committed is not None else int(log["step"].to_numpy().max(initial=-1)) + 1
@@ -133,7 +133,7 @@ def check(folder: str | Path) -> LogCheck:
 def _read(folder: Path) -> tuple[pa.Table, int | None, int | None]:
     """The log's lines, the number of committed steps and the positions of a step, where these are known."""
     if not any(folder.glob("rank-*.parquet")):
-        raise UserError(f"There is no sample log in {folder}: name the folder that a run was given as data.sample_log.")
+        raise UsageError(f"There is no sample log in {folder}: name the folder that a run was given as data.sample_log.")
     try:
         log = pq.read_table(folder, columns=_CONTENT)
         noted = folder / "_committed.json"

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from swav_platform.atomic import replacing, write_text
 from swav_platform.config import ImagePolicy
 from swav_platform.data.index import Index
 from swav_platform.evaluation.features import Batch, batches, encoder_function, unit
 from swav_platform.images.decode import thumbnail
 from swav_platform.models.package import Package, load_package, package_digest
-from swav_platform.run_folder import write_text
 
 
 def embed(
@@ -37,22 +37,19 @@ def embed(
     """
     package = load_package(package_folder)
     function = encoder_function(package.encoder, package.meta["input_size"])
-    out.mkdir(parents=True, exist_ok=True)
-    aside, refused, written = out / ".embeddings.parquet.tmp", Counter[str](), 0
-    dim = int(package.meta["feature_dim"])
-    with pq.ParquetWriter(aside, _schema(dim)) as file:
-        seen = 0
-        for batch in batches(index, range(index.samples), policy):
-            if batch.images:
-                values = function(batch.images)
-                file.write_table(_table(batch, values, *assign(package, values), thumbnails))
-                written += len(batch.images)
-            seen += len(batch.images) + batch.refused.total()
-            refused += batch.refused
-            progress(seen, index.samples)
-    told = out / "embeddings.json"
-    told.unlink(missing_ok=True)  # it must never speak for another table
-    aside.replace(out / "embeddings.parquet")
+    refused, written, dim, told = Counter[str](), 0, int(package.meta["feature_dim"]), out / "embeddings.json"
+    with replacing(out / "embeddings.parquet") as aside:
+        with pq.ParquetWriter(aside, _schema(dim)) as file:
+            seen = 0
+            for batch in batches(index, range(index.samples), policy):
+                if batch.images:
+                    values = function(batch.images)
+                    file.write_table(_table(batch, values, *assign(package, values), thumbnails))
+                    written += len(batch.images)
+                seen += len(batch.images) + batch.refused.total()
+                refused += batch.refused
+                progress(seen, index.samples)
+        told.unlink(missing_ok=True)  # it must never speak for another table
     report = {
         "samples": written,
         "refused": refused,

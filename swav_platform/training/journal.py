@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from swav_platform.atomic import replacing
 from swav_platform.config import Config
-from swav_platform.data.atomic import replacing
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.data.sample_log import SampleLog

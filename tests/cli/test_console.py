@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from swav_platform.cli import console, data, serve
+from swav_platform.cli import console, data, pretrain, serve
 from swav_platform.cli.main import run
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Event, Outcome
+from swav_platform.run_folder import RunFolder
 
 ODD = "trip [/b]/x [red] :smile: [link=a]"
 
@@ -75,3 +76,23 @@ def test_more_clusters_than_the_service_answers(capsys: pytest.CaptureFixture[st
 def test_temperature_must_be_positive(temperature: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "knn", "x", "--bank", "a", "--query", "b", "--temperature", temperature]) == 2
     assert "temperature" in capsys.readouterr().err
+
+
+def test_plain_progress_says_a_step_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three looks at two steps within one pause: the first, and the last when the run ends."""
+    (tmp_path / "run.json").write_text('{"run_id": "r"}')
+    folder = RunFolder(tmp_path)
+    looks: list[float] = []
+
+    class Looks:
+        def wait(self, seconds: float) -> bool:
+            looks.append(seconds)
+            folder.metrics.write_text("".join(f'{{"step": {i}, "loss": 1.5}}\n' for i in range(min(len(looks), 3))))
+            return len(looks) == 5
+
+    display = pretrain.ProgressDisplay()
+    monkeypatch.setattr(display, "_stop", Looks())
+    display._follow(folder.metrics, 8)
+    assert capsys.readouterr().err.splitlines() == ["step 1/8 loss 1.500", "step 3/8 loss 1.500"]

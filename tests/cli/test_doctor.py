@@ -42,6 +42,21 @@ def test_missing_and_broken_packages_are_problems(monkeypatch: pytest.MonkeyPatc
     doctor.show(found)
 
 
+def test_an_import_that_takes_too_long_is_not_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor_packages, "_PROBES", dict.fromkeys(doctor_packages._PROBES, "import time; time.sleep(30)"))
+    monkeypatch.setattr(doctor_packages, "TIMEOUT", 0.1)
+    found = doctor.report()
+    problems = " | ".join(item["problem"] for item in found["problems"])
+    assert "torch took too long" in problems
+    assert "can't be imported" not in problems
+    doctor.show(found)
+    shown = capsys.readouterr().out
+    assert "took too long" in shown
+    assert "missing" not in shown
+
+
 def test_pillow_over_pillow_simd_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_packages, "version", {"pillow": "13.0.0", "pillow-simd": "12.1.1.post0"}.get)
     found = doctor_packages.Findings(facts={"pillow": "13.0.0"})

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from swav_platform.cli.main import run
+from swav_platform.cli.main import run, swav
 from swav_platform.errors import UserError
 
 
@@ -30,8 +36,52 @@ def preset(root: Path) -> str:
     return str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
 
 
-def test_no_such_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, ["pretend"], 2, "pretend")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pretend"], ["'pretend'", "Did you mean pretrain?", "`swav --help`"]),
+        (["zzz"], ["'zzz'", "demo, index"]),
+        (["--verson"], ["Did you mean --version?"]),
+        (["evaluate", "knm"], ["Did you mean knn?", "`swav evaluate --help`"]),
+        (["pack", "x", "--ouut", "y"], ["'--ouut'", "Did you mean --out?", "`swav pack --help`"]),
+        (["pack", "--out", "y"], ["Missing argument 'FOLDER'"]),
+        (["pack", "x", "--out"], ["'--out' requires an argument"]),
+        (["query", "photos"], ["embeddings", "neighbors"]),
+        (["evaluate", "knn", "x", "--bank", "a", "--query", "b", "--bank-size", "-5"], ["--bank-size", "-5"]),
+        (["evaluate", "knn", "x", "--bank", "a", "--query", "b", "--query-size", "0"], ["--query-size"]),
+        (["query", "neighbors", "missing.jpg"], ["'missing.jpg'", "No such file"]),
+        (["query", "models", "--url", "nonsense"], ["'nonsense'", "http://127.0.0.1:8000"]),
+        (["ledger", "--check", "nothere"], ["nothere", "data.sample_log"]),
+        (["list", "--address", "ray://head:10001"], ["ray://head:10001", "http://head:8265"]),
+    ],
+)
+def test_wrong_use_is_one_paragraph(arguments: list[str], said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("swav: ")
+    assert len(told.err.splitlines()) == 1
+    assert not told.out
+    for part in said:
+        assert part in told.err
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["demo"], ["pack"], ["index"], ["pretrain"], ["evaluate", "knn"], ["embed"], ["serve"], ["query"], ["submit"]],
+)
+def test_examples_of_the_help_are_commands(verb: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*verb, "--help"]) == 0
+    lines = capsys.readouterr().out.partition("Examples:\n")[2].splitlines()
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        assert words[: len(verb) + 1] == ["swav", *verb]
+        command, arguments = swav, words[1:]
+        for _ in verb:
+            _, found, arguments = command.resolve_command(click.Context(command), arguments)
+            command = found
+        command.make_context(" ".join(verb), arguments)  # raises for an option that is not known
+        assert all((root / word).is_file() for word in words if word.endswith(".yaml"))
 
 
 def test_config_with_a_typo(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,8 +107,18 @@ def test_tar_that_is_no_tar(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     fails(capsys, ["index", "page.tar", "--out", "ix"], 1, "page.tar")
 
 
-def test_no_data(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, ["pretrain", preset(root)], 2, "--data")
+def test_no_data_leaves_no_run_behind(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain = ["pretrain", preset(root), "--name", "n"]
+    fails(capsys, pretrain, 2, "--data")
+    fails(capsys, [*pretrain, "--data", "missing-*.tar"], 2, "missing-*.tar")
+    fails(capsys, [*pretrain, "data.index=nothere"], 2, "nothere", "swav index")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlartifacts", ".", "..", "../n", "n/", "a/b", "a:b", ".n"])
+def test_names_that_no_run_may_have(name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["pretrain", preset(root), "--data", "x.tar", "--name", name], 2, "run.name", repr(name))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_no_permission(root: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +154,6 @@ def test_wrong_names_leave_nothing_behind(root: Path, shards: Path, tmp_path: Pa
     pretrain = ["pretrain", preset(root), "--data", str(shards)]
     fails(capsys, [*pretrain, "--name", "n", "model.name=resnet51"], 2, "resnet51", "resnet50")
     fails(capsys, [*pretrain, "--name", "n", "method.name=dino"], 2, "dino", "swav")
-    fails(capsys, [*pretrain, "--name", "a/b"], 2, "run.name", "no / or :")
     assert not (tmp_path / "runs").exists()
 
 
@@ -131,6 +190,33 @@ def test_paths_of_this_machine_are_refused_for_another_cluster(root: Path, capsy
 def test_service_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.jpg").write_bytes(b"x")
     fails(capsys, ["query", "embeddings", "x.jpg", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9")
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_serve_is_refused_before_anything_heavy_is_read(taken: bool, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").touch()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if taken else 0
+        code = f"""
+import sys
+from swav_platform.cli.main import run
+print(run(["serve", {("model" if taken else "nobody")!r}, "--port", "{port}"]))
+print([name for name in ("torch", "fastapi", "mlflow", "pyarrow") if name in sys.modules])
+"""
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=_with_us(), capture_output=True, text=True)
+    assert done.stdout.splitlines() == (["1", "[]"] if taken else ["2", "[]"])
+    assert (f"Port {port}" if taken else "'nobody'") in done.stderr
+
+
+def _with_us() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
+def test_a_run_without_a_model_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "half").mkdir(parents=True)
+    (tmp_path / "runs" / "half" / "run.json").write_text("{}")
+    fails(capsys, ["serve", "half", "--port", "0"], 2, "half has no model", "--resume")
 
 
 def test_a_fault_of_ours_shows_its_traceback_only_with_debug(

@@ -17,7 +17,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from swav_platform.cli.demo import OwnImages, _own_images
+from swav_platform.cli.demo_images import OwnImages, own_images
 from swav_platform.cli.main import run
 from swav_platform.data.ledger import Ledger
 
@@ -198,16 +198,16 @@ def test_an_earlier_demo_outlives_a_slip(
 
 
 def test_what_a_folder_is_taken_for(photos: Path, shards: Path, earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _own_images(str(photos), earlier) == OwnImages(str(photos), packed=True)
-    assert _own_images(str(shards), earlier) == OwnImages(str(shards), packed=False)
+    assert own_images(str(photos), earlier) == OwnImages(str(photos), packed=True)
+    assert own_images(str(shards), earlier) == OwnImages(str(shards), packed=False)
     pattern = str(shards / "pictures-{000000..000001}.tar")
-    assert _own_images(pattern, earlier) == OwnImages(pattern, packed=False)
+    assert own_images(pattern, earlier) == OwnImages(pattern, packed=False)
     assert capsys.readouterr().err == ""
 
     mixed = earlier.parent / "mixed"
     mixed.mkdir()
     (mixed / "without a suffix").write_bytes(jpeg(32, 32))
     (mixed / "backup.TAR").touch()
-    assert _own_images("mixed", earlier) == OwnImages(str(mixed), packed=True)
+    assert own_images("mixed", earlier) == OwnImages(str(mixed), packed=True)
     assert "left aside" in capsys.readouterr().err
-    assert _own_images(".", earlier).packed, "an earlier demo in the folder is neither its images nor its tars"
+    assert own_images(".", earlier).packed, "an earlier demo in the folder is neither its images nor its tars"

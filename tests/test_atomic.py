@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from swav_platform.data.atomic import replacing
+from swav_platform.atomic import replacing, write_text
 from swav_platform.errors import UserError
 
 
@@ -33,3 +34,14 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
         write(path, "half", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert path.read_text() == "one"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writers_at_the_same_time_leave_one_whole_text(tmp_path: Path) -> None:
+    texts = [str(i) * 100_000 for i in range(4)]
+    writers = [threading.Thread(target=write_text, args=(tmp_path / "x.json", text)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert (tmp_path / "x.json").read_text() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,10 @@ from swav_platform.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well.
 
-    Its name begins with "_", which readers of Parquet folders pass over. Raises UserError when the disk is full
-    or the folder can't be written; what was at `path` is then still there.
+    Of several who write at the same time, one wins. The name begins with "_", which readers of Parquet folders pass over.
+    Raises UserError when the disk is full or the folder can't be written; what was at `path` is then still there.
     """
-    aside = path.with_name(f"_{path.name}.{os.getpid()}")
+    aside = path.with_name(f"_{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -31,3 +32,9 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file by `replacing`, in UTF-8."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -1,0 +1,146 @@
+"""What the demo learns from: photographs that it brings, or images of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from swav_platform.cli import console
+from swav_platform.config import Train
+from swav_platform.data import naming
+from swav_platform.data.index import Index
+from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError
+
+PER_PHOTO = {"train": 450, "query": 60}
+FEWEST_STEPS = 20
+DECODE_SECONDS = 120.0  # core-seconds that reading the user's own images may take in all
+SECONDS_PER_MEGAPIXEL = 0.009  # of a JPEG on one slow core
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What the demo learns from, and labelled shards to score it with (None for images of the user's own)."""
+
+    sources: list[str]
+    query: str | None
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """Images of the user's own: a pattern of shards, or a folder that has to be packed first."""
+
+    source: str
+    packed: bool
+
+
+def photograph_shards(place: Path, seed: int) -> Shards:
+    from webdataset import TarWriter
+
+    from swav_platform.images.patches import patches, photographs
+
+    photos = photographs()
+    (place / "shards").mkdir()
+    with console.progress() as bars:
+        task = bars.add_task("images", total=len(photos) * sum(PER_PHOTO.values()), note="patches")
+        for part, per_photo in PER_PHOTO.items():
+            with TarWriter(str(place / "shards" / f"{part}-000000.tar"), mtime=0) as tar:
+                for patch in patches(photos, per_photo, left=part == "train", seed=seed):
+                    tar.write({"__key__": patch.key, "jpg": patch.content})
+                    bars.update(task, advance=1)
+    return Shards([str(place / "shards" / "train-000000.tar")], str(place / "shards" / "query-000000.tar"))
+
+
+def own_images(data: str, place: Path) -> OwnImages:
+    """Images in a folder are packed; tars are used where there are none. Raises UsageError for neither."""
+    where = Path(data.removeprefix("file://")).expanduser().absolute()
+    named = [where] if where.is_dir() else [where, *map(Path, expand([data]))]
+    if any(_inside(path, place) for path in named):
+        raise UsageError(f"{data} lies in {place}, which the demo replaces; name another folder with --out.")
+    if not where.is_dir():
+        return OwnImages(str(where), packed=False)
+    images = any(map(_is_image, _files(where, place)))
+    tars = _tars(where, place, required=not images)
+    if images and tars:
+        console.say(f"{where} holds images and tars: the images are packed, the tars ({len(tars):,}) are left aside.")
+    return OwnImages(str(where), packed=images)
+
+
+def _tars(folder: Path, place: Path, *, required: bool) -> list[str]:
+    """Tars in a folder but those of an earlier demo in it. Raises UsageError when they are required and there are none."""
+    try:
+        found = [tar for tar in expand([str(folder)]) if not _inside(tar, place)]
+    except UsageError:
+        if required:
+            raise
+        return []
+    if required and not found:
+        raise UsageError(f"{folder} holds neither images nor tars but those of an earlier demo; name another folder.")
+    return found
+
+
+def _inside(path: str | Path, place: Path) -> bool:
+    return Path(path).resolve().is_relative_to(place.resolve())
+
+
+def _files(folder: Path, place: Path) -> Iterator[Path]:
+    """Files below a folder, also behind links, as `pack` looks for them, but not those of an earlier demo in it."""
+    seen = {os.path.realpath(place)}
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(inside)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(inside, name) for name in names)
+
+
+def _is_image(path: Path) -> bool:
+    name = os.fsencode(path)
+    if naming.is_hidden(name) or not path.is_file():
+        return False
+    if (kind := naming.extension(name)) in naming.IMAGES:
+        return True
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return kind not in naming.COMPANIONS and naming.kind_of(file.read(16)) is not None
+    return False
+
+
+def own_shards(own: OwnImages, place: Path) -> Shards:
+    if not own.packed:
+        return Shards([own.source], None)
+    from swav_platform.data.pack import pack
+
+    with console.progress() as bars:
+        task = bars.add_task("pack", total=None, note="files")
+        pack(
+            own.source,
+            place / "shards",
+            samples_per_shard=10_000,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    return Shards([str(place / "shards")], None)
+
+
+def affordable_steps(shards: Shards, index_folder: Path, recipe: Train) -> int:
+    """Steps for which decoding the user's images takes about DECODE_SECONDS, told from a few headers; at most the recipe's."""
+    from swav_platform.data.index import build_index
+    from swav_platform.data.read import ReadFailure, read_samples
+
+    build_index(expand(shards.sources), index_folder)
+    index = Index.open(index_folder)
+    pixels = []
+    for content in read_samples(index.lines(range(0, index.samples, max(1, index.samples // 64)))).values():
+        with contextlib.suppress(Exception):  # a header that says nothing tells nothing
+            if not isinstance(content, ReadFailure):
+                pixels.append(math.prod(Image.open(io.BytesIO(content)).size))
+    mean = sum(pixels) / max(1, len(pixels)) / 1e6
+    images = DECODE_SECONDS / max(1e-4, mean * SECONDS_PER_MEGAPIXEL)
+    return max(FEWEST_STEPS, min(int(recipe.steps or 1), int(images / recipe.batch)))
