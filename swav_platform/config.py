@@ -125,17 +125,45 @@ class Model(_Section):
 
 
 class Method(_Section):
-    """Changes results. Defaults: Caron et al. 2020."""
+    """Changes results. Defaults: each method's own paper; which options it reads is in docs/methods.md."""
 
     name: str = "swav"
-    prototypes: int = Field(3000, ge=2)
-    epsilon: float = Field(0.05, gt=0)
-    iterations: int = Field(3, ge=1, description="Sinkhorn iterations")
+    assign_views: tuple[int, ...] = Field((0, 1), description="views that codes, memories or momentum targets are made of")
     temperature: float = Field(0.1, gt=0)
-    assign_views: tuple[int, ...] = (0, 1)
+    # methods with prototypes
+    prototypes: int | tuple[int, ...] = Field(3000, description="of one head, or of each of several")
+    learn_prototypes: bool = Field(True, description="false: they stay as they were drawn")
+    freeze_prototypes: int = Field(313, ge=0, description="first steps in which prototypes stay as they are")
+    # codes of equal mass
+    epsilon: float = Field(0.05, gt=0)
+    iterations: int = Field(3, ge=1, description="Sinkhorn iterations over the step")
+    hard_codes: bool = Field(False, description="a code is its largest entry alone")
+    prior: Literal["uniform", "power_law"] = Field("uniform", description="masses that prototypes share out")
+    prior_exponent: float = Field(0.25, ge=0, description="of the power law: prototype k wants k to minus this")
     queue_length: int = Field(0, ge=0, description="features kept per assignment view, over all ranks")
     queue_start: int = Field(0, ge=0, description="step from which on the queue is filled")
-    freeze_prototypes: int = Field(313, ge=0, description="first steps in which prototypes stay as they are")
+    queue_drift: float | None = Field(
+        None, gt=0, description="the queue is used while features drift no more; 1 is what chance makes"
+    )
+    # assignments of a whole epoch
+    kmeans_iterations: int = Field(10, ge=1)
+    bank_iterations: int = Field(1000, ge=1, description="most Sinkhorn iterations over the bank")
+    bank_tolerance: float = Field(0.1, ge=0, description="how far the samples' masses may be off, summed, for them to end")
+    # a momentum network
+    momentum: float = Field(0.99, ge=0, le=1)
+    neighbours: int = Field(5, ge=1)
+    bank_length: int = Field(128_000, ge=1, description="momentum embeddings kept per assignment view, over all ranks")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Prototypes of each head."""
+        return (self.prototypes,) if isinstance(self.prototypes, int) else self.prototypes
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Method:
+        if not self.heads or min(self.heads) < 2:
+            raise ValueError(f"prototypes must be at least 2, in each head, got {self.prototypes}")
+        return self
 
 
 class Optimiser(_Section):
@@ -236,6 +264,10 @@ class Config(_Section):
             return self.train.steps
         rows_per_epoch = -(-samples // self.data.row_size)
         return max(1, int((self.train.epochs or 1) * rows_per_epoch) // self.rows_per_step)
+
+    def epoch(self, step: int, samples: int) -> int:
+        """Epoch of the first row of `step`; -1 before the first step."""
+        return step * self.rows_per_step // -(-samples // self.data.row_size)
 
     def digest(self) -> str:
         """Identity of what changes results: two configurations with one digest learn the same weights."""

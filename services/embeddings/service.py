@@ -34,6 +34,15 @@ class Service:
             raise ServiceError(409, "no_embeddings", message)
         return self.store
 
+    def check_clusters(self) -> None:
+        """ServiceError 409 when the model was trained by a method without prototypes."""
+        if not len(self.model.prototypes):
+            message = (
+                "This model was trained by a method without prototypes, so it has no clusters. Ask it for embeddings and neighbours, "
+                "or serve a model of a method with prototypes."
+            )
+            raise ServiceError(409, "no_prototypes", message)
+
     def model_name(self) -> dict[str, str]:
         return {"name": self.model.name, "digest": self.model.digest}
 

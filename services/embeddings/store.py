@@ -97,7 +97,7 @@ def load_store(folder: Path, model: ServedModel) -> Store:
         raise UserError(f"{path} can't be read as embeddings ({reason}): run `swav embed` again.") from error
     clusters = table["cluster"].to_numpy().astype(np.int32)
     known = len(model.prototypes)
-    if vectors.shape[1] != model.feature_dim or clusters.min() < 0 or clusters.max() >= known:
+    if vectors.shape[1] != model.feature_dim or clusters.min() < (0 if known else -1) or clusters.max() >= known:
         raise UserError(
             f"{path} holds vectors of {vectors.shape[1]} dimensions in clusters up to {clusters.max()}, but the model "
             f"{model.name} makes {model.feature_dim} dimensions and {known} clusters: run `swav embed` again with this model."
@@ -107,7 +107,7 @@ def load_store(folder: Path, model: ServedModel) -> Store:
         vectors=vectors,
         clusters=clusters,
         scores=np.nan_to_num(table["score"].to_numpy().astype(np.float32), nan=-1.0),
-        sizes=np.bincount(clusters, minlength=known),
+        sizes=np.bincount(clusters[clusters >= 0], minlength=known),
     )
 
 

@@ -199,14 +199,14 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
         title="What SwAV saw in these images",
         facts={
             "images seen": f"{trained['images']:,} at {trained['images_per_second']:.0f} a second",
-            "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.prototypes):.3f})",
+            "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.heads[0]):.3f})",
             "bad images": trained["quarantined"],
             "model": trained["model_uri"],
             "MLflow run": trained["run_id"],
         },
         scores={name: scores[key] for name, key in named.items() if key in scores},
         losses=losses,
-        prototypes=config.method.prototypes,
+        prototypes=sum(config.method.heads),
         embeddings=stored,
     )
     return {"prototypes_used": len(largest_clusters(stored, 1, 1)[1])}

@@ -62,7 +62,9 @@ def embed(
 
 
 def assign(package: Package, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest prototype and its cosine for encoder features float32 [n, D]: int32 [n], float32 [n]."""
+    """Nearest prototype and its cosine for encoder features float32 [n, D]: int32 [n], float32 [n]. Without prototypes -1 and 0."""
+    if not len(package.prototypes):
+        return np.full(len(values), -1, np.int32), np.zeros(len(values), np.float32)
     with torch.inference_mode():
         projected = torch.nn.functional.normalize(package.projection(torch.from_numpy(values)), dim=1)
         score, cluster = (projected @ package.prototypes.T).max(1)

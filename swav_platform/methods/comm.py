@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -40,3 +41,25 @@ class LocalComm:
 
     def gather_in_order(self, x: Tensor) -> Tensor:
         return x
+
+
+class Carrying:
+    """`comm`, whose next `sum` takes `passenger` along; after it, `carried` is the passenger's own sum over ranks."""
+
+    def __init__(self, comm: Comm, passenger: Tensor) -> None:
+        self.comm, self.carried, self.rank, self.size = comm, passenger, comm.rank, comm.size
+        self.waiting = True
+
+    def sum(self, x: Tensor) -> Tensor:
+        if not self.waiting:
+            return self.comm.sum(x)
+        self.waiting = False
+        both = self.comm.sum(torch.cat([x.flatten(), self.carried.flatten().to(x)]))
+        self.carried = both[x.numel() :].view(self.carried.shape)
+        return both[: x.numel()].view(x.shape)
+
+    def max(self, x: Tensor) -> Tensor:
+        return self.comm.max(x)
+
+    def gather_in_order(self, x: Tensor) -> Tensor:
+        return self.comm.gather_in_order(x)

@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from swav_platform.methods.method import StepOutputs
 
-def spread_sums(embeddings: Tensor, scores: Tensor, codes: Tensor) -> Tensor:
-    """embeddings [n, D], scores and codes [n, K] of this rank to [2 + K + D + D * D] numbers that add up over ranks."""
-    entropy = -torch.xlogy(codes, codes).sum()
-    used = torch.bincount(scores.argmax(-1), minlength=scores.shape[-1]).to(codes.dtype)
+
+def spread_sums(embeddings: Tensor) -> Tensor:
+    """embeddings [n, D] of this rank to [1 + D + D * D] numbers that add up over ranks."""
     second = embeddings.T @ embeddings
-    return torch.cat([codes.new_tensor([len(codes)]), entropy[None], used, embeddings.sum(0), second.flatten()])
+    return torch.cat([embeddings.new_tensor([len(embeddings)]), embeddings.sum(0), second.flatten()])
 
 
-def spread(sums: Tensor, prototypes: int, dim: int) -> dict[str, float]:
+def spread(sums: Tensor) -> dict[str, float]:
     """Metrics from the `spread_sums` of all ranks.
 
-    code_entropy: mean entropy of a code, nats; ln K is a code that says nothing.
-    prototypes_used: how many are nearest to some view of this step, before codes are balanced.
     feature_std: mean deviation of embeddings by dimension, times sqrt(D): 1 when spread over the sphere, 0 when collapsed.
     effective_rank: exp of the entropy of the covariance's spectrum (Roy and Vetterli 2007): dimensions in use, at most D.
     """
-    n, entropy, used, total, second = sums.double().cpu().split([1, 1, prototypes, dim, dim * dim])
+    dim = math.isqrt(len(sums))  # D^2 < 1 + D + D^2 < (D + 1)^2
+    n, total, second = sums.double().cpu().split([1, dim, dim * dim])
     mean = total / n
     covariance = second.view(dim, dim) / n - torch.outer(mean, mean)
     spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0) if covariance.isfinite().all() else torch.zeros(dim)
     share = spectrum / spectrum.sum().clamp_min(1e-30)
     return {
-        "health/code_entropy": (entropy / n).item(),
-        "health/prototypes_used": float((used > 0).sum()),
         "health/feature_std": covariance.diagonal().clamp_min(0).sqrt().mean().item() * math.sqrt(dim),
         "health/effective_rank": (-torch.xlogy(share, share).sum()).exp().item(),
+    }
+
+
+def prototype_sums(outputs: StepOutputs, views: Sequence[int], heads: Sequence[int], codes: Tensor | None = None) -> Tensor:
+    """Of this rank's rows, from `views`, to [2 + K + 1 + D + D * D] numbers that add up over ranks; K is of all heads.
+
+    codes: [n, K] of the same views, row after row; absent where labels are hard.
+    """
+    embeddings, scores = (
+        torch.cat([getattr(row, name)[list(views)].detach().flatten(0, 1) for row in outputs.rows])
+        for name in ("embeddings", "scores")
+    )
+    entropy = scores.new_zeros(()) if codes is None else -torch.xlogy(codes, codes).sum() / len(heads)
+    used = [torch.bincount(s.argmax(-1), minlength=s.shape[-1]) for s in scores.split(list(heads), -1)]
+    counts = [scores.new_tensor([len(scores)]), entropy[None].to(scores), torch.cat(used).to(scores)]
+    return torch.cat([*counts, spread_sums(embeddings)])
+
+
+def of_prototypes(sums: Tensor, loss: float, heads: Sequence[int]) -> dict[str, float]:
+    """Metrics from the `prototype_sums` of all ranks and the step's loss.
+
+    loss_minus_ln_k: how far the loss lies from that of a network that tells nothing apart.
+    code_entropy: mean entropy of a code, nats; ln K is a code that says nothing.
+    prototypes_used: how many are nearest to some view of this step, before codes are balanced; of all heads.
+    """
+    n, entropy, used = sums[: 2 + sum(heads)].double().cpu().split([1, 1, sum(heads)])
+    return {
+        "health/loss_minus_ln_k": loss - sum(math.log(k) for k in heads) / len(heads),
+        "health/code_entropy": (entropy / n).item(),
+        "health/prototypes_used": float((used > 0).sum()),
+        **spread(sums[2 + sum(heads) :]),
     }

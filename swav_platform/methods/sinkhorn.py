@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ def sinkhorn(
     epsilon: float,
     iterations: int,
     comm: Comm,
+    heads: Sequence[int] | None = None,
     prior: Tensor | None = None,
     weight: Tensor | None = None,
     bound: float = 1.0,
@@ -27,6 +30,7 @@ def sinkhorn(
 
     scores: [b, K] or [G, b, K], this rank's samples of G independent problems that travel together; b may differ between
         ranks. float32 is worked in, float64 stays; lower precision is raised.
+    heads: sizes of the heads that K is made of: independent problems too, and a code of each sums to 1. Absent: one.
     prior: positive [K], masses wanted instead of equal ones (only their ratios matter).
     weight: [b] or [G, b] in [0, 1], how much each sample counts in the prototypes' masses; absent: all count.
     bound: no |score| is larger (1 for cosines, inf for unknown). Where exp might leave float32 within it, the first
@@ -35,16 +39,27 @@ def sinkhorn(
     One comm.sum of [G, K] numbers an iteration, and one comm.max before them if 2 bound / epsilon > 80.
     Returns codes in the shape of scores, float32 (float64 for float64), each summing to 1.
     """
-    log_q = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
+    logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
+    # Q = diag(u) exp(logits) diag(v): u is what softmax does, log v is kept in float64, so that roundings don't add up.
     if 2 * bound / epsilon > _SAFE_EXPONENT:
-        log_q = log_q - comm.max(log_q.amax(-2)).unsqueeze(-2)
+        log_v = -comm.max(logits.amax(-2)).double()
     else:
-        log_q = log_q - bound / epsilon
-    log_prior = 0.0 if prior is None else prior.to(log_q.dtype).log()
-    counts = 1.0 if weight is None else weight.to(log_q.dtype).unsqueeze(-1)
+        log_v = logits.new_full((), -bound / epsilon, dtype=torch.float64).expand(*logits.shape[:-2], logits.shape[-1])
+    log_prior = 0.0 if prior is None else prior.double().log()
+    counts = 1.0 if weight is None else weight.to(logits.dtype).unsqueeze(-1)
+    q = _add(logits, log_v).exp()
     for _ in range(iterations):
         # From the second iteration on each mass lies between 1/K and B, since no sample took more than K from it.
-        mass = comm.sum((counts * log_q.exp()).sum(-2)).clamp_min(torch.finfo(log_q.dtype).tiny)
-        log_q = log_q + (log_prior - mass.log()).unsqueeze(-2)
-        log_q = log_q.log_softmax(-1)
-    return log_q.exp()
+        mass = comm.sum((counts * q).sum(-2)).clamp_min(torch.finfo(q.dtype).tiny)
+        log_v = log_v + log_prior - mass.double().log()
+        q = torch.cat([head.softmax(-1) for head in _add(logits, log_v).split(list(heads or scores.shape[-1:]), -1)], -1)
+    return q
+
+
+def power_law(heads: Sequence[int], exponent: float) -> Tensor:
+    """Masses [K] that fall off as k^-exponent, k = 1 ... of each head (Assran et al. 2023, arXiv 2210.07277, section 4)."""
+    return torch.cat([torch.arange(1, k + 1, dtype=torch.float64) ** -exponent for k in heads])
+
+
+def _add(logits: Tensor, log_v: Tensor) -> Tensor:
+    return logits + log_v.to(logits.dtype).unsqueeze(-2)

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swav_platform.config import Config, ViewGroup
-from swav_platform.methods.comm import Comm
-from swav_platform.methods.health import spread, spread_sums
+from swav_platform.methods import health
+from swav_platform.methods.comm import Carrying, Comm
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
-from swav_platform.methods.network import MultiCropNetwork
+from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, unit_prototypes
 from swav_platform.methods.queue import Queue
-from swav_platform.methods.sinkhorn import sinkhorn
-from swav_platform.models import heads
-from swav_platform.models.resnet import initialise
+from swav_platform.methods.sinkhorn import power_law, sinkhorn
 
 
 class Swav:
@@ -28,7 +26,8 @@ class Swav:
 
     def __init__(self, config: Config) -> None:
         self.config, self.options, self.views = config, config.method, config.views
-        self.assign = config.method.assign_views
+        self.assign, self.heads = config.method.assign_views, config.method.heads
+        self.prior = power_law(self.heads, self.options.prior_exponent) if self.options.prior == "power_law" else None
         self.queue = Queue(
             length=self.options.queue_length,
             start=self.options.queue_start,
@@ -36,62 +35,72 @@ class Swav:
             row_size=config.data.row_size,
             views=len(self.assign),
             dim=config.model.projection_dim,
+            most_drift=self.options.queue_drift,
         )
 
     def modules(self, encoder: nn.Module) -> nn.Module:
-        model, width = self.config.model, int(encoder.feature_dim)  # type: ignore[arg-type]
-        with torch.device("meta"):
-            top = nn.ModuleList(
-                [
-                    heads.projection_head(width, model.projection_hidden, model.projection_dim),
-                    heads.prototypes(model.projection_dim, self.options.prototypes),
-                ]
-            )
-        top.to_empty(device="cpu")
-        initialise(top, self.config.seed, "heads")
-        return self.attach(MultiCropNetwork(encoder, top[0], top[1]))  # type: ignore[arg-type]
+        return self.attach(build_prototype_network(encoder, self.config))
 
     def attach(self, network: MultiCropNetwork) -> MultiCropNetwork:
         """Works on `network` from now on; its prototypes are brought to unit length."""
         self.network = network
-        self._unit_prototypes()
+        unit_prototypes(network)
         return network
 
     def frozen(self, step: int) -> frozenset[str]:
-        return frozenset({"prototypes.weight"} if step < self.options.freeze_prototypes else ())
+        frozen = step < self.options.freeze_prototypes or not self.options.learn_prototypes
+        return frozenset({"prototypes.weight"} if frozen else ())
+
+    def start_epoch(self, epoch: int, comm: Comm) -> None:
+        pass
 
     @torch.no_grad()
     def targets(self, outputs: StepOutputs, comm: Comm) -> Targets:
         """Codes of the assignment views (section 3.1, eq. 3-5), shared out over the step and, once it is full, the queue."""
         scores_abk = torch.cat([row.scores[list(self.assign)] for row in outputs.rows], dim=1)
         weight_b = torch.cat([row.weight for row in outputs.rows])
+        measured: Carrying | None = None
+        if self.queue.full(outputs.step) and self.options.queue_drift is not None:
+            features_abd = torch.cat([row.embeddings[list(self.assign)] for row in outputs.rows], dim=1)
+            comm = measured = Carrying(comm, self.queue.drift_sums(features_abd, weight_b))
         if self.queue.used(outputs.step):
             features_aqd, weight_q = self.queue.contents()
             scores_abk = torch.cat([F.linear(features_aqd, self.network.prototypes.weight), scores_abk], dim=1)
             weight_b = torch.cat([weight_q, weight_b])
         codes_abk = sinkhorn(
-            scores_abk, epsilon=self.options.epsilon, iterations=self.options.iterations, comm=comm, weight=weight_b
+            scores_abk,
+            epsilon=self.options.epsilon,
+            iterations=self.options.iterations,
+            comm=comm,
+            heads=self.heads,
+            prior=None if self.prior is None else self.prior.to(scores_abk.device),
+            weight=weight_b,
         )
+        if measured is not None:
+            self.queue.note_drift(measured.carried)
         sizes = [len(row.weight) for row in outputs.rows]
-        own = codes_abk[:, -sum(sizes) :].split(sizes, dim=1)
-        return {row.row: codes for row, codes in zip(outputs.rows, own, strict=True)}
+        own = codes_abk[:, -sum(sizes) :]
+        if self.options.hard_codes:
+            own = hard(own, self.heads)
+        return {row.row: codes for row, codes in zip(outputs.rows, own.split(sizes, dim=1), strict=True)}
 
     def loss(self, outputs: RowOutputs, targets: Targets) -> Tensor:
-        return swapped_loss(outputs.scores, targets[outputs.row], self.assign, self.options.temperature)
+        """Mean over heads, each of which predicts its own codes."""
+        scores, codes = (x.split(self.heads, dim=-1) for x in (outputs.scores, targets[outputs.row]))
+        each = [swapped_loss(s, q, self.assign, self.options.temperature) for s, q in zip(scores, codes, strict=True)]
+        return torch.stack(each).mean(0)
 
     def after_step(self, outputs: StepOutputs, comm: Comm) -> None:
         self.queue.fill(outputs.step, outputs.rows, self.assign)
-        self._unit_prototypes()
+        unit_prototypes(self.network)
 
     def health_sums(self, outputs: StepOutputs, targets: Targets) -> Tensor:
-        views = list(self.assign)
-        embeddings = torch.cat([row.embeddings[views].detach().flatten(0, 1) for row in outputs.rows])
-        scores = torch.cat([row.scores[views].detach().flatten(0, 1) for row in outputs.rows])
-        return spread_sums(embeddings, scores, torch.cat([targets[row.row].flatten(0, 1) for row in outputs.rows]))
+        codes = torch.cat([targets[row.row].flatten(0, 1) for row in outputs.rows])
+        return health.prototype_sums(outputs, self.assign, self.heads, codes)
 
     def health(self, sums: Tensor, loss: float) -> dict[str, float]:
-        found = spread(sums, *self.network.prototypes.weight.shape)
-        return {"health/loss_minus_ln_k": loss - math.log(self.options.prototypes)} | found
+        drift = {"health/queue_drift": self.queue.drift} if math.isfinite(self.queue.drift) else {}
+        return health.of_prototypes(sums, loss, self.heads) | drift
 
     def state(self) -> PositionOrderedState:
         return self.queue.state()
@@ -99,10 +108,11 @@ class Swav:
     def load_state(self, state: PositionOrderedState, comm: Comm) -> None:
         self.queue.load(state, comm, self.network.prototypes.weight.device)
 
-    @torch.no_grad()
-    def _unit_prototypes(self) -> None:
-        weight = self.network.prototypes.weight
-        weight.copy_(F.normalize(weight, dim=1))
+
+def hard(codes: Tensor, heads: Sequence[int]) -> Tensor:
+    """Codes [..., K] with all of each head's mass on its largest entry (section 3.1; the paper's ablation)."""
+    parts = [F.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype) for q in codes.split(list(heads), -1)]
+    return torch.cat(parts, -1)
 
 
 def swapped_loss(scores: Tensor, codes: Tensor, assign: Sequence[int], temperature: float) -> Tensor:

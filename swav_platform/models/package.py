@@ -31,7 +31,7 @@ _FILES = ("encoder.safetensors", "head.safetensors", "model.json")
 @dataclass(frozen=True)
 class Package:
     """encoder: [n, 3, H, W] to [n, feature_dim]; projection: on to [n, projection_dim], not yet of unit length;
-    prototypes: [K, projection_dim], unit length. In evaluation mode, float32, on the CPU."""
+    prototypes: [K, projection_dim], unit length, K = 0 of a method without any. In evaluation mode, float32, on the CPU."""
 
     encoder: nn.Module
     projection: nn.Module
@@ -50,11 +50,12 @@ def save_package(
     index_digest: str,
     codec: str,
 ) -> Path:
-    """Writes `weights` (a training network's state: encoder.*, projection_head.*, prototypes.weight) as the package `folder`.
+    """Writes `weights` (a training network's state: encoder.*, projection_head.*, perhaps prototypes.weight) as the package `folder`.
 
     Written aside and renamed, so a package is whole or not there; one that was there is replaced. Returns `folder`.
     """
-    prototypes = F.normalize(weights["prototypes.weight"].float(), dim=1)
+    none = torch.zeros(0, settings.model.projection_dim)
+    prototypes = F.normalize(weights.get("prototypes.weight", none).float(), dim=1)
     head = _part(weights, "projection_head.", "projection.") | {"prototypes": prototypes}
     encoder = _part(weights, "encoder.", "")
     meta = {

@@ -92,6 +92,8 @@ def train(
         for step in range(start, total):
             with meter.waiting():
                 own = next(stream)
+            if (epoch := config.epoch(step, samples)) != config.epoch(step - 1, samples):
+                learner.method.start_epoch(epoch, comm)
             lr, last = learning_rate(step, total, config.train.optimiser), step + 1 == total
             logged = last or step == 0 or (step + 1) % config.train.log_every == 0
             report = train_step(

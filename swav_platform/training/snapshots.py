@@ -28,6 +28,7 @@ def take(learner: Learner, steps: int, state: Mapping[str, Any], ledger: bytes, 
     """The learner after `steps` steps. All ranks call it; each gets the whole."""
     gathered = gather_state(learner.method.state(), comm)
     method = {"rows": gathered.rows} | {f"tensors/{name}": t for name, t in gathered.tensors.items()}
+    method |= {f"shared/{name}": t for name, t in gathered.shared.items()}
     optimiser = optimiser_tensors(learner.optimiser, learner.network)
     return Snapshot(steps, learner.network.state_dict(), optimiser, method, ledger, state)
 
@@ -36,14 +37,16 @@ def restore(learner: Learner, snapshot: Snapshot, comm: Comm) -> None:
     """Brings a fresh learner to where `snapshot` was taken, by however many ranks."""
     learner.network.load_state_dict(dict(snapshot.model))
     load_optimiser_tensors(learner.optimiser, learner.network, snapshot.optimizer)
-    tensors = {name.removeprefix("tensors/"): t for name, t in snapshot.method.items() if name != "rows"}
-    learner.method.load_state(PositionOrderedState(snapshot.method["rows"], tensors), comm)
+    tensors, shared = (
+        {name.removeprefix(prefix): t for name, t in snapshot.method.items() if name.startswith(prefix)}
+        for prefix in ("tensors/", "shared/")
+    )
+    learner.method.load_state(PositionOrderedState(snapshot.method["rows"], tensors, shared), comm)
 
 
 def gather_state(state: PositionOrderedState, comm: Comm) -> PositionOrderedState:
     """Every rank's entries, in the order of rows."""
     rows = comm.gather_in_order(state.rows)
     order = rows.argsort()
-    return PositionOrderedState(
-        rows[order], {name: comm.gather_in_order(t)[order.to(t.device)] for name, t in state.tensors.items()}
-    )
+    tensors = {name: comm.gather_in_order(t)[order.to(t.device)] for name, t in state.tensors.items()}
+    return PositionOrderedState(rows[order], tensors, state.shared)

@@ -93,14 +93,15 @@ def train_step(
 def _forward(network: nn.Module, row: Row, prepare: Prepare, precision: str) -> RowOutputs:
     views = prepare(row)
     with torch.autocast(views[0].device.type, torch.bfloat16, enabled=precision == "bf16"):
-        embeddings, scores = network(views, len(row.weight))
-    weight = torch.tensor(row.weight, dtype=scores.dtype, device=scores.device)
-    return RowOutputs(int(row.row), weight, embeddings, scores)
+        outputs = network(views, len(row.weight))
+    sample = torch.tensor(row.sample, device=outputs[0].device)
+    weight = torch.tensor(row.weight, dtype=outputs[0].dtype, device=outputs[0].device)
+    return RowOutputs(int(row.row), sample, weight, *outputs)
 
 
 def _backward(method: Method, outputs: StepOutputs, targets: Targets, batch: int) -> Tensor:
     """This rank's part of the loss. Row by row, so that a row's graph is gone before the next one's gradients are made."""
-    total = outputs.rows[0].scores.new_zeros(())
+    total = outputs.rows[0].weight.new_zeros(())
     for row in outputs.rows:
         loss = (row.weight * method.loss(row, targets)).sum() / batch
         loss.backward()

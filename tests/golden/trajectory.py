@@ -80,7 +80,7 @@ def run(golden: Path, kind: str, dtype: torch.dtype, comm: Comm, local: bool = F
 
     for step in range(STEPS):
         numbers = range(step * 2 + comm.rank, step * 2 + 2, comm.size)
-        rows = [SimpleNamespace(row=k, weight=np.ones(ROW, np.float32)) for k in numbers]
+        rows = [SimpleNamespace(row=k, sample=np.arange(ROW), weight=np.ones(ROW, np.float32)) for k in numbers]
         lr = learning_rate(step, STEPS, options.train.optimiser)
         losses.append(train_step(step, rows, learner, comm, prepare, batch=BATCH, lr=lr, metrics=step % 7 == 0).loss)  # type: ignore[arg-type]
     state = gather_state(method.state(), comm)

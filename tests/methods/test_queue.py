@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from swav_platform.methods.comm import LocalComm
 from swav_platform.methods.method import PositionOrderedState, RowOutputs
@@ -17,7 +18,7 @@ class Rank(LocalComm):
 
 def outputs(row: int) -> RowOutputs:
     views = torch.full((3, R, D), float(row)) + torch.tensor([0.0, 0.1, 0.2])[:, None, None]
-    return RowOutputs(row, torch.tensor([1.0, float(row % 2)]), views, torch.zeros(3, R, 5))
+    return RowOutputs(row, torch.arange(R), torch.tensor([1.0, float(row % 2)]), views, torch.zeros(3, R, 5))
 
 
 def queue(length: int = 16, start: int = 2) -> Queue:
@@ -84,3 +85,45 @@ def test_an_empty_state() -> None:
     again = queue()
     again.load(state, LocalComm(), torch.device("cpu"))
     assert not again.rows
+
+
+def stationary(step: int, turned: bool = False) -> list[RowOutputs]:
+    """Rows of features around one direction, which `turned` is another."""
+    rows = []
+    for k in range(step * S, step * S + S):
+        noise = torch.randn(3, R, D, generator=torch.Generator().manual_seed(k))
+        around = torch.tensor([0.0, 2.0, 0.0] if turned else [2.0, 0.0, 0.0])
+        rows.append(RowOutputs(k, torch.arange(R), torch.ones(R), F.normalize(noise + around, dim=-1), torch.zeros(3, R, 5)))
+    return rows
+
+
+def measured(q: Queue, rows: list[RowOutputs]) -> float:
+    q.note_drift(q.drift_sums(torch.cat([r.embeddings[[0, 1]] for r in rows], dim=1), torch.cat([r.weight for r in rows])))
+    return q.drift
+
+
+def gated() -> Queue:
+    q = Queue(length=S * R * 10, start=0, batch=S * R, row_size=R, views=2, dim=D, most_drift=3.0)
+    for step in range(10):
+        q.fill(step, stationary(step), (0, 1))
+    return q
+
+
+def test_drift_is_one_by_chance_and_large_when_features_turn() -> None:
+    q = gated()
+    same = [measured(q, stationary(step)) for step in range(100, 140)]
+    assert sum(same) / len(same) == pytest.approx(1, abs=0.25)
+    assert min(measured(q, stationary(step, turned=True)) for step in range(100, 140)) > 3
+
+
+def test_the_gate_opens_when_features_stand_still() -> None:
+    q = gated()
+    assert q.full(10)
+    assert not q.used(10)  # nothing is measured yet
+    measured(q, stationary(100))
+    assert q.used(11)
+    again = gated()
+    again.load(q.state(), LocalComm(), torch.device("cpu"))
+    assert again.used(11)
+    measured(q, stationary(101, turned=True))
+    assert not q.used(12)

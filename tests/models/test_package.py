@@ -9,6 +9,8 @@ import torch
 
 from swav_platform.config import Config
 from swav_platform.errors import UserError
+from swav_platform.evaluation.embed import assign
+from swav_platform.methods.method import build_method
 from swav_platform.methods.swav import Swav
 from swav_platform.models.package import load_package, package_digest, preprocess, save_package
 from swav_platform.models.resnet import build_encoder
@@ -45,6 +47,20 @@ def test_there_and_back(config: Config, tmp_path: Path) -> None:
     }
     assert list(meta.values()) == ["cats", 11, 8, 256, 32, 0.1, "r1"]
     assert package.meta["config_digest"] == config.digest()
+
+
+@pytest.mark.parametrize("name", ["simclr", "mean_shift"])
+def test_a_method_without_prototypes(config: Config, tmp_path: Path, name: str) -> None:
+    method = build_method(config.model_copy(update={"method": config.method.model_copy(update={"name": name})}))
+    network = method.modules(build_encoder(config.model, 3))
+    names = {"name": "cats", "run": "r1", "run_id": "abc", "index_digest": "d", "codec": "c"}
+    package = load_package(save_package(tmp_path / "model", network.state_dict(), config, **names))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(package.projection(package.encoder(x)), network.eval().projection_head(network.encoder(x)), atol=1e-6)
+    assert package.prototypes.shape == (0, 8)
+    clusters, scores = assign(package, np.ones((3, 256), np.float32))
+    assert clusters.tolist() == [-1, -1, -1]
+    assert scores.tolist() == [0, 0, 0]
 
 
 def test_digest_tells_packages_apart(config: Config, tmp_path: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fastapi.testclient import TestClient
+from safetensors.torch import load_file, save_file
 
 from services.embeddings.answers import ClusterAnswer, ClusterList, ClustersAnswer, ErrorAnswer
+from services.embeddings.app import create_app
+from services.embeddings.settings import ServiceSettings
 from swav_platform.models.package import load_package
 
 Truth = tuple[np.ndarray, np.ndarray]
@@ -78,3 +84,22 @@ def test_without_embeddings(bare: TestClient) -> None:
     assert answer.size is None
     assert answer.members == []
     assert len(answer.nearest) == 5
+
+
+def test_a_model_without_prototypes(package: Path, stored: Path, pictures: list[bytes], tmp_path: Path) -> None:
+    head = load_file(package / "head.safetensors")
+    model = Path(shutil.copytree(package, tmp_path / "model"))
+    save_file(head | {"prototypes": head["prototypes"][:0].clone()}, model / "head.safetensors")
+    table = pq.read_table(stored / "embeddings.parquet")
+    table = table.set_column(table.column_names.index("cluster"), "cluster", pa.array([-1] * len(table), pa.int32()))
+    pq.write_table(table, tmp_path / "embeddings.parquet")
+    with TestClient(create_app(ServiceSettings(model=model, embeddings=tmp_path, threads=1))) as client:
+        image = {"images": pictures[0]}
+        asked = [client.post("/v1/clusters", files=image), client.get("/v1/clusters"), client.get("/v1/clusters/0")]
+        for response in asked:
+            assert response.status_code == 409
+            assert ErrorAnswer.model_validate(response.json()).error.code == "no_prototypes"
+        assert client.post("/v1/embeddings", files=image).status_code == 200
+        near = client.post("/v1/neighbors", files=image).json()["items"][0]["neighbors"]
+        assert near[0]["cluster"] == -1
+        assert client.get("/v1/models").json()["models"][0]["prototypes"] == 0

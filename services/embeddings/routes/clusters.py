@@ -20,10 +20,13 @@ from services.embeddings.store import best
 router = APIRouter()
 
 
-@router.post("/v1/clusters", response_model=ClustersAnswer, responses=FAILURES, openapi_extra=BODY)
+@router.post(
+    "/v1/clusters", response_model=ClustersAnswer, responses={**FAILURES, 409: {"model": ErrorAnswer}}, openapi_extra=BODY
+)
 async def assign(request: Request, items: Items, top: Annotated[int, Query(ge=1, le=20)] = 5) -> Json:
     """The `top` prototypes nearest to each image: cosine, and softmax of cosine / temperature over all prototypes."""
     service = current(request)
+    service.check_clusters()
     model = service.model
     results = await encode(service.engine, items)
     projections = stack(results, lambda r: r.projection, model.projection_dim)
@@ -56,6 +59,7 @@ async def sizes(
 ) -> Json:
     """All clusters, the largest first, those without samples too."""
     service = current(request)
+    service.check_clusters()
     store = service.stored()
     order = np.argsort(-store.sizes, kind="stable")[offset : offset + limit]
     return Json(
@@ -70,13 +74,16 @@ async def sizes(
     )
 
 
-@router.get("/v1/clusters/{cluster}", response_model=ClusterAnswer, responses={404: {"model": ErrorAnswer}})
+@router.get(
+    "/v1/clusters/{cluster}", response_model=ClusterAnswer, responses={404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}}
+)
 async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge=0, le=200)] = 20) -> Json:
     """One cluster: its size, the prototypes nearest to its own, and the members nearest to it.
 
     Without embeddings the size is null and there are no members.
     """
     service = current(request)
+    service.check_clusters()
     known = len(service.model.prototypes)
     if not 0 <= cluster < known:
         message = f"There is no cluster {cluster}; this model's are 0 to {known - 1}."

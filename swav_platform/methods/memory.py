@@ -1,0 +1,118 @@
+"""What methods that assign a whole epoch at once share: the epoch's features, each image's assignment, the loss on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swav_platform.methods.comm import Comm
+from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs
+from swav_platform.methods.position_order import in_position_order
+
+IGNORED = -100
+
+
+class Entry(NamedTuple):
+    """Of one row: unit features of the assignment views, samples, weights."""
+
+    features: Tensor  # [A, R, D]
+    sample: Tensor  # int64 [R]
+    weight: Tensor  # [R]
+
+
+class Labels(NamedTuple):
+    """What the images of one row are to be told apart by."""
+
+    labels: Tensor  # int64 [H, R], by head; IGNORED where an image has none
+    scale: float  # images of the step / images of it that have a label: the loss is their mean
+
+
+class Memory:
+    """Features of the rows since the last `assign`, each rank's of those it trained; assignments made of the rows before.
+
+    Images of rows that no whole epoch covers, and unreadable ones, have no assignment.
+    """
+
+    def __init__(self, *, batch: int, row_size: int, views: Sequence[int], dim: int) -> None:
+        self.batch, self.rows_per_step, self.views = batch, batch // row_size, list(views)
+        self.shape = (len(views), row_size, dim)
+        self.rows: dict[int, Entry] = {}
+        self.span = range(0)  # rows since the last assignment, of all ranks
+        self.labels: Tensor | None = None  # int64 [H, n] by sample
+
+    def add(self, outputs: StepOutputs) -> None:
+        """Takes in the features of a step."""
+        for row in outputs.rows:
+            self.rows[row.row] = Entry(row.embeddings[self.views].detach(), row.sample, row.weight)
+        first = outputs.step * self.rows_per_step
+        self.span = range(self.span.start if self.span else first, first + self.rows_per_step)
+
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """This rank's share in the order of positions: features [A, m, D] and weights [m]."""
+        kept = [self.rows[k] for k in sorted(self.rows)]
+        return torch.cat([e.features for e in kept], dim=1), torch.cat([e.weight for e in kept])
+
+    def assign(self, labels: Tensor, comm: Comm) -> None:
+        """labels int64 [H, m] of `contents` become the images' assignments; of an image seen twice, the later one. The
+        features are let go."""
+        numbers = sorted(self.rows)
+        parts = zip(numbers, labels.split(self.shape[1], dim=1), strict=True)
+        own = {k: torch.stack([self.rows[k].sample, (self.rows[k].weight > 0).long(), *part], dim=1) for k, part in parts}
+        whole = in_position_order(own, self.span, comm).flatten(0, 1)  # [n, 2 + H]
+        whole = whole[whole[:, 1] > 0]
+        sample, places = whole[:, 0], torch.arange(len(whole), device=whole.device)
+        latest = torch.zeros(int(sample.max()) + 1, dtype=torch.int64, device=whole.device)
+        latest.scatter_reduce_(0, sample, places, "amax")
+        self.labels = torch.full((len(labels), len(latest)), IGNORED, device=whole.device)
+        self.labels[:, sample] = whole[latest[sample], 2:].T
+        self.rows, self.span = {}, range(0)
+
+    def look_up(self, outputs: StepOutputs, heads: int, comm: Comm) -> Mapping[int, Labels]:
+        """Labels of this rank's rows. One comm.sum."""
+        found = {row.row: self._of(row.sample, heads) for row in outputs.rows}
+        weights = [(row.weight * (found[row.row][0] != IGNORED)).sum() for row in outputs.rows]
+        labelled = comm.sum(torch.stack(weights).sum()[None]).item()
+        return {k: Labels(labels, self.batch / max(labelled, 1e-30)) for k, labels in found.items()}
+
+    def _of(self, sample: Tensor, heads: int) -> Tensor:
+        if self.labels is None:
+            return torch.full((heads, len(sample)), IGNORED, device=sample.device)
+        known = sample < self.labels.shape[1]
+        return torch.where(known, self.labels.to(sample.device)[:, sample.clamp_max(self.labels.shape[1] - 1)], IGNORED)
+
+    def state(self) -> PositionOrderedState:
+        """This rank's rows, and the assignments, which all have."""
+        shared = {} if self.labels is None else {"labels": self.labels}
+        numbers = sorted(self.rows)
+        if not numbers:
+            empty = Entry(
+                torch.zeros(0, *self.shape), torch.zeros(0, self.shape[1], dtype=torch.int64), torch.zeros(0, self.shape[1])
+            )
+            return PositionOrderedState(torch.zeros(0, dtype=torch.int64), empty._asdict(), shared)
+        columns = Entry(*(torch.stack(column) for column in zip(*(self.rows[k] for k in numbers), strict=True)))
+        return PositionOrderedState(torch.tensor(numbers), columns._asdict(), shared)
+
+    def load(self, state: PositionOrderedState, comm: Comm, device: torch.device) -> None:
+        """Takes this rank's share of the rows of all ranks."""
+        columns = zip(state.rows.tolist(), *(state.tensors[name].to(device) for name in Entry._fields), strict=True)
+        self.rows = {k: Entry(*rest) for k, *rest in columns if k % comm.size == comm.rank}
+        numbers = state.rows.tolist()
+        self.span = range(min(numbers), max(numbers) + 1) if numbers else range(0)
+        self.labels = state.shared["labels"].to(device) if "labels" in state.shared else None
+
+
+def assignment_loss(outputs: RowOutputs, target: Labels, heads: Sequence[int], temperature: float) -> Tensor:
+    """[R]: cross-entropy of every view's scores against the image's assignment, mean over views, then over heads.
+
+    Images without an assignment have 0; the others are scaled so that the step's mean is over them alone.
+    """
+    per_head = []
+    for scores, labels in zip(outputs.scores.split(list(heads), dim=-1), target.labels, strict=True):
+        views = labels.expand(len(scores), -1).flatten()
+        loss = F.cross_entropy(scores.flatten(0, 1) / temperature, views, ignore_index=IGNORED, reduction="none")
+        per_head.append(loss.view(len(scores), -1).mean(0))
+    return torch.stack(per_head).mean(0) * target.scale

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+class ThreadComm:
+    """A rank that is a thread: what ranks give to a collective really meets."""
+
+    def __init__(self, rank: int, size: int, meeting: threading.Barrier, given: list[Any]) -> None:
+        self.rank, self.size, self.meeting, self.given = rank, size, meeting, given
+        self.calls: Counter[str] = Counter()
+
+    def sum(self, x: Tensor) -> Tensor:
+        return torch.stack(self._meet("sum", x)).sum(0)
+
+    def max(self, x: Tensor) -> Tensor:
+        return torch.stack(self._meet("max", x)).amax(0)
+
+    def gather_in_order(self, x: Tensor) -> Tensor:
+        return torch.cat(self._meet("gather", x))
+
+    def _meet(self, kind: str, x: Tensor) -> list[Tensor]:
+        self.calls[kind] += 1
+        self.given[self.rank] = x.clone()
+        self.meeting.wait(60)
+        everyone = list(self.given)
+        self.meeting.wait(60)
+        return everyone
+
+
+@pytest.fixture(scope="session")
+def together() -> Callable[..., list[Any]]:
+    """together(size, work): work(comm) of every rank at the same time, results in rank order."""
+
+    def run(size: int, work: Callable[[ThreadComm], Any]) -> list[Any]:
+        meeting, given = threading.Barrier(size), [None] * size
+
+        def one(rank: int) -> Any:
+            try:
+                return work(ThreadComm(rank, size, meeting, given))
+            except BaseException:
+                meeting.abort()  # or the others wait for it
+                raise
+
+        with ThreadPoolExecutor(size) as pool:
+            return list(pool.map(one, range(size)))
+
+    return run

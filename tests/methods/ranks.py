@@ -1,0 +1,143 @@
+"""Fifty steps of every method by our loop, on a small network: `python ranks.py RANK SIZE STORE FOLDER`, one process a rank.
+
+Each method's run is FOLDER/<case>; rank 0 writes FOLDER/calls.json, the collectives so far after each step of it. In float64: k-means,
+nearest neighbours and labels are decisions, which a rounding in float32 turns over sooner or later, and from there on two
+runs are two runs. For the same reason the network is smooth (tanh).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from swav_platform.config import Config
+from swav_platform.data.outcomes import Outcome
+from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.models.normalisation import RowBatchNorm
+from swav_platform.models.resnet import initialise
+from swav_platform.training import loop
+from swav_platform.training.collectives import joined
+
+STEPS, SAMPLES, R, S = 50, 298, 4, 8  # 75 rows an epoch, so that steps lie across its end
+
+CASES: dict[str, dict[str, Any]] = {
+    "swav": {"queue_length": 96, "queue_start": 3, "freeze_prototypes": 4},
+    "swav_heads": {"prototypes": [12, 7], "prior": "power_law", "freeze_prototypes": 0, "queue_length": 64, "queue_drift": 3},
+    "deepcluster": {"prototypes": [12, 7, 12]},
+    "sela": {"prototypes": [12, 7], "freeze_prototypes": 12, "bank_iterations": 40},
+    "mean_shift": {"neighbours": 3, "bank_length": 100, "momentum": 0.9},
+    "simclr": {},
+}
+
+
+def config(case: str) -> Config:
+    views = {"large": {"size": 12, "count": 2, "scale": (0.3, 1)}, "small": {"size": 8, "count": 1, "scale": (0.1, 1)}}
+    return Config.model_validate(
+        {
+            "data": {"row_size": R, "photometric": "worker"},
+            "views": views,
+            "model": {"projection_hidden": 16, "projection_dim": 8},
+            "method": {"prototypes": 12, "name": case.removesuffix("_heads"), **CASES.get(case, {})},
+            "train": {
+                "batch": S * R,
+                "steps": STEPS,
+                "threads": 1,
+                "checkpoint_every": 23,
+                "optimiser": {"name": "sgd", "lr": 0.05, "start_lr": 0.01, "warmup_steps": 5, "weight_decay": 1e-4},
+            },
+        }
+    )
+
+
+class Smooth(nn.Module):
+    feature_dim = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.Conv2d(8, 16, 3, 1, 1, bias=False)
+        self.layers = nn.Sequential(first, RowBatchNorm(8), nn.Tanh(), second, nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).mean((2, 3))
+
+
+def row(number: int) -> Any:
+    """A row of made-up images: each epoch in another order, each view of an image with some noise of its own."""
+    position = number * R + np.arange(R)
+    epoch, place = np.divmod(position, 75 * R)
+    sample = (place * 113 + epoch * 59) % SAMPLES
+    weight = np.where(position % 41 == 7, 0, 1).astype(np.float32)  # now and then an unreadable one
+    views = []
+    for size, count in ((12, 2), (8, 1)):
+        pixels = np.empty((count, R, size, size, 3))
+        for i, (s, p) in enumerate(zip(sample, position, strict=True)):
+            image = np.random.default_rng(s).integers(0, 256, (1, 2, 2, 3)).repeat(size // 2, 1).repeat(size // 2, 2)
+            pixels[:, i] = image + np.random.default_rng([p, size]).normal(0, 40, (count, size, size, 3))
+        views.append(torch.from_numpy(pixels / 64 - 2).flatten(0, 1).permute(0, 3, 1, 2))
+    outcome = np.full(R, Outcome.OK, np.uint8)
+    return SimpleNamespace(row=number, sample=sample, weight=weight, views=views, outcome=outcome, events=[])
+
+
+def train(case: str, folder: Path, comm: Comm, **options: Any) -> loop.TrainResult:
+    def rows(first: int, last: int) -> Iterator[Any]:
+        return (row(k) for k in range(first, last) if (k - first) % comm.size == comm.rank)
+
+    def encoder(_: Any, seed: int) -> Smooth:
+        made = Smooth()
+        initialise(made, seed, "encoder")
+        return made
+
+    build, build_encoder = loop.snapshots.build_learner, loop.snapshots.build_encoder
+
+    def build_double(*args: Any) -> Any:
+        learner = build(*args)
+        learner.network.double()
+        return learner
+
+    loop.snapshots.build_learner, loop.snapshots.build_encoder = build_double, encoder  # type: ignore[assignment]
+    given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": lambda r: r.views, "resume": False}
+    try:
+        return loop.train(config(case), comm=comm, run_dir=folder / case, **(given | options))
+    finally:
+        loop.snapshots.build_learner, loop.snapshots.build_encoder = build, build_encoder
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def go_on(case: str, folder: Path, comm: Comm) -> None:
+    """Takes up what lies in FOLDER from its checkpoint of step 23, in the middle of an epoch."""
+    if comm.rank == 0:
+        for path in (folder / case / "checkpoints").iterdir():
+            if path.name != "step-000000023":
+                shutil.rmtree(path)
+    comm.sum(torch.zeros(1))  # not before it is done
+    train(case, folder, comm, resume=True)
+
+
+def main(rank: int, size: int, store: str, folder: Path) -> None:
+    calls: dict[str, list[dict[str, int]]] = {}
+    with joined(rank, size, f"file://{store}") if size > 1 else nullcontext(LocalComm()) as comm:
+        for case in CASES:
+            seen = calls[case] = []
+            train(case, folder, comm, on_progress=lambda _: seen.append(dict(getattr(comm, "calls", {}))))  # noqa: B023
+            if (folder / "alone" / case).is_dir():
+                go_on(case, folder / "alone", comm)
+    if rank == 0:
+        (folder / "calls.json").write_text(json.dumps(calls))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
