@@ -90,7 +90,7 @@ class Data(_Section):
     window: int = Field(64, ge=1, description="blocks mixed with each other")
     images: ImagePolicy = ImagePolicy()
     photometric: Literal["worker", "device"] = Field("device", description="`worker` rounds changed views to 8 bits")
-    streams: Literal[1] = Field(1, description="pipelines; a constant of the plan")
+    streams: int = Field(1, ge=1, description="pipelines that make rows side by side; a constant of the plan")
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
@@ -228,7 +228,8 @@ class Config(_Section):
         tree["views"] = list(tree["views"].items())  # their order says which are assigned, and whose randomness is whose
         for free in ("tracking", "run"):
             del tree[free]
-        del tree["data"]["streams"]  # always 1: runs from before it was a key keep their digest
+        if self.data.streams == 1:
+            del tree["data"]["streams"]  # runs from before it was a key keep their digest
         for section, names in _FREE.items():
             for name in names:
                 del tree[section][name]
