@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -107,6 +108,7 @@ def _attempt(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> 
 def _be_child(pipe: Connection, make: Callable[[Fetch], pa.Table]) -> None:
     """Never returns: nothing that the parent would do at its end may be done twice."""
     try:
+        faulthandler.disable()  # its end is told by the ledger, not by a trace on the console
         _limit_memory()
 
         def fetch(numbers: Sequence[int]) -> Mapping[int, Any]:
