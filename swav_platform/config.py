@@ -94,7 +94,7 @@ class Data(_Section):
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
-    segment: int = Field(256, ge=1, description="rows of one Ray Data set in the chain")
+    segment: int = Field(1024, ge=1, description="rows of one Ray Data set in the chain")
     sample_log: str | None = None
     max_quarantine_fraction: float = Field(0.5, gt=0, le=1)
 

@@ -54,7 +54,7 @@ class Course:
 class Pause:
     """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy."""
 
-    SECONDS = 0.02
+    SECONDS = 0.04
 
     def before_execution_starts(self, executor: Any) -> None: ...
 
@@ -84,8 +84,8 @@ class Segments:
         if number not in self._splits:
             self._splits.pop(number - 2, None)  # ranks are at most one segment apart
             this = ray.get_runtime_context().current_actor
-            dataset = _dataset(self._job, self._course, *self._course.bounds[number], this)
-            self._splits[number] = dataset.streaming_split(len(self._course.takers), equal=False)
+            made = dataset(self._job, self._course, *self._course.bounds[number], this)
+            self._splits[number] = made.streaming_split(len(self._course.takers), equal=False)
         return self._splits[number][output]
 
     @ray.method(concurrency_group="attempts")
@@ -99,11 +99,13 @@ class Segments:
         self._killers |= by
 
 
-def _dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
+def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any, *, ordered: bool = True) -> ray.data.Dataset:
+    """One segment, lazy. `ordered=False` is there to measure what order costs; ranks can't use it."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each row that a task yields is a block of its own
-    context.execution_options.preserve_order = True
+    context.execution_options.preserve_order = ordered
+    context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
     chunks = [{"first": c.start, "last": c.stop} for c in job.plan().chunks(course.stream, first, last)]
     tasks, cpus = task_share(job.tasks, course.streams)

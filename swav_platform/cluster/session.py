@@ -16,11 +16,13 @@ from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 
 # Read by Ray when it is imported or started: no usage statistics, no two-second waits for the controller, no training
-# at a priority below every other program of the machine.
+# at a priority below every other program of the machine, no ending of data workers between two segments (a new one imports
+# for two seconds).
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_worker_niceness": "0",
+    "RAY_num_workers_soft_limit": "64",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 PATIENCE = 30.0  # seconds in which workers of a run that was stopped give back their CPUs

@@ -1,14 +1,15 @@
 """Rows through stock Ray Data: plan -> data tasks -> ranks, in order, exactly once.
 
 A run has one pipeline for each stream of its plan, and each pipeline is a chain of short data sets (`segments.py`). A rank takes
-its rows, those with (k - cursor) mod N = r, from the pipelines in row order. The next segment is started while the last three
-quarters of the current one are consumed, because a data set needs seconds to start and no rank should wait at a seam.
+its rows, those with (k - cursor) mod N = r, from the pipelines in row order. The next segment is started while the current one is
+consumed, because a data set needs seconds to start and no rank should wait at a seam.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,10 @@ def rank_rows(pipelines: Pipelines, rank: int, *, ahead: int = 2) -> Iterator[Ro
         for stream in rows.values():
             stream.close()
 
+
+LEAD = 15.0
+"""Seconds before the end of a segment at which the next one is started; at the earliest after a quarter of it, because two at
+a time cost two scheduling loops and the memory of two."""
 
 _END = object()
 
@@ -110,9 +115,13 @@ def _stream_rows(course: Course, segments: Any, rank: int, ahead: int) -> Genera
         try:
             for number, (first, last) in enumerate(bounds):
                 assert current is not None
-                quarter = (last - first) // course.streams // len(course.takers) // 4
+                rows_here = -(-(last - first) // course.streams // len(course.takers))
+                began = time.monotonic()
                 for taken, row in enumerate(current):
-                    if taken == quarter:
+                    if taken == 0:
+                        began = time.monotonic()  # before it, the segment started
+                    pace = (time.monotonic() - began) / max(taken, 1)
+                    if following is None and taken >= rows_here // 4 and (rows_here - taken) * pace <= LEAD:
                         following = start(number + 1)
                     yield row
                 current, following = following or start(number + 1), None
