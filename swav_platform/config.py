@@ -95,6 +95,7 @@ class Data(_Section):
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
     segment: int = Field(1024, ge=1, description="rows of one Ray Data set in the chain")
+    node_labels: dict[str, str] = Field({}, description="labels of the Ray nodes that data tasks may run on; any node when empty")
     sample_log: str | None = None
     max_quarantine_fraction: float = Field(0.5, gt=0, le=1)
 
@@ -237,7 +238,7 @@ class Config(_Section):
 
 
 _FREE = {
-    "data": ("sources", "index", "tasks", "segment", "sample_log", "max_quarantine_fraction"),
+    "data": ("sources", "index", "tasks", "segment", "node_labels", "sample_log", "max_quarantine_fraction"),
     "train": ("workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every"),
 }
 

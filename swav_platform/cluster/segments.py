@@ -116,6 +116,7 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
         fn_kwargs={"job": job, "segments": segments},
         num_cpus=cpus,
         compute=ray.data.TaskPoolStrategy(size=tasks),
+        label_selector=job.config.data.node_labels or None,
     )
 
 

@@ -88,7 +88,22 @@ def connected(config: Config) -> Iterator[Room]:
         ray.shutdown()
 
 
+def _check_labels(config: Config) -> None:
+    """Ray would wait for a node with these labels, for ever and without a word."""
+    import ray
+
+    wanted = config.data.node_labels
+    nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(value[:1] == "!" or labels.get(key) == value for key, value in wanted.items()) for labels in nodes):
+        labels = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise UsageError(
+            f"No node of the Ray cluster has the labels {labels} of data.node_labels, so the run would wait for ever. Start nodes with "
+            f"`ray start --labels={labels.replace(' ', '')}`, or take the setting away."
+        )
+
+
 def _room(config: Config, cpus: int) -> Room:
+    _check_labels(config)
     free = cpus - config.train.workers
     if free < 1:
         raise UsageError(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swav_platform.cluster import session
 from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.data_task import rows as rows_of
 from swav_platform.cluster.segments import Course, task_share
@@ -17,6 +18,7 @@ from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.config import Config, load
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError
 from swav_platform.images.row import Row, view_hashes
 
 
@@ -80,3 +82,19 @@ def consume(job: StreamJob, first: int, last: int, ranks: int) -> list[list[Row]
 
 def with_streams(config: Config, streams: int) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
+
+
+@pytest.mark.stack
+def test_data_tasks_keep_to_nodes_with_their_labels(job: StreamJob, local_ray: None) -> None:
+    import ray
+
+    [node] = ray.nodes()
+    key, value = "ray.io/node-id", node["NodeID"]
+
+    def labelled(labels: dict[str, str]) -> StreamJob:
+        data = job.config.data.model_copy(update={"node_labels": labels})
+        return dataclasses.replace(job, config=job.config.model_copy(update={"data": data}))
+
+    assert [row.row for row in consume(labelled({key: value}), 0, 4, 1)[0]] == [0, 1, 2, 3]
+    with pytest.raises(UsageError, match="ray start --labels=zone=north"), session.connected(labelled({"zone": "north"}).config):
+        pass
