@@ -235,9 +235,8 @@ def streams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
 
 
 def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
-    """Two ranks over 21 segments; a rank takes a row, then works for as long as two data tasks need for one, and a bit."""
+    """Two ranks that step together over 21 segments of 7 s each."""
     ranks, changes = 2, 20
-    made = rate(ours(job, 48))["rows"]
     job = replace(job, config=job.config.model_copy(update={"data": job.config.data.model_copy(update={"segment": rows})}))
     pipelines = open_pipelines(job, 0, (changes + 1) * rows, ranks)
     waits: list[list[float]] = [[] for _ in range(ranks)]
@@ -252,7 +251,7 @@ def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
             waits[rank].append(time.perf_counter() - before)
             with contextlib.suppress(threading.BrokenBarrierError):
                 together.wait(60)
-            time.sleep(1.25 * ranks / made)
+            time.sleep(7 * ranks / rows)
 
     threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
