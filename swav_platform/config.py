@@ -105,11 +105,12 @@ class Data(_Section):
     window: int = Field(64, ge=1, description="blocks mixed with each other")
     images: ImagePolicy = ImagePolicy()
     photometric: Literal["worker", "device"] = Field("device", description="`worker` rounds changed views to 8 bits")
-    streams: Literal[1] = Field(1, description="pipelines; a constant of the plan")
+    streams: int = Field(1, ge=1, description="pipelines that make rows side by side; a constant of the plan")
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
-    segment: int = Field(256, ge=1, description="rows of one Ray Data set in the chain")
+    segment: int = Field(1024, ge=1, description="rows of one Ray Data set in the chain")
+    node_labels: dict[str, str] = Field({}, description="labels of the Ray nodes that data tasks may run on; any node when empty")
     sample_log: str | None = None
     max_quarantine_fraction: float = Field(0.5, gt=0, le=1)
 
@@ -275,7 +276,8 @@ class Config(_Section):
         tree["views"] = list(tree["views"].items())  # their order says which are assigned, and whose randomness is whose
         for free in ("tracking", "run"):
             del tree[free]
-        del tree["data"]["streams"]  # always 1: runs from before it was a key keep their digest
+        if self.data.streams == 1:
+            del tree["data"]["streams"]  # runs from before it was a key keep their digest
         for section, names in _FREE.items():
             for name in names:
                 del tree[section][name]
@@ -283,7 +285,7 @@ class Config(_Section):
 
 
 _FREE = {
-    "data": ("sources", "index", "tasks", "segment", "sample_log", "max_quarantine_fraction"),
+    "data": ("sources", "index", "tasks", "segment", "node_labels", "sample_log", "max_quarantine_fraction"),
     "train": ("workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every"),
 }
 

@@ -45,7 +45,7 @@ def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
         ("method.assign_views=[0,0]", "assign_views"),
         ("train.optimiser.lr=.inf", "lr"),
         ("train.epochs=.nan", "epochs"),
-        ("data.streams=2", "data.streams"),
+        ("data.streams=0", "data.streams"),
         ("run.name=a/b", "run.name: a name starts with"),
         ("run.name=../b", "run.name"),
         ("tracking.model='a:b'", "tracking.model"),

@@ -16,11 +16,13 @@ from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 
 # Read by Ray when it is imported or started: no usage statistics, no two-second waits for the controller, no training
-# at a priority below every other program of the machine.
+# at a priority below every other program of the machine, no ending of data workers between two segments (a new one imports
+# for two seconds).
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_worker_niceness": "0",
+    "RAY_num_workers_soft_limit": "64",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 PATIENCE = 30.0  # seconds in which workers of a run that was stopped give back their CPUs
@@ -86,7 +88,22 @@ def connected(config: Config) -> Iterator[Room]:
         ray.shutdown()
 
 
+def _check_labels(config: Config) -> None:
+    """Ray would wait for a node with these labels, for ever and without a word."""
+    import ray
+
+    wanted = config.data.node_labels
+    nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(value[:1] == "!" or labels.get(key) == value for key, value in wanted.items()) for labels in nodes):
+        labels = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise UsageError(
+            f"No node of the Ray cluster has the labels {labels} of data.node_labels, so the run would wait for ever. Start nodes with "
+            f"`ray start --labels={labels.replace(' ', '')}`, or take the setting away."
+        )
+
+
 def _room(config: Config, cpus: int) -> Room:
+    _check_labels(config)
     free = cpus - config.train.workers
     if free < 1:
         raise UsageError(

@@ -14,6 +14,7 @@ from typing import Any
 from swav_platform.atomic import write_text
 from swav_platform.cluster.session import Room
 from swav_platform.config import Config, from_tree
+from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UserError
 from swav_platform.run_folder import RunFolder
 
@@ -140,16 +141,28 @@ def _warnings_to(path: Path) -> logging.Handler:
 
 
 def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[int, int], Iterator[Any]]:
-    """`rows(first, last)` of the training loop: this rank's share of the segments that rank 0's actor makes."""
+    """`rows(first, last)` of the training loop: this rank's share of the pipelines that rank 0 opens."""
     import torch.distributed as dist
 
-    from swav_platform.cluster.stream import Segments, StreamJob, rank_rows, segment_bounds
+    from swav_platform.cluster.data_task import StreamJob
+    from swav_platform.cluster.stream import open_pipelines, rank_rows
 
     def rows(first: int, last: int) -> Iterator[Any]:
-        stream = StreamJob(config, job.index, job.samples, job.tasks)
-        handle: list[Any] = [Segments.remote(stream, first, last, ranks) if rank == 0 else None]  # type: ignore[attr-defined]
+        pipelines: list[Any] = [None]
+        if rank == 0:
+            stream = StreamJob(config, job.index, job.samples, job.tasks, _known_killers(RunFolder(Path(job.run_dir))))
+            pipelines = [open_pipelines(stream, first, last, ranks)]
         if ranks > 1:
-            dist.broadcast_object_list(handle, src=0)
-        return rank_rows(handle[0], segment_bounds(first, last, config.data.segment, ranks), rank, ranks)
+            dist.broadcast_object_list(pipelines, src=0)
+        return rank_rows(pipelines[0], rank)
 
     return rows
+
+
+def _known_killers(folder: RunFolder) -> dict[int, Any]:
+    """Samples that the newest checkpoint knows to kill whoever decodes them."""
+    from swav_platform.images.guarded import killers_among
+    from swav_platform.training import checkpoints
+
+    newest = checkpoints.latest_valid(folder.checkpoints)
+    return {} if newest is None else killers_among(Ledger.read(newest / "ledger.parquet").events())

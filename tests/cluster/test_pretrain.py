@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -149,6 +150,48 @@ def with_bad_members(shards: Path, into: Path, every: int = 20) -> set[str]:
                     data = b"x" * len(data)
                 new.addfile(member, io.BytesIO(data))
     return spoilt
+
+
+DEADLY_DECODER = """
+import hashlib, os, signal
+from swav_platform.images import row
+
+def fatal(data, policy, decode=row.decode):
+    if hashlib.md5(data).hexdigest() == os.environ["POISON"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(data, policy)
+
+row.decode = fatal
+"""
+
+
+def test_a_sample_that_kills_its_worker_every_time(unbroken: Path, shards: Path, tiny: list[str], tmp_path: Path) -> None:
+    clean = pq.read_table(unbroken / "unbroken-log").sort_by("position").to_pylist()
+    victim = clean[37]["sample_key"]
+    (tmp_path / "sitecustomize.py").write_text(DEADLY_DECODER)  # Python imports it in every process
+    environment = os.environ | {"POISON": md5_of(shards, victim), "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    arguments = command(unbroken, shards, "poisoned", *tiny, "train.workers=2")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, cwd=unbroken, env=environment)
+    assert done.returncode == 0, done.stderr
+    dirty = pq.read_table(unbroken / "poisoned-log").sort_by("position").to_pylist()
+    assert {line["stand_in_for"] for line in dirty if line["outcome"] == "decode_crash"} == {victim}
+    hit = sum(line["sample_key"] == victim for line in clean)
+    assert json.loads(done.stdout.splitlines()[-1])["quarantined"] == hit
+    for before, after in zip(clean, dirty, strict=True):
+        if before["sample_key"] != victim:
+            assert (before["sample_key"], before["view_hash"]) == (after["sample_key"], after["view_hash"])
+    ledger = pq.read_table(unbroken / "poisoned" / "ledger.parquet").to_pylist()
+    assert {line["sample_key"] for line in ledger} == {victim}
+    assert log_check(unbroken, "poisoned")["ok"]
+
+
+def md5_of(shards: Path, key: str) -> str:
+    for shard in sorted(shards.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name == f"{key}.jpg":
+                    return hashlib.md5(tar.extractfile(member).read()).hexdigest()
+    raise AssertionError(f"no {key}")
 
 
 def test_workers_that_leave_no_room_for_data_are_refused(shards: Path, tiny: list[str], tmp_path: Path, local_ray: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from pathlib import Path
@@ -9,55 +10,91 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav_platform.cluster import stream
-from swav_platform.config import load
+from swav_platform.cluster import session
+from swav_platform.cluster.data_task import StreamJob
+from swav_platform.cluster.data_task import rows as rows_of
+from swav_platform.cluster.segments import Course, task_share
+from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.config import Config, load
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError
 from swav_platform.images.row import Row, view_hashes
 
 
 @pytest.fixture(scope="module")
-def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> stream.StreamJob:
+def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> StreamJob:
     path = tmp_path_factory.mktemp("index")
     build_index(expand([str(shards)]), path)
-    return stream.StreamJob(load(None, tiny), str(path), Index.open(path).samples, tasks=2)
+    return StreamJob(load(None, tiny), str(path), Index.open(path).samples, tasks=2)
 
 
-def test_segments_keep_the_round_robin_over_seams() -> None:
-    for ranks in (1, 2, 3, 5):
-        for first in (0, 7):
-            bounds = stream.segment_bounds(first, first + 100, 16, ranks)
-            assert bounds[0][0] == first
-            assert bounds[-1][1] == first + 100
-            assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
-            assert all((b - a) % ranks == 0 for a, b in bounds[:-1])
+def test_each_row_is_taken_by_its_rank_from_its_stream() -> None:
+    for streams, ranks, first, segment in itertools.product((1, 2, 3), (1, 2, 3, 4, 5), (0, 7), (1, 16)):
+        taken: dict[int, int] = {}
+        for course in (Course(s, streams, first, first + 101, ranks, segment) for s in range(streams)):
+            assert all(a[1] <= b[0] < a[1] + streams for a, b in itertools.pairwise(course.bounds))
+            for a, b in course.bounds:
+                for i, row in enumerate(range(a, b, streams)):
+                    assert row % streams == course.stream
+                    taken[row] = course.takers[i % len(course.takers)]
+        assert taken == {row: (row - first) % ranks for row in range(first, first + 101)}
 
 
-def test_rows_are_a_function_of_their_numbers(job: stream.StreamJob) -> None:
-    together = {row.row: view_hashes(row) for row in stream.rows(job, 0, 8)}
-    alone = next(stream.rows(job, 5, 6))
+def test_tasks_of_two_overlapping_segments_of_all_streams_fit() -> None:
+    for tasks, streams in itertools.product((1, 2, 3, 7, 16), (1, 2, 3, 5)):
+        each, cpus = task_share(tasks, streams)
+        assert 2 * streams * each * cpus <= tasks + 1e-9
+        assert each * streams >= tasks
+
+
+def test_rows_are_a_function_of_their_numbers(job: StreamJob) -> None:
+    together = {row.row: view_hashes(row) for row in rows_of(job, 0, 8)}
+    alone = next(rows_of(job, 5, 6))
     assert np.array_equal(view_hashes(alone), together[5])
     assert len({int(h) for hashes in together.values() for h in hashes}) == 8 * 8, "no two positions have the same views"
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_each_rank_gets_its_rows_in_order(job: stream.StreamJob, local_ray: None, ranks: int) -> None:
+@pytest.mark.parametrize(("streams", "ranks"), [(1, 1), (1, 2), (1, 3), (2, 2), (3, 2)])
+def test_each_rank_gets_its_rows_in_order(job: StreamJob, local_ray: None, streams: int, ranks: int) -> None:
     first, last = 3, 46  # neither a multiple of the ranks nor of the segment
-    segments = stream.Segments.remote(job, first, last, ranks)
-    bounds = stream.segment_bounds(first, last, job.config.data.segment, ranks)
+    job = dataclasses.replace(job, config=with_streams(job.config, streams))
+    taken = consume(job, first, last, ranks)
+    for rank, rows in enumerate(taken):
+        assert [row.row for row in rows] == [k for k in range(first, last) if (k - first) % ranks == rank]
+    sent = taken[0][1]
+    plain = next(rows_of(job, sent.row, sent.row + 1))
+    assert np.array_equal(view_hashes(sent), view_hashes(plain))
+    assert not sent.views[0].flags.writeable, "rows are looked at where Ray keeps them, not copied"
+
+
+def consume(job: StreamJob, first: int, last: int, ranks: int) -> list[list[Row]]:
+    pipelines = open_pipelines(job, first, last, ranks)
     taken: list[list[Row]] = [[] for _ in range(ranks)]
-    threads = [
-        threading.Thread(target=lambda rank=rank: taken[rank].extend(stream.rank_rows(segments, bounds, rank, ranks)))
-        for rank in range(ranks)
-    ]
+    threads = [threading.Thread(target=lambda rank=rank: taken[rank].extend(rank_rows(pipelines, rank))) for rank in range(ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    for rank, rows in enumerate(taken):
-        assert [row.row for row in rows] == [k for k in range(first, last) if (k - first) % ranks == rank]
-    sent = taken[0][0]
-    plain = next(stream.rows(job, first, first + 1))
-    assert np.array_equal(view_hashes(sent), view_hashes(plain))
-    assert not sent.views[0].flags.writeable, "rows are looked at where Ray keeps them, not copied"
+    return taken
+
+
+def with_streams(config: Config, streams: int) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
+
+
+@pytest.mark.stack
+def test_data_tasks_keep_to_nodes_with_their_labels(job: StreamJob, local_ray: None) -> None:
+    import ray
+
+    [node] = ray.nodes()
+    key, value = "ray.io/node-id", node["NodeID"]
+
+    def labelled(labels: dict[str, str]) -> StreamJob:
+        data = job.config.data.model_copy(update={"node_labels": labels})
+        return dataclasses.replace(job, config=job.config.model_copy(update={"data": data}))
+
+    assert [row.row for row in consume(labelled({key: value}), 0, 4, 1)[0]] == [0, 1, 2, 3]
+    with pytest.raises(UsageError, match="ray start --labels=zone=north"), session.connected(labelled({"zone": "north"}).config):
+        pass
