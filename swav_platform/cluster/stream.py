@@ -22,8 +22,10 @@ import ray
 import ray.data
 
 from swav_platform.config import Config
+from swav_platform.data.datasets import plan_of
 from swav_platform.data.index import Index, IndexLine
-from swav_platform.data.plan import Plan, PlanSpec, RowSpec
+from swav_platform.data.mix import MixedPlan
+from swav_platform.data.plan import Plan, RowSpec
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.images.row import Row, from_table, make_row, to_table
 
@@ -44,9 +46,8 @@ class StreamJob:
     samples: int
     tasks: int
 
-    def plan(self) -> Plan:
-        data = self.config.data
-        return Plan(PlanSpec(self.samples, self.config.seed, data.row_size, data.block, data.window))
+    def plan(self) -> Plan | MixedPlan:
+        return plan_of(_open_index(self.index), self.config.data, self.config.seed)
 
 
 class RowsReader:
