@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import GenericError, PreconditionError
+from obstore.exceptions import GenericError, NotFoundError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, S3Store
 
 SCHEMES = ("s3", "gs", "http", "https")
@@ -49,7 +49,12 @@ def is_remote(url: str) -> bool:
 def info(url: str) -> ObjectInfo:
     """Size and version of an object. Raises OSError or an exception of obstore."""
     store, path = _place(url, False)
-    return _info(obstore.head(store, path))
+    try:
+        return _info(obstore.head(store, path))
+    except (FileNotFoundError, NotFoundError):
+        if url.startswith(("s3://", "gs://")):  # the answer to HEAD does not say whether the bucket is there
+            next(listing(url.rpartition("/")[0] + "/"), None)
+        raise
 
 
 def listing(prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
