@@ -22,8 +22,8 @@ from swav_platform.data.exclusions import Exclusions
 from swav_platform.data.files import stat
 from swav_platform.data.index_reader import Index, IndexLine
 from swav_platform.data.index_writer import write_version
-from swav_platform.data.manifest import ShardFile, is_whole, read_manifest, version_folder
-from swav_platform.data.shard import SCHEMA, ShardSamples, Skipped, check_label, read_shard
+from swav_platform.data.manifest import ShardFile, is_whole, read_manifest, renumbered, version_folder
+from swav_platform.data.shard import ShardSamples, Skipped, check_label, read_shard
 from swav_platform.data.storage import listing
 from swav_platform.data.storage_errors import explain
 from swav_platform.data.whole import is_command
@@ -149,9 +149,8 @@ class _Work:
     def _taken_over(self, number: int) -> ShardSamples:
         assert self._current is not None
         shard = self._current.shards[self._known[number]]
-        lines = self._current.table(self._known[number])
-        lines = lines.set_column(0, "shard", pa.array(np.full(lines.num_rows, number, np.int32)))
-        return ShardSamples(lines.cast(SCHEMA), shard.skipped, 0, shard.whole)
+        lines = renumbered(self._current.table(self._known[number]), number - self._known[number])
+        return ShardSamples(lines, shard.skipped, 0, shard.whole)
 
 
 def without(samples: ShardSamples, url: str, excluded: Exclusions) -> ShardSamples:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.data.exclusions import Exclusions
-from swav_platform.data.manifest import GROUP, SHARDS, ShardTable, read_manifest, version_folder
+from swav_platform.data.manifest import GROUP, SHARDS, ShardTable, read_manifest, renumbered, version_folder
 from swav_platform.data.shard import SCHEMA
 from swav_platform.errors import UsageError, UserError
 
@@ -55,7 +55,7 @@ class Index:
         self.label: str | None = manifest["label"]
         self.shards = ShardTable.read(path / SHARDS)
         self.excluded = Exclusions.of_index(path.parent)
-        self._parts = [part["file"] for part in manifest["parts"]]
+        self._parts = manifest["parts"]
         self._first = np.concatenate([[0], np.cumsum([part["samples"] for part in manifest["parts"]], dtype=np.int64)])
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
@@ -117,7 +117,8 @@ class Index:
 
     def _group(self, part: int, group: int) -> pa.RecordBatch:
         if (batch := self._groups.get((part, group))) is None:
-            batch = self._file(part).read_row_group(group).combine_chunks().to_batches()[0]
+            table = renumbered(self._file(part).read_row_group(group), self._parts[part]["first_shard"])
+            batch = table.combine_chunks().to_batches()[0]
             self._groups[part, group] = batch
             if len(self._groups) > _CACHED_GROUPS:
                 self._groups.popitem(last=False)
@@ -126,7 +127,7 @@ class Index:
 
     def _file(self, part: int) -> pq.ParquetFile:
         if (file := self._files.get(part)) is None:
-            file = self._files[part] = pq.ParquetFile(self.path / self._parts[part])
+            file = self._files[part] = pq.ParquetFile(self.path / self._parts[part]["file"])
             if len(self._files) > _CACHED_FILES:
                 self._files.popitem(last=False)[1].close()
         return file

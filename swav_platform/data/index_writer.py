@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.atomic import replacing
-from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable, is_whole
+from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable, is_whole, renumbered
 from swav_platform.data.shard import SCHEMA, SHARD_REASONS, ShardSamples
 from swav_platform.errors import UserError
 
@@ -128,20 +128,23 @@ def _move_in(folder: Path, version: Path, manifest: dict[str, Any]) -> None:
 
 
 def _write_parts(folder: Path, tables: Iterator[pa.Table]) -> list[dict[str, Any]]:
-    """Write tables one after the other; a part ends with a shard, all row groups but a part's last are whole."""
+    """Write tables one after the other; a part ends with a shard, all row groups but a part's last are whole.
+
+    Shards are numbered from the part's first one on, so that equal parts are equal files wherever they stand.
+    """
     parts: list[dict[str, Any]] = []
     while (table := next(tables, None)) is not None:
         if not table.num_rows:
             continue
-        name = f"part-{len(parts):05d}.parquet"
+        name, first = f"part-{len(parts):05d}.parquet", int(table["shard"][0].as_py())
         with pq.ParquetWriter(folder / name, SCHEMA) as writer:
-            samples, rest = table.num_rows, _write_whole_groups(writer, table)
+            samples, rest = table.num_rows, _write_whole_groups(writer, renumbered(table, -first))
             while samples < _PART and (table := next(tables, None)) is not None:
                 samples += table.num_rows
-                rest = _write_whole_groups(writer, pa.concat_tables([rest, table]))
+                rest = _write_whole_groups(writer, pa.concat_tables([rest, renumbered(table, -first)]))
             if rest.num_rows:
                 writer.write_table(rest)
-        parts.append({"file": name, "samples": samples})
+        parts.append({"file": name, "samples": samples, "first_shard": first})
     return parts
 
 

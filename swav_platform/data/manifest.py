@@ -131,3 +131,8 @@ def version_folder(path: Path, manifest: dict[str, Any]) -> Path:
 def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether all files of a version are there."""
     return all((folder / name).is_file() for name in (SHARDS, *(part["file"] for part in manifest["parts"])))
+
+
+def renumbered(table: pa.Table, by: int) -> pa.Table:
+    """Lines with their shard numbers moved on."""
+    return table.set_column(0, "shard", pa.array(table["shard"].to_numpy() + np.int32(by)))
