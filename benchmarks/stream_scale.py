@@ -143,7 +143,8 @@ def write_index(out: Path, server: Server, shards: int) -> Path:
         parts.append({"file": name, "samples": count * CLAIMED, "first_shard": first})
     sizes = [len(tar) for tar in server.tars]
     ShardTable.of(
-        Shard(ShardFile(server.url(n), sizes[n % TARS], f'"tar-{n % TARS}"'), CLAIMED, bytes(16), False, Skipped()) for n in range(shards)
+        Shard(ShardFile(server.url(n), sizes[n % TARS], f'"tar-{n % TARS}"'), CLAIMED, bytes(16), False, Skipped())
+        for n in range(shards)
     ).write(folder / SHARDS)
     manifest = {"format": FORMAT, "digest": f"{shards:032x}", "version": folder.name, "label": None, "excluded": 0, "sources": []}
     manifest |= {"samples": shards * CLAIMED, "shards": shards, "parts": parts}

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 from obstore.exceptions import BaseError
 
+from swav_platform.data.balance import Weights
 from swav_platform.data.exclusions import Exclusions
 from swav_platform.data.files import stat
 from swav_platform.data.index_reader import Index, IndexLine
-from swav_platform.data.index_writer import write_version
+from swav_platform.data.index_writer import make_current, write_balanced, write_version
 from swav_platform.data.manifest import ShardFile, is_whole, read_manifest, renumbered, version_folder
 from swav_platform.data.shard import ShardSamples, Skipped, check_label, read_shard
 from swav_platform.data.storage import listing
@@ -70,6 +71,7 @@ def build_index(
     label: str | None = None,
     exclude: Exclusions | None = None,
     mixed: Sequence[Mixed] = (),
+    weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
     read: Callable[[list[Request]], Iterator[ShardSamples]] | None = None,
 ) -> IndexReport:
@@ -78,6 +80,7 @@ def build_index(
     label: None, "folder" (the key's directory), "cls" (content of the .cls member) or "json:FIELD".
     exclude: samples to leave out; the index remembers them for its later versions.
     mixed: the data sets whose shards follow each other in `shards`, if there are several with weights.
+    weights: how often samples shall stand in an epoch in proportion to each other.
     progress: called with (shards done, shards). read: reads shards, in their order; by default in threads here.
     Raises UserError if a shard is not there, none has a sample, or `out` can't be written.
     """
@@ -88,15 +91,15 @@ def build_index(
     excluded = Exclusions.of_index(out) | (exclude or Exclusions())
     settings = {"label": label, "excluded": len(excluded)}
     sources = [{"weight": m.weight, "shards": m.shards} for m in mixed]
-    current = _current(out, label)
-    if current is None or not _same(current, files, settings, sources):
-        work = _Work(files, label, excluded, current, read or read_in_threads)
+    base = _base(out, label)
+    bytes_read = shards_read = 0
+    if base is None or not _same(base, files, settings, sources):
+        work = _Work(files, label, excluded, base, read or read_in_threads)
         manifest = write_version(files, _reported(work.found(), len(files), progress), out, settings, sources)
+        base, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
         if exclude:
             excluded.write(out)
-        current, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
-    else:
-        bytes_read = shards_read = 0
+    current = _balanced(out, base, weights)
     skipped = current.shards.skipped()
     return IndexReport(
         current.samples,
@@ -112,11 +115,25 @@ def build_index(
     )
 
 
-def _current(out: Path, label: str | None) -> Index | None:
-    """The current version if it is whole and has labels of the same kind."""
+def _balanced(out: Path, base: Index, weights: Weights | None) -> Index:
+    """The version that is asked for, made the current one."""
+    manifest = read_manifest(out)
+    if weights is None:
+        if manifest != base.manifest:
+            make_current(out, base.manifest)
+        return base
+    if manifest is None or (manifest.get("weights"), manifest.get("base")) != (weights.digest(), base.manifest["version"]):
+        manifest = write_balanced(base, weights, out)
+    return Index(version_folder(out, manifest), manifest)
+
+
+def _base(out: Path, label: str | None) -> Index | None:
+    """The current version, without repeats, if it is whole and has labels of the same kind."""
     try:
         manifest = read_manifest(out)
-        if manifest is None or manifest["label"] != label or "repeats" in manifest:
+        if manifest is not None and "base" in manifest:
+            manifest = read_manifest(out / manifest["base"])
+        if manifest is None or manifest["label"] != label:
             return None
         folder = version_folder(out, manifest)
         return Index(folder, manifest) if is_whole(folder, manifest) else None

@@ -100,7 +100,7 @@ class Index:
         return self.shards.url(number), self.shards.version(number), bool(self.shards.whole[number])
 
     def table(self, shard: int) -> pa.Table:
-        """All lines of a shard (columns of `SCHEMA`)."""
+        """All lines of a shard (columns of `SCHEMA`); of a version without repeats."""
         first, last = int(self.shards.first[shard]), int(self.shards.first[shard + 1])
         return pa.Table.from_batches(list(self._take(np.arange(first, last))), SCHEMA)
 

@@ -9,6 +9,7 @@ import posixpath
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.atomic import replacing
+from swav_platform.data.balance import Weights, passes, repeats
+from swav_platform.data.index_reader import Index
 from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable, is_whole, renumbered
 from swav_platform.data.shard import SCHEMA, SHARD_REASONS, ShardSamples
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError, UserError
 
 _PART = 2**20  # lines after which a new part begins, at the next shard
 
@@ -37,12 +40,34 @@ def write_version(
 
     def tables() -> Iterator[pa.Table]:
         for file, samples in zip(files, found, strict=True):
-            digest = _shard_digest(file, samples.lines)
+            digest = shard_digest(file, samples.lines)
             shards.append(Shard(file, samples.lines.num_rows, digest, samples.whole, samples.skipped))
             yield samples.lines
 
+    return _write(tables(), shards, out, settings, sources)
+
+
+def write_balanced(base: Index, weights: Weights, out: Path) -> dict[str, Any]:
+    """As `write_version`, of a version in which samples stand as often as their weights ask.
+
+    Raises UsageError if sources are mixed: their own weights say what comes how often.
+    """
+    if base.manifest["sources"]:
+        raise UsageError("Weights of samples and sources with weights can't be had together: take one of the two.")
+    times = repeats(base, weights)
+    shards = [replace(base.shards[number], samples=int(of_shard.sum())) for number, of_shard in enumerate(times)]
+    settings = {name: base.manifest[name] for name in ("label", "excluded")}
+    return _write(
+        passes(base, times), shards, out, {**settings, "weights": weights.digest(), "base": base.manifest["version"]}, []
+    )
+
+
+def _write(
+    tables: Iterator[pa.Table], shards: list[Shard], out: Path, settings: dict[str, Any], sources: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """`shards` may be filled while the tables are made."""
     with _aside(out) as folder:
-        parts = _write_parts(folder, tables())
+        parts = _write_parts(folder, tables)
         if not parts:
             raise UserError(_why_empty(shards))
         table = ShardTable.of(shards)
@@ -75,13 +100,13 @@ def make_current(out: Path, manifest: dict[str, Any]) -> None:
 def index_digest(shards: list[Shard], settings: dict[str, Any], sources: list[dict[str, Any]]) -> str:
     """32 hex digits. Order, base names, sizes and lines of the shards count, labels and weights of sources too;
     where shards lie and when they came there does not."""
-    digest = hashlib.sha256(f"{FORMAT} {settings['label']} {json.dumps(sources)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {settings['label']} {json.dumps(sources)} {settings.get('weights')}".encode())
     for shard in shards:
         digest.update(shard.digest)
     return digest.hexdigest()[:32]
 
 
-def _shard_digest(file: ShardFile, lines: pa.Table) -> bytes:
+def shard_digest(file: ShardFile, lines: pa.Table) -> bytes:
     digest = hashlib.sha256(json.dumps([posixpath.basename(file.url), file.size, lines.num_rows]).encode())
     for name, kind in (("offset", "<i8"), ("size", "<i8"), ("weight", "<f4")):
         digest.update(lines[name].to_numpy().astype(kind).tobytes())

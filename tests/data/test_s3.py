@@ -41,7 +41,8 @@ def proxy(moto: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     name = "fault_proxy"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("fault_proxy.py"))
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     for key, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}.items():
@@ -66,7 +67,8 @@ def bucket(proxy: Any, make_tar: Any) -> str:
     return "s3://pictures"
 
 
-def test_nothing_is_lost_or_doubled_and_little_is_read_twice(bucket: str, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_lost_or_doubled_and_little_is_read_twice(
+    bucket: str, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.share = 0.1
     monkeypatch.setenv("SWAV_STORAGE_TIMEOUT", "0.5")
@@ -87,13 +89,20 @@ def test_nothing_is_lost_or_doubled_and_little_is_read_twice(bucket: str, proxy:
     assert set(proxy.met) == {"503", "reset", "slow", "truncated"}
     assert sum(proxy.met.values()) > 0.06 * proxy.requests
     amplification = (proxy.sent - sent) / wanted
-    print(f'read amplification {amplification:.3f}, {sum(proxy.met.values())} of {proxy.requests} requests spoiled')
+    print(f"read amplification {amplification:.3f}, {sum(proxy.met.values())} of {proxy.requests} requests spoiled")
     assert amplification <= 1.1
 
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [("set/part/", SHARDS), ("set", SHARDS), ("", SHARDS), ("set/part/{0..2}.tar", 3), ("**/[0-3].tar", 4), ("set/*/*.tar", SHARDS)],
+    [
+        ("set/part/", SHARDS),
+        ("set", SHARDS),
+        ("", SHARDS),
+        ("set/part/{0..2}.tar", 3),
+        ("**/[0-3].tar", 4),
+        ("set/*/*.tar", SHARDS),
+    ],
 )
 def test_patterns(bucket: str, pattern: str, count: int) -> None:
     found = expand([f"{bucket}/{pattern}"])
@@ -105,11 +114,11 @@ def test_what_is_not_there(bucket: str, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="Nothing matches"):
         expand([f"{bucket}/set/*.tar"])
     for act in (expand, lambda urls: build_index([f"{urls[0]}x.tar"], tmp_path)):
-        with pytest.raises(UserError, match="There is no bucket 'nowhere'.*AWS_ENDPOINT_URL") as raised:
+        with pytest.raises(UserError, match=r"There is no bucket 'nowhere'.*AWS_ENDPOINT_URL") as raised:
             act(["s3://nowhere/set/"])
         assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="is not there"):
         build_index([f"{bucket}/gone.tar"], tmp_path / "index")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match="could not be reached.*AWS_ENDPOINT_URL"):
+    with pytest.raises(UserError, match=r"could not be reached.*AWS_ENDPOINT_URL"):
         expand(["s3://pictures/set/"])
