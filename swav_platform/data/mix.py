@@ -109,14 +109,18 @@ def shares(weights: list[float]) -> list[int]:
 
 
 def sequence(counts: list[int]) -> Int64s:
-    """Sources of the positions of a period: each position goes to the source that is furthest behind its share."""
-    share = np.asarray(counts, np.int64)
-    period, given = int(share.sum()), np.zeros(len(counts), np.int64)
-    found = np.empty(period, np.int64)
-    for place in range(period):
-        source = int(np.argmax(share * (place + 1) - given * period))
-        found[place] = source
-        given[source] += 1
+    """Sources of the positions of a period; after any of them each source is less than one position off its share.
+
+    Of the sources that have enough of a claim the one that must come soonest (Tijdeman 1980, "The chairman assignment problem").
+    """
+    share, most = np.asarray(counts, np.int64), 2 * len(counts) - 2
+    period, taken = int(share.sum()), np.zeros(len(counts), np.int64)
+    found = np.zeros(period, np.int64)
+    for place in range(period if most else 0):
+        claim = (share * (place + 1) - taken * period) * most  # in units of 1 / (period * most) positions
+        soonest = np.where(claim >= period, (period * (most - 1) - claim) / share, np.inf)
+        found[place] = int(np.argmin(soonest))
+        taken[found[place]] += 1
     return found
 
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from swav_platform.data.index_reader import Index
 from swav_platform.errors import UsageError
 
 
@@ -42,3 +43,10 @@ def _placed(url: str, base: str) -> str:
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", url):
         return url.removeprefix("file://") if url.startswith("file://") else url
     return f"{base.rstrip('/')}/{url}" if "://" in base else os.path.abspath(os.path.join(base, url))
+
+
+def compare(index: Index, listed: list[tuple[str, int | None]]) -> list[str]:
+    """A line for each shard of which the list says another number of samples than the index found."""
+    said = {url: count for url, count in listed if count is not None}
+    found = ((file.url, int(index.shards.samples[number])) for number, file in enumerate(index.shards.files()) if said)
+    return [f"{url} has {has:,} images; the wids index says {said[url]:,}." for url, has in found if said.get(url, has) != has]
