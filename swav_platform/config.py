@@ -97,9 +97,18 @@ class ImagePolicy(_Section):
         return tuple(name for name in FORMATS if name in taken)
 
 
+class Source(_Section):
+    """One of several data sets that are mixed (changes results)."""
+
+    pattern: str
+    weight: float = Field(1.0, gt=0, description="share of the positions, in proportion to the other weights")
+
+
 class Data(_Section):
     # changes results
-    sources: tuple[str, ...] = ()
+    sources: tuple[str | Source, ...] = Field((), description="patterns of shards; with weights: data sets that are mixed")
+    samples_per_epoch: int | None = Field(None, ge=1, description="what train.epochs counts; all samples when absent")
+    one_pass: bool = Field(False, description="no sample is used twice: the run ends before the data does")
     row_size: int = Field(32, ge=1, description="positions of a row: what travels, trains and fails together")
     block: int = Field(16, ge=1, description="consecutive samples read together")
     window: int = Field(64, ge=1, description="blocks mixed with each other")
@@ -108,11 +117,23 @@ class Data(_Section):
     streams: int = Field(1, ge=1, description="pipelines that make rows side by side; a constant of the plan")
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
+    exclude: str | None = Field(None, description="list of samples to leave out of the index: KEY or SHARD<tab>KEY in each line")
+    allow_pipe: bool = Field(False, description="run `pipe:COMMAND` sources, which are shell commands")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
     segment: int = Field(1024, ge=1, description="rows of one Ray Data set in the chain")
     node_labels: dict[str, str] = Field({}, description="labels of the Ray nodes that data tasks may run on; any node when empty")
     sample_log: str | None = None
     max_quarantine_fraction: float = Field(0.5, gt=0, le=1)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of all sources."""
+        return tuple(source if isinstance(source, str) else source.pattern for source in self.sources)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether sources have weights of their own."""
+        return any(not isinstance(source, str) for source in self.sources)
 
 
 class Model(_Section):
@@ -263,8 +284,9 @@ class Config(_Section):
         """Steps of the run over an index of `samples` samples."""
         if self.train.steps is not None:
             return self.train.steps
-        rows_per_epoch = -(-samples // self.data.row_size)
-        return max(1, int((self.train.epochs or 1) * rows_per_epoch) // self.rows_per_step)
+        rows_per_epoch = -(-(self.data.samples_per_epoch or samples) // self.data.row_size)
+        steps = max(1, int((self.train.epochs or 1) * rows_per_epoch) // self.rows_per_step)
+        return min(steps, samples // self.train.batch) if self.data.one_pass and not self.data.mixed else steps
 
     def epoch(self, step: int, samples: int) -> int:
         """Epoch of the first row of `step`; -1 before the first step."""
@@ -278,14 +300,22 @@ class Config(_Section):
             del tree[free]
         if self.data.streams == 1:
             del tree["data"]["streams"]  # runs from before it was a key keep their digest
+        for name, default in _NEWER.items():
+            if tree["data"][name] == default:
+                del tree["data"][name]
         for section, names in _FREE.items():
             for name in names:
                 del tree[section][name]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
+_NEWER = {"samples_per_epoch": None, "one_pass": False}
+"""Settings of `data` and what they were before they could be set: runs from then keep their digest."""
+
 _FREE = {
-    "data": ("sources", "index", "tasks", "segment", "node_labels", "sample_log", "max_quarantine_fraction"),
+    "data": (
+        *("sources", "index", "exclude", "allow_pipe", "tasks", "segment", "node_labels", "sample_log", "max_quarantine_fraction"),
+    ),
     "train": ("workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every"),
 }
 

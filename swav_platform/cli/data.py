@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from swav_platform.cli import console
+from swav_platform.data.exclusions import Exclusions
 from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError
 
@@ -17,24 +21,98 @@ from swav_platform.errors import UsageError
 @click.command(
     epilog=console.examples(
         "swav index 'shards/*.tar' --out index",
+        "swav index 's3://bucket/set/*.tar' --out index",
         "swav index test.tar --out labelled --label folder",
+        "swav index --out index --exclude taken-down.txt",
     )
 )
-@click.argument("pattern", nargs=-1, required=True)
+@click.argument("pattern", nargs=-1)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the index.")
 @click.option("--label", help="Where labels come from, for evaluation only: folder, cls or json:FIELD.")
+@click.option("--exclude", metavar="FILE", help="Take samples out, also of later versions: KEY or SHARD<tab>KEY in each line.")
+@click.option(
+    "--weights", metavar="FILE", help="Balanced sampling: CSV or parquet with columns key and weight, or key and cluster."
+)
+@click.option("--from-wids", metavar="FILE", help="Take the shards that a wids index lists.")
+@click.option("--verify", is_flag=True, help="Read all headers again and compare them with the index in DIR.")
+@click.option("--allow-pipe", is_flag=True, help="Run `pipe:COMMAND` patterns, which are shell commands.")
+@click.option("--cluster", is_flag=True, help="Read headers on the Ray cluster at RAY_ADDRESS.")
 @console.json_option
-def index_command(pattern: tuple[str, ...], out: str, label: str | None, as_json: bool) -> None:
-    """Index the shards of PATTERN: what lies where in them. Reads headers only."""
+def index_command(
+    pattern: tuple[str, ...],
+    out: str,
+    label: str | None,
+    exclude: str | None,
+    weights: str | None,
+    from_wids: str | None,
+    verify: bool,
+    allow_pipe: bool,
+    cluster: bool,
+    as_json: bool,
+) -> int:
+    """Index the shards of PATTERN: what lies where in them. Reads headers only.
+
+    Without PATTERN the shards of the index in DIR are looked at again.
+    """
+    from swav_platform.data.index import Index
+
+    if verify:
+        from swav_platform.data.verify import verify as verify_index
+
+        verdict = verify_index(Index.open(out))
+        console.answer(dataclasses.asdict(verdict), as_json)
+        return 0 if verdict.ok else 1
+
+    from swav_platform.data.balance import Weights
+    from swav_platform.data.exclusions import Exclusions
     from swav_platform.data.index import build_index
     from swav_platform.data.sources import expand
+    from swav_platform.data.wids import compare, shards_of_wids
 
-    with console.progress() as bars:
+    listed = shards_of_wids(from_wids) if from_wids else []
+    patterns = [*pattern, *(url for url, _ in listed)]
+    shards = expand(patterns, allow_pipe=allow_pipe) if patterns else [file.url for file in Index.open(out).shards.files()]
+    with console.progress() as bars, _reader(cluster) as read:
         task = bars.add_task("index", total=None, note="shards")
         report = build_index(
-            expand(pattern), Path(out), label=label, progress=lambda done, total: bars.update(task, completed=done, total=total)
+            shards,
+            Path(out),
+            label=label,
+            exclude=Exclusions.of_file(exclude) if exclude else None,
+            weights=Weights.of_file(weights) if weights else None,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+            read=read,
         )
-    console.answer({**dataclasses.asdict(report), "path": str(report.path)}, as_json)
+    if report.whole:
+        console.say(
+            f"{report.whole:,} shards are fetched and unpacked whole: they are compressed or lie where ranges can't be read."
+        )
+    for complaint in compare(Index.open(out), listed):
+        console.say(complaint)
+    _answer(dataclasses.asdict(report), as_json)
+    return 0
+
+
+@contextlib.contextmanager
+def _reader(cluster: bool) -> Iterator[Any]:
+    if not cluster:
+        yield None
+        return
+    from swav_platform.cluster.indexing import cluster_reader
+
+    with cluster_reader() as read:
+        yield read
+
+
+def _answer(report: dict[str, Any], as_json: bool) -> None:
+    """For people, examples of what was skipped come below the figures."""
+    if as_json:
+        console.answer(report, True)
+        return
+    examples = report.pop("examples")
+    console.answer(report, False)
+    for reason, names in examples.items():
+        console.say(f"{reason}: {', '.join(names)}{' ...' if report['skipped'][reason] > len(names) else ''}")
 
 
 @click.command(
@@ -59,15 +137,22 @@ def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -
             samples_per_shard=samples_per_shard,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    console.answer({**dataclasses.asdict(report), "out": out}, as_json)
+    _answer({**dataclasses.asdict(report), "out": out}, as_json)
 
 
-@click.command()
+@click.command(
+    epilog=console.examples(
+        "swav ledger mine",
+        "swav ledger mine --html bad.html",
+        "swav ledger --check log --json",
+    )
+)
 @click.argument("run", required=False)
 @click.option("--check", metavar="LOG", help="Verify a sample log: every position exactly once.")
+@click.option("--html", metavar="FILE", help="Write a page with the bad images and their thumbnails.")
 @click.option("--out", metavar="DIR", help="Folder of the runs.")
 @console.json_option
-def ledger_command(run: str | None, check: str | None, out: str | None, as_json: bool) -> int:
+def ledger_command(run: str | None, check: str | None, html: str | None, out: str | None, as_json: bool) -> int:
     """What became of every bad image of RUN, or with --check whether a sample log is exact."""
     if (run is None) == (check is None):
         raise UsageError("Say either the RUN whose ledger you want, or --check LOG.")
@@ -75,28 +160,42 @@ def ledger_command(run: str | None, check: str | None, out: str | None, as_json:
         from swav_platform.data.sample_log import check as check_log
 
         verdict = check_log(Path(check))
-        console.answer(dataclasses.asdict(verdict), as_json=True)
+        console.answer(dataclasses.asdict(verdict), as_json)
         return 0 if verdict.ok else 1
 
     from swav_platform.run_folder import find
 
-    path = find(str(run), out).ledger
-    ledger = Ledger.read(path)
+    folder = find(str(run), out)
+    ledger = Ledger.read(folder.ledger)
+    if ledger.forget(Exclusions.of_index(Path(folder.info()["index"]).parent)):
+        ledger.write(folder.ledger)
+    if html is not None:
+        from swav_platform.atomic import write_text
+        from swav_platform.data.ledger_page import ledger_page
+
+        write_text(Path(html), ledger_page(ledger, folder.name))
     if as_json:
-        shards = [{"shard": shard, "count": count} for shard, count in ledger.shards()]
-        console.answer({"outcomes": ledger.outcomes(), "shards": shards}, as_json=True)
+        by_shard = ledger.samples_by_shard()
+        shards = [{"shard": shard, "count": sum(words.values()), "reasons": words} for shard, words in by_shard.items()]
+        counts = {"outcomes": ledger.samples_by_outcome(), "shards": shards}
+        console.answer({**counts, "samples": ledger.samples(), "positions": ledger.outcomes()}, as_json=True)
     else:
-        _show_ledger(ledger, path)
+        _show_ledger(ledger, folder.ledger)
     return 0
 
 
 def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
-    counts = ", ".join(f"{count:,} {word}" for word, count in ledger.outcomes().items())
-    click.echo(f"Positions whose own image was refused: {counts or 'none'}")
+    counts = ", ".join(f"{count:,} {word}" for word, count in ledger.samples_by_outcome().items())
+    click.echo(f"Bad images: {counts or 'none'}. Positions that got a stand-in: {ledger.quarantined:,}.")
+    bad = ledger.bad()
+    if not bad:
+        return
+    worst = Table("shard", "bad images", box=None)
+    for shard, words in list(ledger.samples_by_shard().items())[:5]:
+        console.add_row(worst, shard, ", ".join(f"{count:,} {word}" for word, count in words.items()))
     table = Table("image", "shard", "reason", "detail", box=None)
-    bad = {(event.shard, event.key): event for event in ledger.events()}
-    for event in list(bad.values())[:most]:
+    for event in bad[:most]:
         console.add_row(table, event.key, event.shard, event.outcome.word, event.detail)
-    if bad:
-        Console().print(table)
-        click.echo(f"{len(bad):,} images in all, with thumbnails where they could be made: {path}")
+    Console().print(worst)
+    Console().print(table)
+    click.echo(f"{len(bad):,} images in all, with thumbnails where they could be made: {path} (--html FILE shows them)")

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from swav_platform.config import Config
+from swav_platform.data.datasets import plan_of
 from swav_platform.data.index import Index, IndexLine
-from swav_platform.data.plan import Plan, PlanSpec, RowSpec
+from swav_platform.data.plan import RowSpec
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.data.streams import Streams
 from swav_platform.images.guarded import Killers, make_row_guarded, spared
@@ -33,7 +34,7 @@ class StreamJob:
 
     def plan(self) -> Streams:
         data = self.config.data
-        return Streams(Plan(PlanSpec(self.samples, self.config.seed, data.row_size, data.block, data.window)), data.streams)
+        return Streams(plan_of(_open_index(self.index), data, self.config.seed), data.streams)
 
 
 class RowsReader:

@@ -198,8 +198,14 @@ class Cluster:
         if not self._is_here():
             relative = [
                 p
-                for p in (*config.data.sources, config.data.index, config.data.sample_log, config.run.out)
-                if p and "://" not in p and not p.startswith("/")
+                for p in (
+                    *(p.removeprefix("@") for p in config.data.patterns),
+                    config.data.index,
+                    config.data.exclude,
+                    config.data.sample_log,
+                    config.run.out,
+                )
+                if p and "://" not in p and not p.startswith(("/", "pipe:"))
             ]
             if relative:
                 raise UsageError(
@@ -209,7 +215,10 @@ class Cluster:
                 raise UsageError(
                     f"Say where on the cluster at {self.address} runs shall lie, on storage that all its nodes see: run.out=/shared/runs."
                 )
-        tree["data"]["sources"] = [p if "://" in p else os.path.abspath(os.path.expanduser(p)) for p in config.data.sources]
+        tree["data"]["sources"] = [
+            {**source, "pattern": _absolute(source["pattern"])} if isinstance(source, dict) else _absolute(source)
+            for source in tree["data"]["sources"]
+        ]
         tree["run"]["out"] = str(runs_folder(config.run.out))
         tree["tracking"]["uri"] = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         return placed(from_tree(tree))
@@ -248,3 +257,10 @@ def _entrypoint(arguments: str) -> str:
     """`swav` as this machine has it where the head has that too (one image, or one machine), else the head's own."""
     ours = shlex.quote(str(Path(sys.executable).parent / "swav"))
     return f"if [ -x {ours} ]; then exec {ours} {arguments}; else exec swav {arguments}; fi"
+
+
+def _absolute(pattern: str) -> str:
+    if "://" in pattern or pattern.startswith("pipe:"):
+        return pattern
+    at = "@" if pattern.startswith("@") else ""
+    return at + os.path.abspath(os.path.expanduser(pattern.removeprefix("@")))

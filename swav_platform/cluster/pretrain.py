@@ -18,8 +18,8 @@ from swav_platform import registry
 from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
-from swav_platform.data.index import Index, build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of, shards_of
+from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
@@ -59,7 +59,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
-        index = _index(config, folder, watch)
+        index = _index(config, folder, watch, known)
         run_id = _open_run(config, folder, index, known)
         uri = registry.tracking_uri(config)
         try:
@@ -92,7 +92,7 @@ def placed(config: Config) -> Config:
     tree = config.model_dump(mode="json")
     tree["run"]["name"] = config.run.name or time.strftime("%Y%m%d-%H%M%S") + f"-{config.method.name}"
     tree["run"]["out"] = str(runs_folder(config.run.out))
-    for key in ("index", "sample_log"):
+    for key in ("index", "exclude", "sample_log"):
         if tree["data"][key]:
             tree["data"][key] = os.path.abspath(os.path.expanduser(tree["data"][key]))
     return from_tree(tree)
@@ -145,14 +145,18 @@ def _check_data(config: Config) -> None:
     elif not config.data.sources:
         raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
     else:
-        expand(config.data.sources)
+        shards_of(config.data)
 
 
-def _index(config: Config, folder: RunFolder, watch: Watcher) -> Index:
-    if config.data.index:
-        return Index.open(Path(config.data.index))
-    build_index(expand(config.data.sources), folder.index, progress=watch.indexing)
-    return Index.open(folder.index)
+def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str, Any]) -> Index:
+    """A run goes on with the version of the index that it began with, also where samples were taken out since."""
+    index = open_or_build(config.data, folder.index, progress=watch.indexing)
+    if known and (config.data.index or index.excluded) and Path(known["index"]).is_dir():
+        began = Index.open(Path(known["index"]))
+        index = began if began.digest == known["index_digest"] else index
+    plan = plan_of(index, config.data, config.seed)
+    check_one_pass(plan, config.data, config.rows_per_step, config.steps(index.samples))
+    return index
 
 
 def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any]) -> str:
@@ -177,7 +181,7 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
         {
             "name": folder.name,
             "run_id": run_id,
-            "index": config.data.index or str(folder.index),
+            "index": str(index.path),
             "index_digest": index.digest,
             "samples": index.samples,
             "config_digest": config.digest(),
@@ -193,7 +197,7 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's own notes of an earlier attempt
     return train.TrainJob(
         config=config.model_dump(mode="json"),
-        index=config.data.index or str(folder.index),
+        index=str(index.path),
         index_digest=index.digest,
         samples=index.samples,
         run_dir=str(folder.path),

@@ -1,48 +1,48 @@
-"""The index: a parquet line a sample, immutable, named by its digest.
+"""From shards to a version of an index: what is known of unchanged shards is taken over, the others are read.
 
-OUT/part-00000.parquet …   lines in the order of shards and, in each, of the tar; row groups of 8,192 lines
-OUT/manifest.json          written last: without it there is no index. All that a process holds: O(shards).
+What an index is and how it is read: `index_reader.py`; how a version is written: `index_writer.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from obstore.exceptions import BaseError
 
-from swav_platform.data.index_writer import write_index
-from swav_platform.data.manifest import GROUP, Shard, read_manifest, reusable, shard_files
-from swav_platform.data.shard import check_label
-from swav_platform.errors import UsageError
+from swav_platform.data.balance import Weights
+from swav_platform.data.exclusions import Exclusions
+from swav_platform.data.files import stat
+from swav_platform.data.index_reader import Index, IndexLine
+from swav_platform.data.index_writer import make_current, write_balanced, write_version
+from swav_platform.data.manifest import ShardFile, is_whole, read_manifest, renumbered, version_folder
+from swav_platform.data.shard import ShardSamples, Skipped, check_label, read_shard
+from swav_platform.data.storage import listing
+from swav_platform.data.storage_errors import explain
+from swav_platform.data.whole import is_command
+from swav_platform.errors import UserError
 
-_CACHED_GROUPS = 96  # a window's blocks may all lie in different ones
-_CACHED_FILES = 16
+__all__ = ["Index", "IndexLine", "IndexReport", "Mixed", "build_index", "read_in_threads", "shard_files"]
 
+THREADS = 16
+_LISTED = 50  # shards of one remote folder from which on a listing is asked for instead of each one's size
 
-@dataclass(frozen=True, slots=True)
-class IndexLine:
-    """Where a sample's image lies: `size` bytes from `offset` of `shard` on."""
-
-    number: int
-    key: str
-    shard: str
-    offset: int
-    size: int
-    extension: str
-    label: str | None
+Request = tuple[str, int, str | None, str]
+"""Arguments of `read_shard`: url, number, label, version."""
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """`skipped`: what is no sample, by reason. `bytes_read`: of the shards; 0 where the index was there already."""
+    """`skipped`: what is no sample, by reason, and `examples` of names; `bytes_read`: of the shards, 0 where nothing had to
+    be read; `shards_read`: how many were; `whole`: shards that can't be read by ranges."""
 
     samples: int
     shards: int
@@ -51,92 +51,185 @@ class IndexReport:
     seconds: float
     bytes_read: int
     path: str
+    examples: dict[str, list[str]]
+    shards_read: int
+    whole: int
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """One of several data sets: its share of the positions, in proportion to the others', and how many shards it has."""
+
+    weight: float
+    shards: int
 
 
 def build_index(
-    shards: Sequence[str], out: Path, *, label: str | None = None, progress: Callable[[int, int], None] | None = None
+    shards: Sequence[str],
+    out: Path,
+    *,
+    label: str | None = None,
+    exclude: Exclusions | None = None,
+    mixed: Sequence[Mixed] = (),
+    weights: Weights | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    read: Callable[[list[Request]], Iterator[ShardSamples]] | None = None,
 ) -> IndexReport:
-    """Index tars into the folder `out`; takes what is there if it was made of the same unchanged shards.
+    """Index tars into the folder `out`; shards that did not change since its current version are not read again.
 
     label: None, "folder" (the key's directory), "cls" (content of the .cls member) or "json:FIELD".
-    progress: called with (shards done, shards). Raises UserError if no shard has a sample or `out` can't be written.
+    exclude: samples to leave out; the index remembers them for its later versions.
+    mixed: the data sets whose shards follow each other in `shards`, if there are several with weights.
+    weights: how often samples shall stand in an epoch in proportion to each other.
+    progress: called with (shards done, shards). read: reads shards, in their order; by default in threads here.
+    Raises UserError if a shard is not there, none has a sample, or `out` can't be written.
     """
     check_label(label)
     started = time.monotonic()
     out = Path(out)
-    known = shard_files(shards)
-    manifest, bytes_read = reusable(out, known, label), 0
-    if manifest is None:
-        manifest, bytes_read = write_index(known, out, label, progress)
-    skipped = sum((Counter(shard["problems"]) for shard in manifest["shards"]), Counter())
-    seconds = time.monotonic() - started
-    return IndexReport(manifest["samples"], len(shards), manifest["digest"], dict(skipped), seconds, bytes_read, str(out))
+    files = shard_files(shards)
+    excluded = Exclusions.of_index(out) | (exclude or Exclusions())
+    settings = {"label": label, "excluded": len(excluded)}
+    sources = [{"weight": m.weight, "shards": m.shards} for m in mixed]
+    base = _base(out, label)
+    bytes_read = shards_read = 0
+    if base is None or not _same(base, files, settings, sources):
+        work = _Work(files, label, excluded, base, read or read_in_threads)
+        manifest = write_version(files, _reported(work.found(), len(files), progress), out, settings, sources)
+        base, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
+        if exclude:
+            excluded.write(out)
+    current = _balanced(out, base, weights)
+    skipped = current.shards.skipped()
+    return IndexReport(
+        current.samples,
+        len(shards),
+        current.digest,
+        skipped.counts,
+        time.monotonic() - started,
+        bytes_read,
+        str(out),
+        skipped.examples,
+        shards_read,
+        int(current.shards.whole.sum()),
+    )
 
 
-class Index:
-    """Read access to an index: `digest`, `samples` (how many), `shards`, `label`. Safe to send to other processes."""
+def _balanced(out: Path, base: Index, weights: Weights | None) -> Index:
+    """The version that is asked for, made the current one."""
+    manifest = read_manifest(out)
+    if weights is None:
+        if manifest != base.manifest:
+            make_current(out, base.manifest)
+        return base
+    if manifest is None or (manifest.get("weights"), manifest.get("base")) != (weights.digest(), base.manifest["version"]):
+        manifest = write_balanced(base, weights, out)
+    return Index(version_folder(out, manifest), manifest)
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.digest: str = manifest["digest"]
-        self.samples: int = manifest["samples"]
-        self.label: str | None = manifest["label"]
-        self.shards = [Shard(**shard) for shard in manifest["shards"]]
-        self._parts = [part["file"] for part in manifest["parts"]]
-        self._first = [0, *accumulate(part["samples"] for part in manifest["parts"])]
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
 
-    @classmethod
-    def open(cls, path: str | Path) -> Index:
-        """Raises UsageError if there is no index at `path`, UserError if it is of another format."""
-        path = Path(path)
-        manifest = read_manifest(path)
-        if manifest is None:
-            raise UsageError(f"There is no index in {path}: make one with `swav index PATTERN --out {path}`.")
-        return cls(path, manifest)
+def _base(out: Path, label: str | None) -> Index | None:
+    """The current version, without repeats, if it is whole and has labels of the same kind."""
+    try:
+        manifest = read_manifest(out)
+        if manifest is not None and "base" in manifest:
+            manifest = read_manifest(out / manifest["base"])
+        if manifest is None or manifest["label"] != label:
+            return None
+        folder = version_folder(out, manifest)
+        return Index(folder, manifest) if is_whole(folder, manifest) else None
+    except (UserError, OSError, pa.ArrowInvalid, KeyError):
+        return None  # it is written anew
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Index.open, (self.path,)
 
-    def lines(self, numbers: Sequence[int] | np.ndarray) -> list[IndexLine]:
-        """The lines of sample numbers, in the order asked. Raises IndexError for a number outside 0 .. samples-1."""
-        wanted = np.asarray(numbers, dtype=np.int64)
-        if not len(wanted):
-            return []
-        if wanted.min() < 0 or wanted.max() >= self.samples:
-            raise IndexError(f"samples are numbered 0 .. {self.samples - 1}, got {wanted.min()} .. {wanted.max()}")
-        order = np.argsort(wanted, kind="stable")
-        table = pa.Table.from_batches(list(self._take(wanted[order])))
-        found: list[IndexLine] = [None] * len(wanted)  # type: ignore[list-item]
-        columns = [table[name].to_pylist() for name in ("shard", "key", "offset", "size", "extension", "label")]
-        for place, shard, key, offset, size, extension, label in zip(order.tolist(), *columns, strict=True):
-            found[place] = IndexLine(int(wanted[place]), key, self.shards[shard].url, offset, size, extension, label)
-        return found
+def _same(index: Index, files: list[ShardFile], settings: dict[str, Any], sources: list[dict[str, Any]]) -> bool:
+    had = [{"weight": s["weight"], "shards": s["shards"]} for s in index.manifest["sources"]]
+    return index.manifest["excluded"] == settings["excluded"] and had == sources and index.shards.files() == files
 
-    def _take(self, ascending: np.ndarray) -> Iterator[pa.RecordBatch]:
-        """Lines of ascending numbers, a batch a row group."""
-        parts = np.searchsorted(self._first, ascending, side="right") - 1
-        inside = ascending - np.asarray(self._first)[parts]
-        groups = inside // GROUP
-        cuts = np.flatnonzero(np.diff(parts) | np.diff(groups)) + 1
-        for places in np.split(np.arange(len(ascending)), cuts):
-            first = places[0]
-            batch = self._group(int(parts[first]), int(groups[first]))
-            yield batch.take(pa.array(inside[places] - groups[first] * GROUP))
 
-    def _group(self, part: int, group: int) -> pa.RecordBatch:
-        if (batch := self._groups.get((part, group))) is None:
-            batch = self._file(part).read_row_group(group).combine_chunks().to_batches()[0]
-            self._groups[part, group] = batch
-            if len(self._groups) > _CACHED_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end((part, group))
-        return batch
+class _Work:
+    """Samples of all shards in order, from the current version where a shard is the same in it."""
 
-    def _file(self, part: int) -> pq.ParquetFile:
-        if (file := self._files.get(part)) is None:
-            file = self._files[part] = pq.ParquetFile(self.path / self._parts[part])
-            if len(self._files) > _CACHED_FILES:
-                self._files.popitem(last=False)[1].close()
-        return file
+    def __init__(self, files: list[ShardFile], label: str | None, excluded: Exclusions, current: Index | None, read: Any) -> None:
+        self._files, self._excluded, self._current, self._read = files, excluded, current, read
+        places = {} if current is None else {file: number for number, file in enumerate(current.shards.files())}
+        self._known = {number: places[file] for number, file in enumerate(files) if file in places}
+        self._requests = [(f.url, n, label, f.version) for n, f in enumerate(files) if n not in self._known]
+        self.bytes_read, self.read = 0, len(self._requests)
+
+    def found(self) -> Iterator[ShardSamples]:
+        fresh = self._read(self._requests)
+        for number, file in enumerate(self._files):
+            samples = self._taken_over(number) if number in self._known else next(fresh)
+            self.bytes_read += samples.bytes_read
+            yield without(samples, file.url, self._excluded)
+
+    def _taken_over(self, number: int) -> ShardSamples:
+        assert self._current is not None
+        shard = self._current.shards[self._known[number]]
+        lines = renumbered(self._current.table(self._known[number]), number - self._known[number])
+        return ShardSamples(lines, shard.skipped, 0, shard.whole)
+
+
+def without(samples: ShardSamples, url: str, excluded: Exclusions) -> ShardSamples:
+    """The samples that are not on the list."""
+    if not excluded or not samples.lines.num_rows:
+        return samples
+    keys = samples.lines["key"].to_pylist()
+    stays = np.array([(url, key) not in excluded for key in keys])
+    if stays.all():
+        return samples
+    skipped = Skipped()
+    skipped.add(samples.skipped)
+    for number in np.flatnonzero(~stays).tolist():
+        skipped.note("excluded", keys[number])
+    return replace(samples, lines=samples.lines.filter(pa.array(stays)), skipped=skipped)
+
+
+def _reported(found: Iterable[ShardSamples], total: int, progress: Callable[[int, int], None] | None) -> Iterator[ShardSamples]:
+    for number, samples in enumerate(found):
+        yield samples
+        if progress is not None:
+            progress(number + 1, total)
+
+
+def read_in_threads(requests: list[Request], threads: int = THREADS) -> Iterator[ShardSamples]:
+    """In the order of the requests, some of them ahead."""
+    waiting: deque[Future[ShardSamples]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for request in requests:
+            waiting.append(pool.submit(read_shard, *request))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def shard_files(shards: Sequence[str]) -> list[ShardFile]:
+    """Sizes and versions; those of many remote shards from listings. Raises UserError for a shard that is not there."""
+    if not shards:
+        raise UserError("There are no shards to index: name at least one tar.")
+    known = {url: found for folder in _crowded(shards) for url, found in _listed(folder).items()}
+
+    def one(url: str) -> ShardFile:
+        if is_command(url):
+            return ShardFile(url, 0, "")
+        try:
+            return ShardFile(url, *(known.get(url) or stat(url)))
+        except (OSError, BaseError) as error:
+            text = explain(url, error)
+            raise UserError(text if "://" in url else f"The shard {text}") from None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(one, shards))
+
+
+def _crowded(shards: Sequence[str]) -> list[str]:
+    buckets = sorted(url.rpartition("/")[0] + "/" for url in shards if url.startswith(("s3://", "gs://")))
+    return [folder for folder, urls in groupby(buckets) if len(list(urls)) >= _LISTED]
+
+
+def _listed(folder: str) -> dict[str, tuple[int, str]]:
+    try:
+        return {url: (found.size, found.version) for url, found in listing(folder)}
+    except (OSError, BaseError):
+        return {}  # who may read objects may still not list them

@@ -1,66 +1,130 @@
-"""Writing an index: aside, then moved into its place."""
+"""Writing a version of an index: aside, then moved into its place, never changed again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import posixpath
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swav_platform.data.manifest import FORMAT, GROUP, Shard, ShardFile
-from swav_platform.data.shard import SCHEMA, read_shard
-from swav_platform.errors import UserError
+from swav_platform.atomic import replacing
+from swav_platform.data.balance import Weights, passes, repeats
+from swav_platform.data.index_reader import Index
+from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable, is_whole, renumbered
+from swav_platform.data.shard import SCHEMA, SHARD_REASONS, ShardSamples
+from swav_platform.errors import UsageError, UserError
 
 _PART = 2**20  # lines after which a new part begins, at the next shard
 
 
-def write_index(
-    stats: list[ShardFile], out: Path, label: str | None, progress: Callable[[int, int], None] | None
-) -> tuple[dict[str, Any], int]:
-    """Index shards into `out`; returns the manifest and how many bytes of the shards were read.
+def write_version(
+    files: list[ShardFile], found: Iterable[ShardSamples], out: Path, settings: dict[str, Any], sources: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write what was found in shards as a new version of the index `out` and make it the current one; its manifest.
 
-    Raises UserError if no shard has a sample or the disk refuses; an index that was there is then still there.
+    settings: what besides the shards decides what the index holds; sources: `weight` and number of `shards` of each
+    data set that is mixed. Raises UserError if no shard has a sample or the disk refuses; the version that was
+    current is so still.
     """
-    digest = hashlib.sha256(f"{FORMAT} {label}".encode())
     shards: list[Shard] = []
-    bytes_read = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal bytes_read
-        for number, stat in enumerate(stats):
-            found = read_shard(stat.url, number, label)
-            _add_to_digest(digest, stat, found.lines)
-            shards.append(Shard(stat.url, stat.size, stat.mtime, found.lines.num_rows, found.skipped))
-            bytes_read += found.bytes_read
-            yield found.lines
-            if progress is not None:
-                progress(number + 1, len(stats))
+        for file, samples in zip(files, found, strict=True):
+            digest = shard_digest(file, samples.lines)
+            shards.append(Shard(file, samples.lines.num_rows, digest, samples.whole, samples.skipped))
+            yield samples.lines
 
+    return _write(tables(), shards, out, settings, sources)
+
+
+def write_balanced(base: Index, weights: Weights, out: Path) -> dict[str, Any]:
+    """As `write_version`, of a version in which samples stand as often as their weights ask.
+
+    Raises UsageError if sources are mixed: their own weights say what comes how often.
+    """
+    if base.manifest["sources"]:
+        raise UsageError("Weights of samples and sources with weights can't be had together: take one of the two.")
+    times = repeats(base, weights)
+    shards = [replace(base.shards[number], samples=int(of_shard.sum())) for number, of_shard in enumerate(times)]
+    settings = {name: base.manifest[name] for name in ("label", "excluded")}
+    return _write(
+        passes(base, times), shards, out, {**settings, "weights": weights.digest(), "base": base.manifest["version"]}, []
+    )
+
+
+def _write(
+    tables: Iterator[pa.Table], shards: list[Shard], out: Path, settings: dict[str, Any], sources: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """`shards` may be filled while the tables are made."""
     with _aside(out) as folder:
-        parts = _write_parts(folder, tables())
+        parts = _write_parts(folder, tables)
         if not parts:
             raise UserError(_why_empty(shards))
+        table = ShardTable.of(shards)
+        table.write(folder / SHARDS)
+        digest = index_digest(shards, settings, sources)
+        place = hashlib.sha256(
+            json.dumps([digest, settings, [(s.file.url, s.file.version) for s in shards]]).encode()
+        ).hexdigest()
         manifest = {
             "format": FORMAT,
-            "digest": digest.hexdigest()[:32],
-            "label": label,
-            "samples": sum(shard.samples for shard in shards),
-            "shards": [asdict(shard) for shard in shards],
+            "digest": digest,
+            "version": f"version-{place[:16]}",
+            **settings,
+            "samples": int(table.first[-1]),
+            "shards": len(shards),
+            "sources": _with_samples(sources, table),
             "parts": parts,
-            "cumulative": [0, *accumulate(shard.samples for shard in shards)],
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _move_in(folder, out, parts)
-    return manifest, bytes_read
+        _move_in(folder, out / str(manifest["version"]), manifest)
+    make_current(out, manifest)
+    return manifest
+
+
+def make_current(out: Path, manifest: dict[str, Any]) -> None:
+    with replacing(out / "manifest.json") as aside:
+        aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def index_digest(shards: list[Shard], settings: dict[str, Any], sources: list[dict[str, Any]]) -> str:
+    """32 hex digits. Order, base names, sizes and lines of the shards count, labels and weights of sources too;
+    where shards lie and when they came there does not."""
+    digest = hashlib.sha256(f"{FORMAT} {settings['label']} {json.dumps(sources)} {settings.get('weights')}".encode())
+    for shard in shards:
+        digest.update(shard.digest)
+    return digest.hexdigest()[:32]
+
+
+def shard_digest(file: ShardFile, lines: pa.Table) -> bytes:
+    digest = hashlib.sha256(json.dumps([posixpath.basename(file.url), file.size, lines.num_rows]).encode())
+    for name, kind in (("offset", "<i8"), ("size", "<i8"), ("weight", "<f4")):
+        digest.update(lines[name].to_numpy().astype(kind).tobytes())
+    for name in ("key", "extension", "label"):
+        digest.update(json.dumps(lines[name].to_pylist()).encode())
+    return digest.digest()[:16]
+
+
+def _with_samples(sources: list[dict[str, Any]], table: ShardTable) -> list[dict[str, Any]]:
+    ends = np.cumsum([source["shards"] for source in sources], dtype=np.int64)
+    return [
+        {
+            **source,
+            "first": int(table.first[end - source["shards"]]),
+            "samples": int(table.first[end] - table.first[end - source["shards"]]),
+        }
+        for source, end in zip(sources, ends, strict=True)
+    ]
 
 
 @contextmanager
@@ -78,31 +142,34 @@ def _aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move_in(folder: Path, out: Path, parts: list[dict[str, Any]]) -> None:
-    """An index that was there ceases to exist before its parts are replaced: at no time do two mix."""
-    (out / "manifest.json").unlink(missing_ok=True)
-    for old in out.glob("part-*.parquet"):
-        old.unlink()
-    for part in parts:
-        os.replace(folder / part["file"], out / part["file"])
-    os.replace(folder / "manifest.json", out / "manifest.json")
+def _move_in(folder: Path, version: Path, manifest: dict[str, Any]) -> None:
+    """A version that is there already and whole is equal; what damage left of one gives way."""
+    if is_whole(version, manifest):
+        return
+    with suppress(FileNotFoundError):
+        os.replace(version, folder.with_name(f"{folder.name}.old"))
+        shutil.rmtree(folder.with_name(f"{folder.name}.old"))
+    os.replace(folder, version)
 
 
 def _write_parts(folder: Path, tables: Iterator[pa.Table]) -> list[dict[str, Any]]:
-    """Write tables one after the other; a part ends with a shard, all row groups but a part's last are whole."""
+    """Write tables one after the other; a part ends with a shard, all row groups but a part's last are whole.
+
+    Shards are numbered from the part's first one on, so that equal parts are equal files wherever they stand.
+    """
     parts: list[dict[str, Any]] = []
     while (table := next(tables, None)) is not None:
         if not table.num_rows:
             continue
-        name = f"part-{len(parts):05d}.parquet"
+        name, first = f"part-{len(parts):05d}.parquet", int(table["shard"][0].as_py())
         with pq.ParquetWriter(folder / name, SCHEMA) as writer:
-            samples, rest = table.num_rows, _write_whole_groups(writer, table)
+            samples, rest = table.num_rows, _write_whole_groups(writer, renumbered(table, -first))
             while samples < _PART and (table := next(tables, None)) is not None:
                 samples += table.num_rows
-                rest = _write_whole_groups(writer, pa.concat_tables([rest, table]))
+                rest = _write_whole_groups(writer, pa.concat_tables([rest, renumbered(table, -first)]))
             if rest.num_rows:
                 writer.write_table(rest)
-        parts.append({"file": name, "samples": samples})
+        parts.append({"file": name, "samples": samples, "first_shard": first})
     return parts
 
 
@@ -114,29 +181,15 @@ def _write_whole_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
     return table.slice(whole)
 
 
-def _add_to_digest(digest: hashlib._Hash, stat: ShardFile, lines: pa.Table) -> None:
-    """Order, base names and sizes of shards and all lines count; where shards lie and when they came there does not."""
-    digest.update(json.dumps([os.path.basename(stat.url), stat.size, lines.num_rows]).encode())
-    for name, kind in (("offset", "<i8"), ("size", "<i8"), ("weight", "<f4")):
-        digest.update(lines[name].to_numpy().astype(kind).tobytes())
-    for name in ("key", "extension", "label"):
-        digest.update(json.dumps(lines[name].to_pylist()).encode())
-
-
-_REASONS = {
-    "shard_empty_file": "is an empty file",
-    "shard_compressed": "is compressed, so that samples can't be read one by one",
-    "shard_not_a_tar": "is not a tar",
-    "shard_unreadable": "can't be read",
-}
-
-
 def _why_empty(shards: list[Shard]) -> str:
     first = shards[0]
-    reason = next((text for name, text in _REASONS.items() if name in first.problems), "holds no image")
+    counts = first.skipped.counts
+    reason = next((text for name, text in SHARD_REASONS.items() if name in counts), "holds no image")
+    if "excluded" in counts:
+        reason = "holds no image that the exclusion list leaves"
     if len(shards) == 1:
-        return f"{first.url} {reason}: name a plain tar of images, or make one of a folder with `swav pack FOLDER --out SHARDS`."
+        return f"{first.file.url} {reason}: name a plain tar of images, or make one of a folder with `swav pack FOLDER --out SHARDS`."
     return (
-        f"None of the {len(shards)} shards has an image to train on; the first, {first.url}, {reason}: name plain tars of "
+        f"None of the {len(shards)} shards has an image to train on; the first, {first.file.url}, {reason}: name plain tars of "
         f"images, or make them of a folder with `swav pack FOLDER --out SHARDS`."
     )

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.atomic import replacing
+from swav_platform.data.exclusions import Exclusions
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.errors import UserError
 
@@ -62,9 +63,35 @@ class Ledger:
         words = Counter(event.outcome.word for event in self._events.values() if event.attempt == 0)
         return dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
 
+    def bad(self) -> list[Event]:
+        """The first event of each distinct bad sample, in the order of positions; with its thumbnail, if there is one."""
+        first: dict[tuple[str, str, int], Event] = {}
+        for event in self.events():
+            first.setdefault(_identity(event), event)
+        return list(first.values())
+
     def samples(self) -> int:
         """Distinct bad samples."""
         return len({_identity(event) for event in self._events.values()})
+
+    def samples_by_outcome(self) -> dict[str, int]:
+        """Distinct bad samples by reason, most frequent first."""
+        words = Counter(event.outcome.word for event in self.bad())
+        return dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
+
+    def samples_by_shard(self) -> dict[str, dict[str, int]]:
+        """Distinct bad samples by shard and in it by reason, worst shards first."""
+        found: dict[str, Counter[str]] = {}
+        for event in self.bad():
+            found.setdefault(event.shard, Counter())[event.outcome.word] += 1
+        return {shard: dict(words) for shard, words in sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))}
+
+    def forget(self, excluded: Exclusions) -> bool:
+        """Drop the thumbnails of samples that were taken out; whether there were any."""
+        gone = [(shard, key, sample) for shard, key, sample in self._thumbnails if (shard, key) in excluded]
+        for identity in gone:
+            del self._thumbnails[identity]
+        return bool(gone)
 
     def shards(self) -> list[tuple[str, int]]:
         """Shards by how many distinct bad samples were met in them, worst first."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from swav_platform.atomic import replacing
 from swav_platform.data import naming
+from swav_platform.data.shard import Skipped
 from swav_platform.errors import UsageError, UserError
 
 _SAMPLES, _BYTES = 10_000, 256 * 2**20  # of a shard
@@ -19,12 +19,14 @@ _SAMPLES, _BYTES = 10_000, 256 * 2**20  # of a shard
 
 @dataclass(frozen=True)
 class PackReport:
-    """`files`: seen in the folder; `samples`: of these packed, in `shards` tars; `skipped`: the others, by reason."""
+    """`files`: seen in the folder; `samples`: of these packed, in `shards` tars; `skipped`: the others, by reason, and
+    `examples`: some of their names."""
 
     files: int
     samples: int
     shards: int
     skipped: dict[str, int]
+    examples: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,13 @@ def pack(
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise UsageError(f"There is no folder '{folder}': name a folder of images.")
-    skipped: Counter[str] = Counter()
+    if out.resolve() == folder.resolve():
+        raise UsageError(
+            f"'{out}' is the folder of the images itself: name another one for the shards, such as '{folder}-shards'."
+        )
+    skipped = Skipped()
     images = sorted(_images(os.fsencode(folder), out, skipped), key=lambda image: image.name)
-    files = len(images) + skipped.total()
+    files = len(images) + sum(skipped.counts.values())
     if not images:
         raise UserError(f"The folder '{folder}' has no image in it, only {files} other files: name a folder of images.")
     keys = _distinct_keys(images)
@@ -67,10 +73,10 @@ def pack(
                 seen, packed = seen + 1, packed + done
                 if progress is not None:
                     progress(seen, len(images))
-    return PackReport(files, packed, len(names), dict(skipped))
+    return PackReport(files, packed, len(names), skipped.counts, skipped.examples)
 
 
-def _images(root: bytes, out: Path, skipped: Counter[str]) -> Iterator[_Image]:
+def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
     """Image files below `root`, also behind links; each folder once, so that links in a circle end."""
     seen = {_identity(os.fsencode(out))} - {_identity(root)}
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -88,7 +94,7 @@ def _images(root: bytes, out: Path, skipped: Counter[str]) -> Iterator[_Image]:
             if isinstance(found, _Image):
                 yield found
             else:
-                skipped[found] += 1
+                skipped.note(found, naming.text(os.path.relpath(path, root)))
 
 
 def _identity(folder: bytes) -> tuple[int, int] | None:
@@ -163,14 +169,14 @@ def _make_room(out: Path, names: list[str]) -> None:
         raise UserError(f"The folder '{out}' can't be written to ({error}): name another one.") from None
 
 
-def _write(path: Path, images: list[_Image], keys: dict[bytes, str], skipped: Counter[str]) -> Iterator[bool]:
+def _write(path: Path, images: list[_Image], keys: dict[bytes, str], skipped: Skipped) -> Iterator[bool]:
     """Write a shard; yields for each image whether it could be read. Raises OSError for the shard only."""
     from webdataset.writer import TarWriter  # takes a second and imports torch: not for those who only read
 
     with path.open("wb") as file, TarWriter(file, user="", group="", mtime=0.0, encoder=False) as tar:
         for image in images:
             if (content := _content(image.path)) is None:
-                skipped["unreadable"] += 1
+                skipped.note("unreadable", naming.text(image.name))
             else:
                 tar.write({"__key__": keys[image.name], image.extension: content})
             yield content is not None

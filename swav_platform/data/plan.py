@@ -64,11 +64,7 @@ class Plan:
         """Row `row` >= 0 of the endless stream."""
         epoch, offsets = self._offsets(row)
         inside = offsets % self.spec.samples  # the short end is filled from the epoch's beginning
-        windows = _window_of(self.spec, epoch, inside)
-        samples = np.empty_like(inside)
-        for window in np.unique(windows).tolist():
-            here = windows == window
-            samples[here] = _window(self.spec, epoch, window)[inside[here] - _start(self.spec, epoch, window)]
+        samples = _samples(self.spec, epoch, inside)
         positions = np.arange(row * self.spec.row_size, (row + 1) * self.spec.row_size, dtype=np.int64)
         return RowSpec(row, positions, samples, offsets >= self.spec.samples)
 
@@ -76,14 +72,7 @@ class Plan:
         """The sample that takes the place of the position's own: another one of the same window, if it has another."""
         row, slot = divmod(position, self.spec.row_size)
         epoch, offsets = self._offsets(row)
-        inside = offsets[slot : slot + 1] % self.spec.samples
-        window = int(_window_of(self.spec, epoch, inside)[0])
-        members = _window(self.spec, epoch, window)
-        own = int(inside[0]) - _start(self.spec, epoch, window)
-        if len(members) == 1:
-            return int(members[0])
-        drawn = int(hashes(key(self.spec.seed, _STAND_IN, position), np.array([attempt], np.uint64))[0])
-        return int(members[(own + 1 + drawn % (len(members) - 1)) % len(members)])
+        return stand_in_at(self.spec, epoch * self.spec.samples + int(offsets[slot]) % self.spec.samples, position, attempt)
 
     def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
         """Rows first_row .. last_row-1 in half-open ranges, each the work of one window and so of one data task."""
@@ -92,11 +81,16 @@ class Plan:
             epoch = row // self.rows_per_epoch
             end = min(last_row, (epoch + 1) * self.rows_per_epoch)
             offsets = (np.arange(row, end, dtype=np.int64) - epoch * self.rows_per_epoch) * self.spec.row_size
-            windows = _window_of(self.spec, epoch, offsets)
+            windows = window_of(self.spec, epoch, offsets)
             cuts += (np.flatnonzero(np.diff(windows)) + row + 1).tolist()
             cuts.append(end)
             row = end
         return list(pairwise(cuts))
+
+    @property
+    def rows_once(self) -> int:
+        """Rows before any sample comes a second time."""
+        return self.spec.samples // self.spec.row_size
 
     def _offsets(self, row: int) -> tuple[int, Int64s]:
         """Epoch of a row, and how far from the epoch's beginning each position is; past its end for filler."""
@@ -107,6 +101,38 @@ class Plan:
         return epoch, np.arange(first, first + self.spec.row_size, dtype=np.int64)
 
 
+def samples_at(spec: PlanSpec, places: Int64s) -> Int64s:
+    """Sample numbers at places of the endless order of epochs without fillers."""
+    epochs, offsets = places // spec.samples, places % spec.samples
+    samples = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        samples[here] = _samples(spec, epoch, offsets[here])
+    return samples
+
+
+def stand_in_at(spec: PlanSpec, place: int, position: int, attempt: int) -> int:
+    """Another sample of the window in which a place of the endless order lies, if the window has another."""
+    epoch, inside = divmod(place, spec.samples)
+    window = int(window_of(spec, epoch, np.array([inside], np.int64))[0])
+    members = _window(spec, epoch, window)
+    own = inside - _start(spec, epoch, window)
+    if len(members) == 1:
+        return int(members[0])
+    drawn = int(hashes(key(spec.seed, _STAND_IN, position), np.array([attempt], np.uint64))[0])
+    return int(members[(own + 1 + drawn % (len(members) - 1)) % len(members)])
+
+
+def _samples(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
+    """Sample numbers at offsets from an epoch's beginning."""
+    windows = window_of(spec, epoch, offsets)
+    samples = np.empty_like(offsets)
+    for window in np.unique(windows).tolist():
+        here = windows == window
+        samples[here] = _window(spec, epoch, window)[offsets[here] - _start(spec, epoch, window)]
+    return samples
+
+
 @lru_cache(16)
 def _epoch(spec: PlanSpec, epoch: int) -> tuple[Permutation, int]:
     """The epoch's permutation of blocks, and the place in it of the last block, which may be short."""
@@ -114,7 +140,7 @@ def _epoch(spec: PlanSpec, epoch: int) -> tuple[Permutation, int]:
     return blocks, int(blocks.inverse(np.array([spec.blocks - 1]))[0])
 
 
-@lru_cache(16)
+@lru_cache(64)
 def _window(spec: PlanSpec, epoch: int, window: int) -> Int64s:
     """Sample numbers of a window in the order of their consumption."""
     first = window * spec.window
@@ -125,7 +151,7 @@ def _window(spec: PlanSpec, epoch: int, window: int) -> Int64s:
     return samples[shuffled(key(spec.seed, _WINDOW, epoch, window), len(samples))]
 
 
-def _window_of(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
+def window_of(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
     """Window of each offset from the epoch's beginning: as if the short block were whole, all after it `missing` later."""
     short = _epoch(spec, epoch)[1]
     after = offsets >= (short + 1) * spec.block - spec.missing

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+from obstore.exceptions import BaseError, NotSupportedError
 
 from swav_platform.data import naming
-from swav_platform.data.tar import Member, NotATar, scan
+from swav_platform.data.files import Ranges, open_ranges
+from swav_platform.data.storage_errors import explain
+from swav_platform.data.tar import Member, NotATar, scan_file
+from swav_platform.data.whole import is_command, local_copy
 from swav_platform.errors import UsageError
 
 SCHEMA = pa.schema(
@@ -30,13 +32,44 @@ SCHEMA = pa.schema(
 )
 
 
+EXAMPLES = 3  # names of what was skipped that are kept for each reason
+
+SHARD_REASONS = {
+    "shard_empty_file": "is an empty file",
+    "shard_compressed": "is compressed, and not a tar inside",
+    "shard_not_a_tar": "is not a tar",
+    "shard_unreadable": "can't be read",
+}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What is no sample: how much by reason, and the first names of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, reason: str, name: str, count: int = 1) -> None:
+        if count:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            if name and len(names := self.examples.setdefault(reason, [])) < EXAMPLES:
+                names.append(name)
+
+    def add(self, other: Skipped) -> None:
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            if reason in other.examples:
+                self.examples[reason] = [*self.examples.get(reason, ()), *other.examples[reason]][:EXAMPLES]
+
+
 @dataclass(frozen=True)
 class ShardSamples:
-    """A line a sample, in the order of the tar (columns of SCHEMA); `skipped`: what is no sample, by reason."""
+    """A line a sample, in the order of the tar (columns of SCHEMA). `whole`: the shard can't be read by ranges."""
 
     lines: pa.Table
-    skipped: dict[str, int]
+    skipped: Skipped
     bytes_read: int
+    whole: bool = False
 
 
 def check_label(label: str | None) -> None:
@@ -45,86 +78,96 @@ def check_label(label: str | None) -> None:
         raise UsageError(f"'{label}' is no source of labels: take folder, cls, or json:FIELD (a field of each sample's .json).")
 
 
-def read_shard(path: str | Path, number: int, label: str | None) -> ShardSamples:
-    """The samples of the tar at `path`, which is shard `number` of its index.
+def read_shard(url: str, number: int, label: str | None, version: str = "") -> ShardSamples:
+    """The samples of the tar at `url`, which is shard `number` of its index.
 
     Every image member is a sample, also where several share a key. A broken shard has no samples and its reason
     counted; never raises for what the file holds.
     """
     try:
-        return _samples(path, number, label)
+        if is_command(url):
+            return _unpacked(url, number, label, version)
+        try:
+            with open_ranges(url) as file:
+                return _samples(file, url, number, label)
+        except (NotSupportedError, NotATar) as error:
+            if isinstance(error, NotATar) and error.reason != "compressed":
+                raise
+            try:
+                return _unpacked(url, number, label, version)
+            except NotATar:
+                raise error from None
     except NotATar as error:
-        return ShardSamples(SCHEMA.empty_table(), {f"shard_{error.reason}": 1}, 0)
-    except OSError:
-        return ShardSamples(SCHEMA.empty_table(), {"shard_unreadable": 1}, 0)
+        return _broken(error.reason, str(error))
+    except (OSError, EOFError, BaseError) as error:
+        return _broken("unreadable", explain(url, error))
 
 
-def _samples(path: str | Path, number: int, label: str | None) -> ShardSamples:
-    found = scan(path)
-    skipped = Counter(found.problems)
-    with _Contents(path) as contents:
-        members = _visible(found.members, skipped)
-        images = [(member, kind) for member in members if (kind := _image_kind(member, contents)) is not None]
-        skipped["no_image"] = _imageless(members, images)
-        labels = _labels(label, members, images, contents)
+def _unpacked(url: str, number: int, label: str | None, version: str) -> ShardSamples:
+    with open_ranges(str(local_copy(url, version))) as file:
+        found = _samples(file, url, number, label)
+        return replace(found, whole=True, bytes_read=file.size)
+
+
+def _broken(reason: str, detail: str) -> ShardSamples:
+    skipped = Skipped()
+    skipped.note(f"shard_{reason}", detail)
+    return ShardSamples(SCHEMA.empty_table(), skipped, 0)
+
+
+def _samples(file: Ranges, url: str, number: int, label: str | None) -> ShardSamples:
+    found = scan_file(file, url)
+    skipped = Skipped()
+    for reason, count in found.problems.items():
+        skipped.note(reason, "", count)
+    members = _visible(found.members, skipped)
+    images = [(member, kind) for member in members if (kind := _image_kind(member, file)) is not None]
+    _note_imageless(members, images, skipped)
     columns = {
         "shard": np.full(len(images), number, np.int32),
         "key": _keys([member.name for member, _ in images]),
         "offset": [member.offset for member, _ in images],
         "size": [member.size for member, _ in images],
         "extension": [kind for _, kind in images],
-        "label": labels,
+        "label": _labels(label, members, images, file),
         "weight": np.ones(len(images), np.float32),
     }
-    return ShardSamples(pa.table(columns, schema=SCHEMA), dict(+skipped), found.bytes_read + contents.bytes_read)
+    return ShardSamples(pa.table(columns, schema=SCHEMA), skipped, file.bytes_read)
 
 
-class _Contents:
-    """Counted reads of members' contents."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.bytes_read = 0
-
-    def __enter__(self) -> _Contents:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def read(self, member: Member, limit: int) -> bytes:
-        data = os.pread(self._descriptor, min(member.size, limit), member.offset)
-        self.bytes_read += len(data)
-        return data
+def _content(file: Ranges, member: Member, limit: int) -> bytes:
+    return file.read(min(member.size, limit), member.offset)
 
 
-def _visible(members: Iterable[Member], skipped: Counter[str]) -> list[Member]:
+def _visible(members: Iterable[Member], skipped: Skipped) -> list[Member]:
     """Without what desktops leave behind, and without names that come again: the first one stays."""
     seen: dict[bytes, Member] = {}
     for member in members:
         if naming.is_hidden(member.name):
-            skipped["hidden"] += 1
+            skipped.note("hidden", naming.text(member.name))
         elif seen.setdefault(member.name, member) is not member:
-            skipped["duplicate"] += 1
+            skipped.note("duplicate", naming.text(member.name))
     return list(seen.values())
 
 
-def _image_kind(member: Member, contents: _Contents) -> str | None:
+def _image_kind(member: Member, file: Ranges) -> str | None:
     """The extension of an image, from its first bytes where the name says nothing; None for what is none."""
     extension = naming.extension(member.name)
     if extension in naming.IMAGES:
         return extension
     if extension in naming.COMPANIONS:
         return None
-    return naming.kind_of(contents.read(member, 16))
+    return naming.kind_of(_content(file, member, 16))
 
 
-def _imageless(members: list[Member], images: list[tuple[Member, str]]) -> int:
-    """How many keys have no image: failed downloads, READMEs. An image's companions do not count."""
+def _note_imageless(members: list[Member], images: list[tuple[Member, str]], skipped: Skipped) -> None:
+    """Keys without an image: failed downloads, READMEs. An image's companions do not count."""
     if len(images) == len(members):
-        return 0
+        return
     with_image = {naming.sample_key(member.name) for member, _ in images}
-    return len({naming.sample_key(member.name) for member in members} - with_image)
+    for key in dict.fromkeys(naming.sample_key(member.name) for member in members):
+        if key not in with_image:
+            skipped.note("no_image", naming.text(key))
 
 
 def _keys(names: list[bytes]) -> list[str]:
@@ -138,7 +181,7 @@ def _keys(names: list[bytes]) -> list[str]:
     return [naming.text(key) for key in keys]
 
 
-def _labels(label: str | None, members: list[Member], images: list[tuple[Member, str]], contents: _Contents) -> list[str | None]:
+def _labels(label: str | None, members: list[Member], images: list[tuple[Member, str]], file: Ranges) -> list[str | None]:
     if label is None:
         return [None] * len(images)
     if label == "folder":
@@ -146,7 +189,7 @@ def _labels(label: str | None, members: list[Member], images: list[tuple[Member,
     wanted = "cls" if label == "cls" else "json"
     beside = {naming.sample_key(m.name): m for m in members if naming.extension(m.name) == wanted}
     texts = [beside.get(naming.sample_key(member.name)) for member, _ in images]
-    return [None if member is None else _read_label(label, contents.read(member, 2**20)) for member in texts]
+    return [None if member is None else _read_label(label, _content(file, member, 2**20)) for member in texts]
 
 
 def _folder(name: bytes) -> str | None:

@@ -9,42 +9,110 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from obstore.exceptions import BaseError
+
+from swav_platform.config import Source
+from swav_platform.data.braces import unbraced
 from swav_platform.data.naming import IMAGES
+from swav_platform.data.storage import SCHEMES, is_remote, listing
+from swav_platform.data.storage_errors import explain
+from swav_platform.data.whole import is_command
 from swav_platform.errors import UsageError, UserError
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?$")
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-_MOST = 1_000_000  # names that braces may stand for
+_SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_PACKED = _SHARDS[1:]
 
 
-def expand(patterns: Sequence[str]) -> list[str]:
-    """Absolute paths of tars, in natural order (shard-2 before shard-10), each once.
+def expand(patterns: Sequence[str | Source], *, allow_pipe: bool = False) -> list[str]:
+    """Absolute paths and URLs of tars, in natural order (shard-2 before shard-10), each once.
 
-    A pattern is a path, a folder with tars at any depth, a glob, or has braces: {000..019}, {0..10..2}, {train,test}.
-    Raises UsageError for a pattern that names nothing and UserError for remote data.
+    A pattern is a path, a folder with tars at any depth, a glob, has braces or is a list: `@file` or `file.txt` with a
+    pattern in each line. s3:// and gs:// patterns may be any of these, http(s):// ones have braces only.
+    `pipe:COMMAND` is the output of a shell command, taken only where `allow_pipe` says so.
+    Raises UsageError for a pattern that names nothing and UserError for a storage that does not answer.
     """
     if isinstance(patterns, str):
         patterns = [patterns]
     if not patterns:
         raise UsageError("No data is named: give a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
-    found = {path for pattern in patterns for path in _expand(pattern)}
+    texts = [pattern if isinstance(pattern, str) else pattern.pattern for pattern in patterns]
+    found = {path for text in texts for path in _expand(text, allow_pipe, ())}
     return sorted(found, key=_natural)
 
 
-def _expand(pattern: str) -> list[str]:
+def _expand(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
+    if not pattern.strip():
+        raise UsageError("A data pattern is empty: give a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
+    if is_command(pattern):
+        return _command(pattern, allow_pipe, lists)
+    if "::" in pattern:
+        raise UsageError(
+            f"'{pattern}' can't be used: `::` lists are not read; give several patterns, or a file with one in each line."
+        )
+    if is_remote(pattern):
+        return _remote(pattern)
     local = _local(pattern)
+    if pattern.startswith("@") or (local.lower().endswith(".txt") and os.path.isfile(local)):
+        return _listed(os.path.expanduser(pattern.removeprefix("@")) if pattern.startswith("@") else local, allow_pipe, lists)
+    return _on_disk(pattern, local)
+
+
+def _command(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
+    if not allow_pipe:
+        where = f", which {lists[-1]} lists," if lists else ""
+        raise UsageError(
+            f"'{pattern}'{where} is a shell command, and would be run on every machine of the run: if that is what you want, "
+            f"say --allow-pipe or data.allow_pipe=true."
+        )
+    return [pattern]
+
+
+def _listed(path: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
+    """The patterns of a file; relative ones begin in its folder."""
+    path = os.path.abspath(path)
+    if path in lists:
+        raise UsageError(f"The list of data {path} names itself: take that line out.")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"The list of data {path} can't be read ({error}): name a text file with a pattern in each line."
+        ) from None
+    patterns = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not patterns:
+        raise UsageError(f"The list of data {path} is empty: put a path, a pattern or a URL in each line.")
+    return [found for line in patterns for found in _expand(_beside(path, line), allow_pipe, (*lists, path))]
+
+
+def _beside(path: str, line: str) -> str:
+    if _URL.match(line) or is_command(line) or line.startswith(("/", "~", "@")) or "::" in line:
+        return line
+    return os.path.join(os.path.dirname(path), line)
+
+
+def _local(pattern: str) -> str:
+    if pattern.startswith("file://"):
+        pattern = pattern.removeprefix("file://")
+    elif url := _URL.match(pattern):
+        raise UsageError(
+            f"'{pattern}' can't be read: {url[1]}:// is none of {', '.join(f'{s}://' for s in SCHEMES)}; use one of these or a path."
+        )
+    return os.path.expanduser(pattern)
+
+
+def _on_disk(pattern: str, local: str) -> list[str]:
     if os.path.exists(local):
         return _at(pattern, local)
     found = []
-    for name in _unbraced(pattern, local):
+    for name in unbraced(pattern, local):
         if os.path.exists(name):
             found += _at(pattern, name)
         elif not glob.has_magic(name):
             part = "" if name == local else f", of '{pattern}',"
             raise UsageError(f"There is no file or folder '{name}'{part}: check the spelling, or name data that is there.")
         else:
-            matches = glob.glob(name, recursive=True)
+            matches = _without_sidecars(glob.glob(name, recursive=True))
             if not matches:
                 raise UsageError(
                     f"Nothing matches '{pattern}': check the folder and the pattern (quote it, so that the shell leaves it)."
@@ -53,20 +121,10 @@ def _expand(pattern: str) -> list[str]:
     return found
 
 
-def _local(pattern: str) -> str:
-    if not pattern.strip():
-        raise UsageError("A data pattern is empty: give a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
-    if pattern.startswith("pipe:") or "::" in pattern:
-        raise UsageError(
-            f"'{pattern}' can't be used: `pipe:` commands and `::` lists are not read; name files, several as several patterns."
-        )
-    if pattern.startswith("file://"):
-        pattern = pattern.removeprefix("file://")
-    elif url := _URL.match(pattern):
-        raise UserError(
-            f"'{pattern}' is remote: {url[1]}:// is not read yet by this version. Copy the tars to a disk and name them there."
-        )
-    return os.path.expanduser(pattern)
+def _without_sidecars(names: list[str]) -> list[str]:
+    """A loose glob also matches what img2dataset puts beside its tars (00000.parquet, 00000_stats.json)."""
+    tars = [name for name in names if name.lower().endswith(_SHARDS) or os.path.isdir(name)]
+    return tars or names
 
 
 def _at(pattern: str, path: str) -> list[str]:
@@ -89,38 +147,69 @@ def _why_no_tars(pattern: str, folder: str) -> str:
     names = [name.lower() for _, _, files in islice(os.walk(folder), 1000) for name in files]
     if any(name.rpartition(".")[2] in IMAGES for name in names):
         return f"The folder '{pattern}' holds images but no tars: run `swav pack '{pattern}' --out SHARDS` first and name SHARDS."
-    if any(name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")) for name in names):
-        return f"The folder '{pattern}' holds only compressed tars: unpack them to plain .tar files."
+    if any(name.endswith(_PACKED) for name in names):
+        return (
+            f"The folder '{pattern}' holds only compressed tars: unpack them to plain .tar files, or name them "
+            f"('{pattern}/*.tar.gz') to have each fetched and unpacked whole."
+        )
     return f"The folder '{pattern}' holds neither tars nor images: name another one."
 
 
-def _unbraced(pattern: str, text: str) -> list[str]:
-    """`text` with its braces written out, as a shell does; braces that are neither range nor list stay."""
-    found, rest = [""], 0
-    for match in _BRACES.finditer(text):
-        values = _values(match[1])
-        between = text[rest : match.start()]
-        if len(found) * len(values) > _MOST:
-            raise UsageError(f"'{pattern}' stands for more than {_MOST:,} names: give a smaller range.")
-        found = [f"{head}{between}{value}" for head in found for value in values]
-        rest = match.end()
-    return [head + text[rest:] for head in found]
+def _remote(pattern: str) -> list[str]:
+    bucket = pattern.startswith(("s3://", "gs://"))
+    if bucket and not pattern.split("/")[2]:
+        raise UsageError(f"'{pattern}' names no bucket: write {pattern.split(':')[0]}://BUCKET/PATH.")
+    found = []
+    for name in unbraced(pattern, pattern):
+        if bucket and (glob.has_magic(name) or name.endswith("/") or name.count("/") == 2 or not _has_extension(name)):
+            found += _in_bucket(pattern, name)
+        elif "*" in name or name.endswith("/"):
+            raise UsageError(
+                f"'{pattern}' can't be listed: web servers list nothing. Write the names out with braces, such as "
+                f"https://host/shard-{{000000..000099}}.tar, or list them in a file."
+            )
+        else:
+            found.append(name)
+    return found
 
 
-def _values(inside: str) -> list[str]:
-    if match := _RANGE.match(inside):
-        first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
-        if abs(last - first) // step > _MOST:
-            raise UsageError(f"'{{{inside}}}' stands for more than {_MOST:,} names: give a smaller range.")
-        padded = any(len(end) > 1 and end.startswith("0") for end in (match[1], match[2]))
-        width = max(len(match[1]), len(match[2])) if padded else 0
-        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-        return [str(number).zfill(width) for number in numbers]
-    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+def _has_extension(name: str) -> bool:
+    return "." in name.rpartition("/")[2]
+
+
+def _in_bucket(pattern: str, name: str) -> list[str]:
+    """Tars below a prefix, or objects that match a glob, whose * stays within a folder and ** does not."""
+    magic = glob.has_magic(name)
+    fixed = re.split(r"[*?\[]", name, maxsplit=1)[0].rpartition("/")[0] + "/" if magic else name.rstrip("/") + "/"
+    try:
+        names = [url for url, _ in listing(fixed)]
+    except (OSError, BaseError) as error:
+        raise UserError(explain(fixed, error)) from None
+    if magic:
+        wanted = _glob_pattern(name)
+        matches = _without_sidecars([url for url in names if wanted.fullmatch(url)])
+    else:
+        matches = [url for url in names if url.lower().endswith(".tar") and not url.rpartition("/")[2].startswith(".")]
+    if not matches:
+        what = f"matches '{pattern}'" if magic else f"below '{pattern}' is a tar"
+        raise UsageError(f"Nothing {what} ({len(names):,} objects looked at): check the bucket, the folder and the pattern.")
+    return matches
+
+
+_TOKENS = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
+_MEANING = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def _glob_pattern(name: str) -> re.Pattern[str]:
+    parts = []
+    for token in _TOKENS.split(name):
+        is_set = token.startswith("[") and token.endswith("]") and len(token) > 2
+        parts.append(_MEANING.get(token) or (token.replace("[!", "[^", 1) if is_set else re.escape(token)))
+    return re.compile("".join(parts), re.DOTALL)
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
     """Digits count as numbers; the text itself decides between 1 and 01."""
-    parts = re.split(r"(\d+)", str(Path(path)))
+    parts = re.split(r"(\d+)", path)
     key = [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
     return [*key, (0, 0, path)]

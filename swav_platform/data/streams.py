@@ -10,13 +10,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from swav_platform.data.mix import MixedPlan
 from swav_platform.data.plan import Plan, RowSpec
 
 
 class Streams:
     """A plan seen as `count` streams. Like the plan, a pure function: any row in constant time."""
 
-    def __init__(self, plan: Plan, count: int) -> None:
+    def __init__(self, plan: Plan | MixedPlan, count: int) -> None:
         if count < 1:
             raise ValueError(f"streams must be at least 1, got {count}")
         self.plan, self.count = plan, count

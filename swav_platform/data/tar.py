@@ -6,7 +6,6 @@ shard; this walk goes on to the end of the file and counts what it met.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from swav_platform.data.files import Ranges, open_ranges
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
@@ -61,30 +62,19 @@ class TarScan:
 def scan(path: str | Path) -> TarScan:
     """All regular members of a tar, in the order in which they lie.
 
-    Raises NotATar for empty, compressed or foreign files and OSError for unreadable ones.
+    Raises NotATar for empty, compressed or foreign files, and for unreadable ones what `open_ranges` raises.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        _refuse_foreign(path, size, os.pread(descriptor, _BLOCK, 0))
-        found = _walk(_File(descriptor, size))
-    finally:
-        os.close(descriptor)
+    with open_ranges(str(path)) as file:
+        return scan_file(file, str(path))
+
+
+def scan_file(file: Ranges, name: str) -> TarScan:
+    """As `scan`, of an open shard; `name` is for messages."""
+    _refuse_foreign(name, file.size, file.read(_BLOCK, 0))
+    found = _walk(file)
     if not found.members and found.problems["damaged"]:
-        raise NotATar("not_a_tar", f"{path} is not a tar: it has no valid header")
+        raise NotATar("not_a_tar", f"{name} is not a tar: it has no valid header")
     return found
-
-
-class _File:
-    """Counted reads of an open file."""
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        self.descriptor, self.size, self.bytes_read = descriptor, size, 0
-
-    def read(self, size: int, offset: int) -> bytes:
-        data = os.pread(self.descriptor, size, offset)
-        self.bytes_read += len(data)
-        return data
 
 
 @dataclass
@@ -95,7 +85,7 @@ class _Header:
     continued: bool  # an old GNU sparse header of several blocks
 
 
-def _walk(file: _File) -> TarScan:
+def _walk(file: Ranges) -> TarScan:
     found = TarScan()
     records: dict[bytes, bytes] = {}  # what PAX and GNU records say of the next member
     at, closed = 0, False
@@ -210,7 +200,7 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _next_header(file: _File, start: int) -> tuple[int, bool]:
+def _next_header(file: Ranges, start: int) -> tuple[int, bool]:
     """Offset of the next valid header at or after `start`, or where the file's whole blocks end; and whether
     anything but zeros was passed over."""
     at, damaged = start, False
@@ -231,7 +221,7 @@ def _next_header(file: _File, start: int) -> tuple[int, bool]:
 _CHECKSUM_BYTES = np.isin(np.arange(256), np.frombuffer(b"01234567 \0", np.uint8))
 
 
-def _refuse_foreign(path: str | Path, size: int, head: bytes) -> None:
+def _refuse_foreign(path: str, size: int, head: bytes) -> None:
     if size == 0:
         raise NotATar("empty_file", f"{path} is an empty file")
     for magic, reason in _FOREIGN:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from swav_platform.data import index as index_module
-from swav_platform.data import index_writer
+from swav_platform.data import index_reader, index_writer
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.data.sources import expand
@@ -145,7 +144,8 @@ def test_taken_again_when_nothing_changed(tmp_path: Path) -> None:
     assert (tmp_path / "index" / "manifest.json").stat().st_mtime_ns == written
     write_tar(tmp_path / "x.tar", [("1.jpg", b"x"), ("2.jpg", b"")])
     assert build_index([tar], tmp_path / "index").samples == 2
-    (tmp_path / "index" / "part-00000.parquet").unlink()
+    next((tmp_path / "index").glob("version-*/part-00000.parquet")).unlink()
+    (Index.open(tmp_path / "index").path / "part-00000.parquet").unlink(missing_ok=True)
     assert build_index([tar], tmp_path / "index").bytes_read > 0
     assert build_index([tar], tmp_path / "index", label="folder").bytes_read > 0
 
@@ -154,20 +154,20 @@ def test_many_parts_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Numbers go on over shards, row groups and parts."""
     monkeypatch.setattr(index_writer, "_PART", 100)
     monkeypatch.setattr(index_writer, "GROUP", 8)
-    monkeypatch.setattr(index_module, "GROUP", 8)
-    monkeypatch.setattr(index_module, "_CACHED_GROUPS", 2)
-    monkeypatch.setattr(index_module, "_CACHED_FILES", 1)
+    monkeypatch.setattr(index_reader, "GROUP", 8)
+    monkeypatch.setattr(index_reader, "_CACHED_GROUPS", 2)
+    monkeypatch.setattr(index_reader, "_CACHED_FILES", 1)
     counts = [3, 0, 90, 50, 1, 120, 7]
     tars = [write_tar(tmp_path / f"{n}.tar", [(f"{n}-{i}.jpg", b"") for i in range(c)]) for n, c in enumerate(counts)]
     build_index(tars, tmp_path / "index")
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     assert [part["samples"] for part in manifest["parts"]] == [143, 121, 7]
-    assert manifest["cumulative"] == [0, 3, 3, 93, 143, 144, 264, 271]
+    assert Index.open(tmp_path / "index").shards.first.tolist() == [0, 3, 3, 93, 143, 144, 264, 271]
     expected = [f"{n}-{i}" for n, c in enumerate(counts) for i in range(c)]
     index = pickle.loads(pickle.dumps(Index.open(tmp_path / "index")))
     numbers = [(i * 97) % 271 for i in range(271)]
     assert [line.key for line in index.lines(numbers)] == [expected[n] for n in numbers]
-    assert pq.ParquetFile(tmp_path / "index" / "part-00000.parquet").metadata.row_group(0).num_rows == 8
+    assert pq.ParquetFile(index.path / "part-00000.parquet").metadata.row_group(0).num_rows == 8
     for numbers in ([271], [-1]):
         with pytest.raises(IndexError):
             index.lines(numbers)
@@ -200,12 +200,12 @@ def test_nothing_to_index_says_why_and_leaves_what_was_there(tmp_path: Path, dat
     with pytest.raises(UserError, match=says):
         build_index([str(tar)], tmp_path / "index")
     assert Index.open(tmp_path / "index").digest == digest
-    assert sorted(os.listdir(tmp_path / "index")) == ["manifest.json", "part-00000.parquet"]
+    assert len(os.listdir(tmp_path / "index")) == 2
 
 
-def test_an_index_half_replaced_is_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_current_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tar = write_tar(tmp_path / "x.tar", [("1.jpg", b"x")])
-    build_index([tar], tmp_path / "index")
+    digest = build_index([tar], tmp_path / "index").digest
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,9 +214,37 @@ def test_an_index_half_replaced_is_no_index(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="No space left on device"):
         build_index([tar], tmp_path / "index", label="folder")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="There is no index"):
-        Index.open(tmp_path / "index")
-    assert build_index([tar], tmp_path / "index").samples == 1
+    assert Index.open(tmp_path / "index").digest == digest
+    assert len(os.listdir(tmp_path / "index")) == 2
+
+
+def test_a_new_version_reads_what_changed_and_leaves_the_old_one(tmp_path: Path) -> None:
+    tars = [
+        write_tar(tmp_path / f"{n}.tar", [(f"{n}-{i}.jpg", b"x" * n) for i in range(5)] + [("README", b"")]) for n in range(4)
+    ]
+    build_index(tars[:3], tmp_path / "index")
+    old = Index.open(tmp_path / "index")
+    write_tar(tmp_path / "1.tar", [("new.jpg", b"y")])
+    os.utime(tmp_path / "0.tar")  # same bytes, other time: read again, same lines
+    report = build_index(tars, tmp_path / "index")
+    assert (report.samples, report.shards_read, report.skipped) == (16, 3, {"no_image": 3})
+    assert report.bytes_read <= 3 * 10240
+    new = Index.open(tmp_path / "index")
+    assert new.digest == build_index(tars, tmp_path / "fresh").digest
+    numbers = range(new.samples)
+    assert new.lines(numbers) == Index.open(tmp_path / "fresh").lines(numbers)
+    assert [line.key for line in pickle.loads(pickle.dumps(old)).lines([5])] == ["1-0"]
+    assert Index.open(old.path).digest == old.digest != new.digest
+
+
+def test_what_was_skipped_has_names(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", [("0.jpg", b"x"), *[(f"note{n}.txt", b"") for n in range(9)], ("._1.jpg", b"")])
+    (tmp_path / "page.tar").write_bytes(b"<html>" + b"x" * 2000)
+    report = build_index([tar, str(tmp_path / "page.tar")], tmp_path / "index")
+    assert report.skipped == {"hidden": 1, "no_image": 9, "shard_not_a_tar": 1}
+    assert report.examples["no_image"] == ["note0", "note1", "note2"]
+    assert report.examples["hidden"] == ["._1.jpg"]
+    assert "page.tar is a web page" in report.examples["shard_not_a_tar"][0]
 
 
 def test_other_errors_name_the_thing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from swav_platform.data.sources import expand
-from swav_platform.errors import UsageError, UserError
+from swav_platform.errors import UsageError
 
 
 @pytest.fixture
@@ -78,10 +78,50 @@ def test_what_names_nothing_is_named(folder: Path, pattern: str, says: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("pattern", "kind"), [("", UsageError), ("pipe:cat x.tar", UsageError), ("s3://bucket/x.tar", UserError)]
+    ("pattern", "says"),
+    [
+        ("", "is empty"),
+        ("pipe:cat x.tar", "shell command"),
+        ("hdfs://bucket/x.tar", "hdfs:// is none of s3://"),
+        ("s3://a/x.tar::s3://a/y.tar", "`::` lists"),
+        ("s3:///x.tar", "names no bucket"),
+        ("https://host/*.tar", "web servers list nothing"),
+        ("@no-such-list", "no-such-list can't be read"),
+    ],
 )
-def test_what_is_not_read(pattern: str, kind: type[UserError]) -> None:
-    with pytest.raises(kind):
+def test_what_is_not_read(pattern: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
         expand([pattern])
     with pytest.raises(UsageError, match="No data"):
         expand([])
+
+
+def test_remote_names_are_taken_as_they_are() -> None:
+    assert expand(["https://host/a/x-{08..10}.tar", "s3://bucket/y.tar"]) == [
+        "https://host/a/x-08.tar",
+        "https://host/a/x-09.tar",
+        "https://host/a/x-10.tar",
+        "s3://bucket/y.tar",
+    ]
+
+
+def test_lists_name_patterns_beside_them(folder: Path, tmp_path: Path) -> None:
+    (folder / "more.list").write_text("x-10.tar\n")
+    (folder / "data.txt").write_text(f"# mine\n\nx-{{0..1}}.tar\n{folder}/deep\nhttps://host/z.tar\n@{folder}/more.list\n")
+    expected = [f"{folder}/deep/er/y.tar", f"{folder}/x-0.tar", f"{folder}/x-1.tar", f"{folder}/x-10.tar", "https://host/z.tar"]
+    for pattern in (f"@{folder}/data.txt", f"{folder}/data.txt"):
+        assert sorted(expand([pattern])) == sorted(expected)
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("# nothing\n", "is empty"), ("@loop.txt\n", "names itself")])
+def test_lists_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.txt").write_text(text)
+    with pytest.raises(UsageError, match=says):
+        expand(["@loop.txt"])
+
+
+def test_a_loose_glob_leaves_sidecars_out(tmp_path: Path) -> None:
+    for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
+        (tmp_path / name).write_bytes(b"x")
+    assert names(expand([f"{tmp_path}/*"]), tmp_path) == ["00000.tar"]

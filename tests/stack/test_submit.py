@@ -139,7 +139,7 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     assert ended["run_id"] == stopped["run_id"]
     steps = [json.loads(line)["step"] for line in (cluster.folder / "runs" / "job" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(60))
-    check = subprocess.run([*SWAV, "ledger", "--check", str(cluster.folder / "log")], capture_output=True, text=True)
+    check = subprocess.run([*SWAV, "ledger", "--check", str(cluster.folder / "log"), "--json"], capture_output=True, text=True)
     assert json.loads(check.stdout)["ok"]
 
 

@@ -1,0 +1,201 @@
+"""What a data set of 10^9 images in 10^5 shards costs before the first row: time, memory, requests, bytes.
+
+A web server on this machine answers 100,000 shard addresses from ten tars; index files say that each holds 10,000 samples
+(the samples that a tar really has, over and over). Equal parts of the index are one file under many names. The same is done
+with ten shards, and everything is told as a ratio. Run it from the project's folder; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from swav_platform.data.index_writer import make_current
+from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable
+from swav_platform.data.shard import SCHEMA, Skipped, read_shard
+
+TARS, CLAIMED, OF_TAR = 10, 10_000, 1_000  # tars; samples that the index claims of a shard; samples that a tar has
+OF_PART = 100  # shards whose lines lie in one file of the index
+
+PROBE = """
+import json, resource, sys, time
+import numpy as np, pyarrow.parquet, obstore
+from swav_platform.data import datasets, read
+from swav_platform.config import Data
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+before = resident()
+started = time.perf_counter()
+index = datasets.Index.open(sys.argv[1])
+plan = datasets.plan_of(index, Data(row_size=64), 1)
+row = plan.row(0)
+lines = index.lines(row.samples)
+planned = time.perf_counter() - started
+chunk = np.concatenate([plan.row(k).samples for k in range(*plan.chunks(0, 64)[0])])  # what a data task reads at once
+counts = read.ReadCounts()
+found = read.read_samples(index.lines(chunk), counts=counts)
+first = time.perf_counter() - started
+assert all(isinstance(data, bytes) for data in found.values()), next(d for d in found.values() if not isinstance(d, bytes))
+def far(k):
+    times = []
+    for step in range(20):
+        begun = time.perf_counter(); plan.row(k + step * 16); times.append(time.perf_counter() - begun)
+    return float(np.median(times))
+far(3 * 10**6)
+print(json.dumps({"samples": index.samples, "shards": len(index.shards), "plan_first_row_s": planned, "first_row_s": first,
+    "memory_mb": resident() - before, "requests": counts.requests, "bytes": counts.bytes, "near_row_s": far(10**3), "far_row_s": far(10**7)}))
+"""
+
+
+def make_tars() -> list[bytes]:
+    chance = np.random.default_rng(0)
+    tars = []
+    for _ in range(TARS):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for number in range(OF_TAR):
+                content = chance.bytes(int(chance.integers(8_000, 16_000)))
+                info = tarfile.TarInfo(f"{number:04d}.jpg")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        tars.append(buffer.getvalue())
+    return tars
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Shard n is tar n % 10. `asked`: requests and bytes of bodies."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, tars: list[bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.tars, self.asked, self.lock = tars, [0, 0], threading.Lock()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def url(self, number: int) -> str:
+        return f"http://127.0.0.1:{self.server_port}/shards/{number:06d}.tar"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self._answer(False)
+
+    def do_GET(self) -> None:
+        self._answer(True)
+
+    def _answer(self, body: bool) -> None:
+        number = int(re.search(r"(\d+)\.tar$", self.path)[1]) % TARS  # type: ignore[index]
+        tar = self.server.tars[number]
+        first, end = 0, len(tar)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, end = int(asked[1]), min(end, int(asked[2]) + 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(tar)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(end - first))
+        self.send_header("ETag", f'"tar-{number}"')
+        self.end_headers()
+        with self.server.lock:
+            self.server.asked[0] += 1
+            self.server.asked[1] += (end - first) * body
+        if body:
+            self.wfile.write(tar[first:end])
+
+
+def write_index(out: Path, server: Server, shards: int) -> Path:
+    """The files that indexing would leave, were there 10,000 samples in each tar."""
+    folder = out / "version-scale"
+    folder.mkdir(parents=True)
+    found = [read_shard(server.url(number), number, None).lines for number in range(TARS)]
+    claimed = [pa.concat_tables([lines] * (CLAIMED // OF_TAR)) for lines in found]
+    parts: list[dict[str, Any]] = []
+    for first in range(0, shards, OF_PART):
+        count = min(OF_PART, shards - first)
+        name = f"part-{len(parts):05d}.parquet"
+        if first == 0:
+            tables = [claimed[n % TARS].set_column(0, "shard", pa.array(np.full(CLAIMED, n, np.int32))) for n in range(count)]
+            pq.write_table(pa.concat_tables(tables).cast(SCHEMA), folder / name, row_group_size=GROUP, compression="zstd")
+        else:
+            os.link(folder / "part-00000.parquet", folder / name)
+        parts.append({"file": name, "samples": count * CLAIMED, "first_shard": first})
+    sizes = [len(tar) for tar in server.tars]
+    ShardTable.of(
+        Shard(ShardFile(server.url(n), sizes[n % TARS], f'"tar-{n % TARS}"'), CLAIMED, bytes(16), False, Skipped())
+        for n in range(shards)
+    ).write(folder / SHARDS)
+    manifest = {"format": FORMAT, "digest": f"{shards:032x}", "version": folder.name, "label": None, "excluded": 0, "sources": []}
+    manifest |= {"samples": shards * CLAIMED, "shards": shards, "parts": parts}
+    make_current(folder, manifest)
+    make_current(out, manifest)
+    return out
+
+
+def probe(index: Path, server: Server) -> dict[str, float]:
+    server.asked[:] = [0, 0]
+    done = subprocess.run([sys.executable, "-c", PROBE, str(index)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"requests": server.asked[0], "bytes": server.asked[1]}  # as the server counted them
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="leave the index files in this folder")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        out = given.keep or Path(place)
+        server = Server(make_tars())
+        few, many = write_index(out / "few", server, TARS), write_index(out / "many", server, given.shards)
+        pairs = [(probe(few, server), probe(many, server)) for _ in range(given.rounds)]
+
+    def middle(which: int, name: str) -> float:
+        return statistics.median(pair[which][name] for pair in pairs)
+
+    print(
+        json.dumps(
+            {
+                "shards": given.shards,
+                "samples": int(pairs[0][1]["samples"]),
+                "plan_first_row_s": round(middle(1, "plan_first_row_s"), 4),
+                "first_row_s": round(middle(1, "first_row_s"), 4),
+                "first_row_s_ten_shards": round(middle(0, "first_row_s"), 4),
+                "memory_mb": round(max(pair[1]["memory_mb"] for pair in pairs), 1),
+                "requests_many_over_few": round(middle(1, "requests") / middle(0, "requests"), 3),
+                "bytes_many_over_few": round(middle(1, "bytes") / middle(0, "bytes"), 3),
+                "requests": int(middle(1, "requests")),
+                "bytes": int(middle(1, "bytes")),
+                "far_row_over_near_row": round(statistics.median(p[1]["far_row_s"] / p[1]["near_row_s"] for p in pairs), 3),
+                "rounds": given.rounds,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Balanced sampling: an index in which a sample stands as often as its weight asks.
+
+The plan knows nothing of it: a repeat is a sample number of its own, so it has a position of its own and with it crops of
+its own. Repeats do not stand beside each other: first come all samples once, then those that come a second time, and so on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from swav_platform.data.index_reader import Index
+from swav_platform.data.keyed import hashes, key
+from swav_platform.errors import UsageError
+
+MOST = 100
+"""Times that a sample may stand in an epoch: a cluster of one image is not shown a thousand times."""
+
+_ROUNDING = 5  # what a key is for; plan.py and mix.py have the others
+
+
+class Weights:
+    """Of samples by (shard, key) or by key; those that are not named have the smallest weight."""
+
+    def __init__(self, weights: dict[tuple[str | None, str], float]) -> None:
+        self._weights = weights
+        self._least = min(weight for weight in weights.values() if weight > 0)
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> Weights:
+        """Parquet or CSV with columns `key`, if need be `shard`, and `weight` or `cluster`: a sample of a cluster has the
+        weight 1 / size of the cluster. Raises UsageError for anything else."""
+        path = Path(path).expanduser()
+        try:
+            table = pq.ParquetFile(path).read() if path.suffix == ".parquet" else pa.csv.read_csv(path)
+            keys = table["key"].cast(pa.string()).to_pylist()
+            shards = table["shard"].to_pylist() if "shard" in table.column_names else [None] * len(keys)
+            if "weight" in table.column_names:
+                weights = table["weight"].cast(pa.float64()).to_pylist()
+            else:
+                clusters = table["cluster"].to_pylist()
+                sizes = Counter(clusters)
+                weights = [1 / sizes[cluster] for cluster in clusters]
+            if not any(weight > 0 for weight in weights) or min(weights) < 0 or not np.isfinite(weights).all():
+                raise ValueError("weights must be 0 or more, and one of them more than 0")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"The weights {path} can't be read ({error}): give parquet or CSV with columns key and weight, or key and cluster."
+            ) from None
+        names = [shard and posixpath.basename(shard) for shard in shards]
+        return cls(dict(zip(zip(names, keys, strict=True), weights, strict=True)))
+
+    def of(self, shard: str, keys: list[str]) -> np.ndarray:
+        """float64 [n]: times that each sample shall stand in an epoch, on average."""
+        name = posixpath.basename(shard)
+        found = [self._weights.get((name, k), self._weights.get((None, k), self._least)) for k in keys]
+        return np.minimum(np.array(found) / self._least, MOST)
+
+    def digest(self) -> str:
+        lines = sorted(f"{shard} {key} {weight}" for (shard, key), weight in self._weights.items())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def repeats(index: Index, weights: Weights) -> list[np.ndarray]:
+    """int64 [samples] of each shard: weights rounded up or down by chance, so that they hold on average."""
+    found = []
+    for number in range(len(index.shards)):
+        first = int(index.shards.first[number])
+        wanted = weights.of(index.shards.url(number), index.table(number)["key"].to_pylist())
+        chance = hashes(key(_ROUNDING), np.arange(first, first + len(wanted), dtype=np.uint64)) / 2.0**64
+        found.append(np.floor(wanted + chance).astype(np.int64))
+    return found
+
+
+def passes(index: Index, times: list[np.ndarray]) -> Iterator[pa.Table]:
+    """All samples that stand at least once, then all that stand at least twice, and so on."""
+    for number in range(max((int(of_shard.max(initial=0)) for of_shard in times), default=0)):
+        for shard, of_shard in enumerate(times):
+            if (stands := of_shard > number).any():
+                yield index.table(shard).filter(pa.array(stands))

@@ -1,0 +1,67 @@
+"""From the settings of a run to its index and its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from swav_platform.config import Data, Source
+from swav_platform.data.exclusions import Exclusions
+from swav_platform.data.index import Index, Mixed, Request, build_index
+from swav_platform.data.mix import MixedPlan, Part
+from swav_platform.data.plan import Plan, PlanSpec
+from swav_platform.data.shard import ShardSamples
+from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError
+
+
+def open_or_build(
+    data: Data,
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    read: Callable[[list[Request]], Iterator[ShardSamples]] | None = None,
+) -> Index:
+    """The index that the settings name, or that of their sources, made in `out` where it is not there yet.
+
+    Raises UsageError for settings that name no data and UserError for data that can't be read.
+    """
+    if data.index:
+        return Index.open(Path(data.index))
+    if not data.sources:
+        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
+    shards, mixed = shards_of(data)
+    exclude = Exclusions.of_file(data.exclude) if data.exclude else None
+    build_index(shards, out, exclude=exclude, mixed=mixed, progress=progress, read=read)
+    return Index.open(out)
+
+
+def shards_of(data: Data) -> tuple[list[str], list[Mixed]]:
+    """The shards of all sources; if sources have weights, source after source, with what is mixed."""
+    if not data.mixed:
+        return expand(data.sources, allow_pipe=data.allow_pipe), []
+    sources = [source if isinstance(source, Source) else Source(pattern=source) for source in data.sources]
+    found = [expand([source.pattern], allow_pipe=data.allow_pipe) for source in sources]
+    return [shard for shards in found for shard in shards], [
+        Mixed(source.weight, len(shards)) for source, shards in zip(sources, found, strict=True)
+    ]
+
+
+def plan_of(index: Index, data: Data, seed: int) -> Plan | MixedPlan:
+    """The order in which a run consumes an index. Raises UsageError for a source that has no sample."""
+    spec = PlanSpec(index.samples, seed, data.row_size, data.block, data.window)
+    parts = [Part(source["first"], source["samples"], source["weight"]) for source in index.manifest["sources"]]
+    if empty := [number for number, part in enumerate(parts) if not part.samples]:
+        raise UsageError(
+            f"Source {empty[0] + 1} of data.sources has no sample to use: take it out, or see `swav index` for what was skipped."
+        )
+    return MixedPlan(spec, tuple(parts)) if parts else Plan(spec)
+
+
+def check_one_pass(plan: Plan | MixedPlan, data: Data, rows_per_step: int, steps: int) -> None:
+    """Raises UsageError where `steps` would use a sample twice and data.one_pass forbids it."""
+    once = plan.rows_once // rows_per_step
+    if data.one_pass and steps > once:
+        raise UsageError(
+            f"{steps:,} steps use samples twice, which data.one_pass forbids: set train.steps to at most {once:,}, or name more data."
+        )

@@ -1,0 +1,169 @@
+"""Objects of S3, Google Cloud Storage and web servers: their sizes, their names, ranges of their bytes.
+
+All through obstore, with credentials and endpoints from the standard environment: AWS_*, AWS_ENDPOINT_URL, GOOGLE_*.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import GenericError, NotFoundError, PreconditionError
+from obstore.store import GCSStore, HTTPStore, S3Store
+
+SCHEMES = ("s3", "gs", "http", "https")
+_REMOTE = re.compile(rf"({'|'.join(SCHEMES)})://")
+
+_CONNECT = 5.0  # seconds
+_SILENCE = 20.0  # seconds without a byte after which a request is given up; SWAV_STORAGE_TIMEOUT
+_LONGEST = 300.0  # seconds of one request
+_TRIES = 10  # of one range, each going on at the byte where the last one broke off
+_LONGEST_PAUSE = 20.0  # seconds between two of them
+_CHUNK = 64 * 2**10
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """`version`: what changes when the object does: its ETag, else its time of change."""
+
+    size: int
+    version: str
+
+
+class Changed(OSError):
+    """An object is not the one that was indexed."""
+
+
+def is_remote(url: str) -> bool:
+    return _REMOTE.match(url) is not None
+
+
+def info(url: str) -> ObjectInfo:
+    """Size and version of an object. Raises OSError or an exception of obstore."""
+    store, path = _place(url, False)
+    try:
+        return _info(obstore.head(store, path))
+    except (FileNotFoundError, NotFoundError):
+        if url.startswith(("s3://", "gs://")):  # the answer to HEAD does not say whether the bucket is there
+            next(listing(url.rpartition("/")[0] + "/"), None)
+        raise
+
+
+def listing(prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
+    """URLs of all objects below an s3:// or gs:// prefix that ends with "/", in the order of their names."""
+    store, path = _place(prefix, False)
+    scheme, bucket = urlsplit(prefix)[:2]
+    for page in obstore.list(store, path or None, chunk_size=1000):
+        for meta in page:
+            yield f"{scheme}://{bucket}/{meta['path']}", _info(meta)
+
+
+@dataclass
+class Traffic:
+    """What was asked of storages and what came, counted where one is handed over."""
+
+    requests: int = 0
+    bytes: int = 0
+
+
+def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Traffic | None = None) -> tuple[bytes, ObjectInfo]:
+    """Bytes start .. end-1, fewer where the object ends; and what the object is.
+
+    A body that breaks off is asked for again from the byte where it did. Raises Changed for an object that is not of
+    `version`, OSError or an exception of obstore when `_TRIES` requests did not bring it, and its NotSupportedError
+    for a server without ranges.
+    """
+    store, path = _place(url, True)
+    parts: list[bytes] = []
+    at, seen = start, None
+    for failures in range(1, _TRIES + 1):
+        options: dict[str, Any] = {"range": (at, end)}
+        if version.startswith('"'):  # a weak ETag never matches
+            options["if_match"] = version
+        if traffic is not None:
+            traffic.requests += 1
+        try:
+            answer = obstore.get(store, path, options=options)  # type: ignore[arg-type]
+            now = _info(answer.meta)
+            if (seen or now) != now or now.version != (version or now.version):
+                raise Changed(f"{url} is another one by now")
+            seen = now
+            for chunk in answer.stream(min_chunk_size=_CHUNK):
+                parts.append(bytes(chunk))
+                at += len(parts[-1])
+                if traffic is not None:
+                    traffic.bytes += len(parts[-1])
+            if at >= min(end, seen.size):
+                return b"".join(parts), seen
+        except PreconditionError:
+            raise Changed(f"{url} is another one by now") from None
+        except GenericError:
+            if failures == _TRIES:
+                raise
+        time.sleep(min(_LONGEST_PAUSE, 0.05 * 2**failures))
+    raise OSError(f"{url} breaks off at byte {at:,}")
+
+
+def read_whole(url: str) -> Iterator[bytes]:
+    """The object from its beginning to its end, in pieces; for servers that know no ranges."""
+    store, path = _place(url, True)
+    for chunk in obstore.get(store, path).stream(min_chunk_size=2**20):
+        yield bytes(chunk)
+
+
+def _info(meta: Any) -> ObjectInfo:
+    changed = meta["last_modified"]
+    return ObjectInfo(meta["size"], meta["e_tag"] or (changed.isoformat() if changed else ""))
+
+
+def _place(url: str, patient: bool) -> tuple[Any, str]:
+    """The store of a URL and the path in it. `patient`: training outlasts what a first contact reports at once."""
+    parts = urlsplit(url)
+    silence = float(os.environ.get("SWAV_STORAGE_TIMEOUT", _SILENCE))
+    if parts.scheme in ("s3", "gs"):
+        return _bucket(parts.scheme, parts.netloc, patient, silence, _endpoint(parts.scheme)), url.partition("://")[2].partition(
+            "/"
+        )[2]
+    path = unquote(parts.path.lstrip("/"))
+    if parts.query or "//" in path:  # the query of a signed URL belongs to this object alone
+        return _server(url, patient, silence), ""
+    return _server(f"{parts.scheme}://{parts.netloc}", patient, silence), path
+
+
+@lru_cache(64)
+def _bucket(scheme: str, bucket: str, patient: bool, silence: float, endpoint: str | None) -> Any:
+    kind = S3Store if scheme == "s3" else GCSStore
+    config = {"endpoint": endpoint} if endpoint else {}
+    return kind(bucket, client_options=_client(silence, patient, endpoint or ""), retry_config=_retries(patient), **config)  # type: ignore[arg-type]
+
+
+@lru_cache(256)
+def _server(base: str, patient: bool, silence: float) -> Any:
+    return HTTPStore.from_url(base, client_options=_client(silence, patient, base), retry_config=_retries(patient))
+
+
+def _endpoint(scheme: str) -> str | None:
+    return (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")) if scheme == "s3" else None
+
+
+def _client(silence: float, patient: bool, endpoint: str) -> Any:
+    return {
+        "connect_timeout": timedelta(seconds=_CONNECT),
+        "read_timeout": timedelta(seconds=silence if patient else min(silence, 10.0)),
+        "timeout": timedelta(seconds=_LONGEST),
+        "allow_http": endpoint.startswith("http://") or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+        "user_agent": "swav-platform",
+    }
+
+
+def _retries(patient: bool) -> Any:
+    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2}
+    return {"max_retries": 3 if patient else 2, "retry_timeout": timedelta(seconds=60 if patient else 15), "backoff": backoff}

@@ -1,0 +1,106 @@
+"""swav index, pack and ledger, as they are called."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from swav_platform.cli.main import run
+from swav_platform.config import Config
+from swav_platform.data.ledger import Ledger
+from swav_platform.data.outcomes import Event, Outcome
+from swav_platform.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("x.tar", "w") as tar:
+        for name in ("a.jpg", "b.jpg", "c.jpg", "README"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, object]:
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == code
+    found: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_index_and_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    first = said(capsys, "index", "x.tar", "--out", "ix")
+    assert first["samples"] == 3
+    assert first["skipped"] == {"no_image": 1}
+    Path("gone.txt").write_text("b\n")
+    after = said(capsys, "index", "--out", "ix", "--exclude", "gone.txt")
+    assert (after["samples"], after["bytes_read"]) == (2, 0)
+    assert said(capsys, "index", "--out", "ix", "--verify")["ok"]
+    with tarfile.open("x.tar", "w"):
+        pass
+    assert not said(capsys, "index", "--out", "ix", "--verify", code=1)["ok"]
+
+
+def test_what_was_skipped_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["index", "x.tar", "--out", "ix"]) == 0
+    assert "no_image: README" in capsys.readouterr().err
+
+
+def test_index_of_a_wids_list(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("w.json").write_text(json.dumps({"shardlist": [{"url": "x.tar", "nsamples": 4}]}))
+    assert run(["index", "--from-wids", "w.json", "--out", "ix"]) == 0
+    assert "x.tar has 3 images; the wids index says 4." in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_pack_into_itself_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").mkdir()
+    Path("photos/a.jpg").write_bytes(b"x")
+    assert run(["pack", "photos", "--out", "./photos"]) == 2
+    assert "name another one for the shards" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    said_of_it = {"name": "mine", "index": str(tmp_path / "ix" / "version-1")}
+    folder.write(Config(), said_of_it)
+    events = [(0, 0, 1, "a<b>"), (5, 0, 1, "a<b>"), (5, 1, 2, "two"), (9, 0, 3, "three")]
+    Ledger(Event(p, n, s, key, f"{s % 2}.tar", Outcome.CORRUPT, "why", b"jpg") for p, n, s, key in events).write(folder.ledger)
+    return folder
+
+
+def test_the_ledger_counts_samples(mine: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    found = said(capsys, "ledger", "mine", "--out", "runs")
+    assert (found["outcomes"], found["samples"], found["positions"]) == ({"corrupt": 3}, 3, {"corrupt": 3})
+    assert found["shards"] == [
+        {"shard": "1.tar", "count": 2, "reasons": {"corrupt": 2}},
+        {"shard": "0.tar", "count": 1, "reasons": {"corrupt": 1}},
+    ]
+
+
+def test_the_ledger_as_a_page_without_what_was_taken_out(
+    mine: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["ledger", "mine", "--out", "runs", "--html", "bad.html"]) == 0
+    page = Path("bad.html").read_text()
+    assert page.count("<img") == 3
+    assert "a&lt;b&gt;" in page
+    assert "<b>a<b>" not in page
+    Path("gone.txt").write_text("three\n")
+    said(capsys, "index", "x.tar", "--out", "ix")
+    from swav_platform.data.exclusions import Exclusions
+
+    Exclusions.of_file("gone.txt").write(tmp_path / "ix")
+    assert run(["ledger", "mine", "--out", "runs", "--html", "bad.html"]) == 0
+    assert Path("bad.html").read_text().count("<img") == 2
+    assert sum(event.thumbnail is not None for event in Ledger.read(mine.ledger).events()) == 2
+
+
+def test_a_log_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ledger", "--check", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
