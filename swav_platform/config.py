@@ -51,6 +51,21 @@ class Photometric(_Section):
         return self
 
 
+_WEAKER = {"brightness": 0.4, "contrast": 0.4}
+_NONE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0}
+PHOTOMETRIC: dict[str, dict[str, float]] = {
+    "none": _NONE,
+    "swav": {},
+    "simclr": {},  # the same at strength 1 (Chen et al. 2020, appendix A)
+    "dino-global-1": _WEAKER | {"saturation": 0.2, "hue": 0.1, "blur": 1.0},
+    "dino-global-2": _WEAKER | {"saturation": 0.2, "hue": 0.1, "blur": 0.1, "solarise": 0.2},
+    "dino-local": _WEAKER | {"saturation": 0.2, "hue": 0.1},
+    "mean-shift-weak": _NONE,
+    "mean-shift-strong": _WEAKER | {"saturation": 0.4, "hue": 0.1},
+}
+"""Published colour changes by name (Caron et al. 2020, 2021; Koohpayegani et al. 2021). What is not said is the default's."""
+
+
 class ViewGroup(_Section):
     """Views of one resolution (changes results). `scale` is the range of the crop's share of the image's area."""
 
@@ -60,7 +75,17 @@ class ViewGroup(_Section):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(0.5, ge=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    photometric: Photometric = Photometric()
+    photometric: Photometric = Field(Photometric(), description="settings, or the name of published ones")
+
+    @field_validator("photometric", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in PHOTOMETRIC:
+            nearest = difflib.get_close_matches(value, PHOTOMETRIC, n=1, cutoff=0.0)[0]
+            raise ValueError(f"no colour changes are called so; the nearest name is {nearest!r} (of {', '.join(PHOTOMETRIC)})")
+        return PHOTOMETRIC[value]
 
     @model_validator(mode="after")
     def _ranges(self) -> ViewGroup:

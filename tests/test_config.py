@@ -87,3 +87,13 @@ def test_digest_tells_what_changes_results() -> None:
 def test_presets_are_valid(root: Path, preset: str) -> None:
     config = load(root / "configs" / "pretrain" / f"{preset}.yaml")
     assert config.method.queue_length + config.train.batch >= config.method.prototypes
+
+
+def test_published_colour_changes_by_name() -> None:
+    config = load(None, ["views.large.photometric=dino-global-2", "views.small.photometric=mean-shift-weak"])
+    large, small = (config.views[name].photometric for name in ("large", "small"))
+    assert (large.blur, large.solarise, large.hue, large.jitter) == (0.1, 0.2, 0.1, 0.8)
+    assert (small.jitter, small.grey, small.blur) == (0, 0, 0)
+    assert load(None, ["views.large.photometric=swav"]).digest() == Config().digest()
+    with pytest.raises(ConfigError, match=r"nearest name is 'dino-local'"):
+        load(None, ["views.large.photometric=dino-locl"])

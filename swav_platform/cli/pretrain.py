@@ -54,6 +54,12 @@ def run_options(command: Any) -> Any:
 @run_options
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run, if there is one.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@click.option(
+    "--preview",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the first views to an HTML page and stop.",
+)
 @console.json_option
 def pretrain_command(
     config: str,
@@ -63,12 +69,18 @@ def pretrain_command(
     out: str | None,
     resume: bool,
     dry_run: bool,
+    preview: Path | None,
     as_json: bool,
 ) -> None:
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
     settings = configured(config, data, name, out, overrides)
     if dry_run:
         click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
+        return
+    if preview:
+        from swav_platform.cluster.preview import preview as write_preview
+
+        console.answer(write_preview(settings, preview), as_json)
         return
     from swav_platform.cluster.pretrain import Watcher, pretrain
 

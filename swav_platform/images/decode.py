@@ -6,6 +6,8 @@ JPEG is decoded here, by libjpeg-turbo alone; all other bytes go to a child that
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -112,9 +114,10 @@ def thumbnail(data: bytes, side: int = 96) -> bytes | None:
 
 
 def codec_fingerprint() -> str:
-    """What decodes here, with versions: two machines with one fingerprint get the same pixels from the same bytes."""
+    """What decodes and resizes here, with versions: two machines with one fingerprint get the same pixels from the same bytes."""
     found = [f"pillow-{features.version('pil')}", f"simplejpeg-{simplejpeg.__version__}"]
     for codec in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp"):
         found.append(f"{codec}-{features.version(codec) or 'none'}")
     found.append(f"avif-{AVIF._avif.libavif_version if AVIF.SUPPORTED else 'none'}")
+    found.append(f"numba-{importlib.metadata.version('numba') if importlib.util.find_spec('numba') else 'none'}")
     return " ".join(found)

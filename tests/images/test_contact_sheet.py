@@ -1,0 +1,46 @@
+"""The page of views: every view with what made it, from the code that makes rows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swav_platform.cli.main import run
+from swav_platform.images.contact_sheet import describe
+from swav_platform.images.params import COLUMN, ORDERS, PARAMS
+
+
+def test_parameters_in_words() -> None:
+    params = np.zeros(len(PARAMS), np.float32)
+    assert describe(params) == "no image"
+    values = {"left": 3, "top": 4, "width": 50, "height": 40, "source_width": 100, "source_height": 80, "flip": 1, "jitter": 1}
+    values |= {"order": ORDERS.index((3, 0, 2, 1)), "brightness": 1.5, "contrast": 0.5, "saturation": 1, "hue": -0.1}
+    for name, value in (values | {"grey": 1, "blur_sigma": 0.75, "solarise": 1}).items():
+        params[COLUMN[name]] = value
+    assert describe(params) == (
+        "50×40 at (3, 4) of 100×80, flipped, hue -0.10, brightness ×1.50, saturation ×1.00, contrast ×0.50, grey, blur σ 0.75, solarised"
+    )
+
+
+def test_preview_shows_the_views_of_the_first_positions(
+    shards: Path, tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "views.html"
+    config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
+    assert run(["pretrain", config, "--data", str(shards), *tiny, "--preview", str(page), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer == {"preview": str(page), "positions": 8, "bad": []}
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"<h2>Position (\d+) ", text) == [str(n) for n in range(8)]
+    pictures = [Image.open(BytesIO(base64.b64decode(code))) for code in re.findall(r"base64,([^\"]+)", text)]
+    assert [image.size for image in pictures[:4]] == [(16, 16), (16, 16), (8, 8), (8, 8)]
+    assert len(pictures) == 8 * 4
+    assert text.count("<figcaption>large 0: ") == 8
+    assert not (tmp_path / "runs").exists()
