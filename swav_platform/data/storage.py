@@ -20,6 +20,7 @@ from obstore.exceptions import GenericError, NotFoundError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, S3Store
 
 SCHEMES = ("s3", "gs", "http", "https")
+_REFUSED = re.compile(r"status code: 4(?!08|25|29)\d\d")  # asking again changes nothing
 _REMOTE = re.compile(rf"({'|'.join(SCHEMES)})://")
 
 _CONNECT = 5.0  # seconds
@@ -105,8 +106,8 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
                 return b"".join(parts), seen
         except PreconditionError:
             raise Changed(f"{url} is another one by now") from None
-        except GenericError:
-            if failures == _TRIES:
+        except GenericError as error:
+            if failures == _TRIES or _REFUSED.search(str(error)):
                 raise
         time.sleep(min(_LONGEST_PAUSE, 0.05 * 2**failures))
     raise OSError(f"{url} breaks off at byte {at:,}")
