@@ -88,8 +88,15 @@ class Runs:
         command = [sys.executable, "-m", "swav_platform", "pretrain", str(recipe), "--data", str(self.shards), "--name", name]
         command += ["--out", str(self.folder), "--json", "--resume", f"data.sample_log={self.log(name)}", *self.settings]
         return subprocess.Popen(
-            command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=self.said(name).open("ab"),
+            start_new_session=True,
         )
+
+    def said(self, name: str) -> Path:
+        return self.folder / f"{name}.stderr"
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}-log"
@@ -192,7 +199,8 @@ def one_round(runs: Runs, victim: str, after: int) -> dict[str, Any]:
         environment, second = stack.enter_context(cluster()) if victim == "raylet" else ({}, None)
         began = time.monotonic()
         run = runs.begin(victim, environment)
-        _wait(lambda: runs.committed(victim) >= after, 170)
+        _wait(lambda: runs.committed(victim) >= after or run.poll() is not None, 400)
+        assert run.poll() is None, f"the run ended before the kill: {runs.said(victim).read_text()[-1000:]}"
         struck = runs.committed(victim)
         kill(victim, run, second)
         ended = victim in ("driver", "all")
@@ -229,6 +237,7 @@ def main() -> None:
                 "differs_from_unbroken": sum(content.get(p) != whole[p] for p in whole),
             }
             right = found.ok and told["exit"] == 0 and found.steps == steps
+            print(json.dumps({victim: told}), file=sys.stderr)
             rounds[victim] = told | {"ok": right and not told["readable_unseen"] and not told["differs_from_unbroken"]}
     bad = sum(content[2] != "ok" and content[2] != "filler" for content in whole.values())
     print(

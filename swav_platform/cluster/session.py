@@ -103,7 +103,8 @@ def _check_labels(config: Config) -> None:
 
 
 def _room(config: Config, cpus: int) -> Room:
-    _check_labels(config)
+    if config.data.node_labels:
+        _check_labels(config)
     free = cpus - config.train.workers
     if free < 1:
         raise UsageError(
