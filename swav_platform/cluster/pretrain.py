@@ -23,7 +23,7 @@ from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
-from swav_platform.models.resnet import SHAPES
+from swav_platform.models.encoders import check_name
 from swav_platform.run_folder import RunFolder, runs_folder
 from swav_platform.training import checkpoints
 from swav_platform.training.export import export_package
@@ -100,8 +100,7 @@ def placed(config: Config) -> Config:
 
 def _check_names(config: Config) -> None:
     """Before anything is begun: else a worker would be the first to find them wrong."""
-    if config.model.name not in SHAPES:
-        raise UsageError(f"There is no encoder '{config.model.name}'; model.name must be one of {', '.join(SHAPES)}.")
+    check_name(config.model)
     build_method(config)
 
 

@@ -10,7 +10,7 @@ import torch
 from swav_platform.config import Config
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import PositionOrderedState, build_method
-from swav_platform.models.resnet import build_encoder
+from swav_platform.models.encoders import build_encoder
 from swav_platform.training.checkpoints import Snapshot
 from swav_platform.training.optimisers import build_optimiser, load_optimiser_tensors, optimiser_tensors
 from swav_platform.training.step import Learner
