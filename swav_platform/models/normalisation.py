@@ -19,7 +19,8 @@ from torch import Tensor, nn
 class Sum(Protocol):
     """The one verb needed of other ranks."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def sum(self, x: Tensor) -> Tensor: ...
 
