@@ -93,7 +93,8 @@ def train_step(
     health = method.health_sums(outputs, targets).to(loss) if metrics else loss.new_zeros(0)
     with _counted(comm, "gradients", calls):
         sum_together([*_gradients(moving), loss, statistics, counts, health], comm)
-    scaler.unscale_(optimiser)  # type: ignore[arg-type]
+    if moving:
+        scaler.unscale_(optimiser)  # type: ignore[arg-type]
     value = loss.item()
     grad_norm = torch.nn.utils.get_total_norm(_gradients(moving))
     check_finite(step, value, grad_norm.item(), lr, scaler)
@@ -103,8 +104,9 @@ def train_step(
     found = {"train/grad_norm": grad_norm.item()} | method.health(health, value) if metrics else {}
     for group in optimiser.param_groups:
         group["lr"] = lr
-    scaler.step(optimiser)  # type: ignore[arg-type]
-    scaler.update()
+    if moving:
+        scaler.step(optimiser)  # type: ignore[arg-type]
+        scaler.update()
     normalisation.commit(network, statistics)
     with _counted(comm, "method", calls):
         method.after_step(outputs, comm)
