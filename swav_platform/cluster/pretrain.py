@@ -92,9 +92,9 @@ def placed(config: Config) -> Config:
     tree = config.model_dump(mode="json")
     tree["run"]["name"] = config.run.name or time.strftime("%Y%m%d-%H%M%S") + f"-{config.method.name}"
     tree["run"]["out"] = str(runs_folder(config.run.out))
-    for key in ("index", "sample_log"):
-        if tree["data"][key]:
-            tree["data"][key] = os.path.abspath(os.path.expanduser(tree["data"][key]))
+    for section, key in (("data", "index"), ("data", "sample_log"), ("model", "init")):
+        if tree[section][key]:
+            tree[section][key] = os.path.abspath(os.path.expanduser(tree[section][key]))
     return from_tree(tree)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from swav_platform.errors import UsageError, UserError
 
 _PREFIXES = ("module.", "encoder.", "backbone.")
-_HEADS = ("fc.", "projection_head.", "prototypes.", "head.", "heads.")
+_HEADS = ("fc.", "projection_head.", "prototypes.", "head.", "heads.", "momentum.", "predictor.")
 
 
 def load_encoder(encoder: nn.Module, path: Path) -> None:
@@ -50,7 +48,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise UsageError(
             f"There are no weights at {file}; model.init must name a .safetensors or .pth file, or a package's folder."
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except Exception as error:  # the reader of .pth files raises whatever it stumbles over
         raise UserError(f"The weights in {file} (model.init) can't be read: {' '.join(str(error).split())[:300]}.") from error
     for key in ("state_dict", "model"):
         tree = tree.get(key, tree) if isinstance(tree, Mapping) else tree
