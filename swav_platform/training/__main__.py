@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
+from swav_platform.atomic import write_text
 from swav_platform.config import Config, load
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
-from swav_platform.run_folder import RunFolder, runs_folder, write_text
+from swav_platform.run_folder import RunFolder, runs_folder
 from swav_platform.training.collectives import joined
 from swav_platform.training.export import export_package
 from swav_platform.training.local_rows import local_rows

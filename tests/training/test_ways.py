@@ -16,6 +16,9 @@ from swav_platform.training.averages import split
 from swav_platform.training.checkpoints import latest_valid, load
 
 
+FEW = {"train__batch": 8}  # rows of 4: convolutions in float16 are slow on CPUs
+
+
 def final(folder: Path) -> checkpoints.Snapshot:
     return load(latest_valid(folder / "checkpoints"))
 
@@ -72,14 +75,14 @@ def test_normalisation_over_a_step_needs_its_rows_at_once(rig: ModuleType) -> No
 
 
 def test_fp16_goes_on_from_a_checkpoint_with_its_scale(rig: ModuleType, tmp_path: Path) -> None:
-    settings = rig.config(train__precision="fp16", train__steps=3, train__checkpoint_every=1)
+    settings = rig.config(**FEW, train__precision="fp16", train__steps=3, train__checkpoint_every=1)
     rig.train(settings, tmp_path / "whole")
     assert final(tmp_path / "whole").state["loss_scale"]["scale"] > 1
     with pytest.raises(ConnectionError):
-        rig.train(settings, tmp_path / "broken", stop=2 * 8)
+        rig.train(settings, tmp_path / "broken", stop=2 * 2)
     rig.train(settings, tmp_path / "broken", resume=True)
     assert rig.losses(tmp_path / "broken") == rig.losses(tmp_path / "whole")
-    rig.train(rig.config(train__steps=1), tmp_path / "fp32")
+    rig.train(rig.config(**FEW, train__steps=1), tmp_path / "fp32")
     assert rig.losses(tmp_path / "whole")[0] == pytest.approx(rig.losses(tmp_path / "fp32")[0], abs=0.01)
 
 
@@ -88,11 +91,13 @@ def test_fp16_lowers_its_scale_where_gradients_overflow(rig: ModuleType, tmp_pat
 
     build = snapshots.GradScaler
     monkeypatch.setattr(snapshots, "GradScaler", lambda device, enabled: build(device, init_scale=2.0**40, enabled=enabled))
-    rig.train(rig.config(train__precision="fp16", train__steps=4), tmp_path)
+    rig.train(rig.config(**FEW, train__precision="fp16", train__steps=4), tmp_path)
     assert final(tmp_path).state["loss_scale"]["scale"] == 2.0**36
     assert final(tmp_path).optimizer == {}, "no weight has moved yet"
     monkeypatch.setattr(snapshots, "GradScaler", lambda device, enabled: build(device, init_scale=0.5, enabled=enabled))
-    spoilt = rig.config(train__precision="fp16", train__optimiser__lr=1e30, train__optimiser__warmup_steps=0, train__steps=3)
+    spoilt = rig.config(
+        **FEW, train__precision="fp16", train__optimiser__lr=1e30, train__optimiser__warmup_steps=0, train__steps=3
+    )
     with pytest.raises(UserError, match=r"train\.precision=fp32"):
         rig.train(spoilt, tmp_path / "sunk")
 
