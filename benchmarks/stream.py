@@ -91,8 +91,9 @@ def webdataset(job: StreamJob, rows: int) -> Stream:
     context.target_max_block_size = 128 * 2**20
     context.custom_execution_callback_classes = []
     index = Index.open(job.index)
-    rows_of_all = sum(-(-shard.samples // job.config.data.row_size) for shard in index.shards)
-    paths = [shard.url for shard in index.shards] * (-(-rows // rows_of_all))
+    shards = [index.shards[number] for number in range(len(index.shards))]
+    rows_of_all = sum(-(-shard.samples // job.config.data.row_size) for shard in shards)
+    paths = [shard.url for shard in shards] * (-(-rows // rows_of_all))
     read = ray.data.read_webdataset(paths, decoder=None, override_num_blocks=len(paths))
     made = read.map_batches(
         _rows_of_bytes,  # type: ignore[arg-type]

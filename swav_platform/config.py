@@ -162,13 +162,18 @@ class Data(_Section):
 
 
 class Model(_Section):
-    """Changes results."""
-
-    name: str = "resnet50"
-    stem: Literal["imagenet", "small"] = "imagenet"
+    # changes results
+    name: str = Field("resnet50", description="of ours, or timm/NAME")
+    stem: Literal["imagenet", "small"] = Field("imagenet", description="small: 3x3, no pooling (ResNet, RegNet)")
     stem_stride: Literal[1, 2] = Field(1, description="stride of the small stem")
     projection_hidden: int = Field(2048, ge=1)
     projection_dim: int = Field(128, ge=2)
+    normalisation: Literal["row", "step"] = Field(
+        "row", description="whose batch statistics: of one row, or of all rows of the step"
+    )
+    init: str | None = Field(None, description="weights that the encoder starts from: .safetensors, .pth or a package's folder")
+    # does not change results (beyond rounding)
+    activation_checkpointing: bool = Field(False, description="make activations of blocks a second time instead of keeping them")
 
 
 class Method(_Section):
@@ -220,20 +225,30 @@ class Optimiser(_Section):
     lr: float = Field(4.8, gt=0)
     final_lr: float = Field(0.0048, ge=0)
     warmup_steps: int = Field(3130, ge=0)
+    warmup_images: int | None = Field(None, ge=0, description="wins over warmup_steps; whole steps of it")
     start_lr: float = Field(0.3, ge=0)
     weight_decay: float = Field(1e-6, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
+    exclude_1d: bool = Field(False, description="biases and norms: no weight decay, no adaptation")
 
 
 class Train(_Section):
     # changes results
     batch: int = Field(256, ge=1)
     epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1, description="wins over epochs")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    images: int | None = Field(None, ge=1, description="length of the run in images; wins over epochs")
+    steps: int | None = Field(None, ge=1, description="wins over images and epochs")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     optimiser: Optimiser = Optimiser()
-    # does not change results (beyond the order of floating-point sums)
+    clip: float | None = Field(None, gt=0, description="longest gradient of a step; longer ones are cut to it")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of averaged weights, which are what is exported")
+    # does not change results (beyond rounding)
+    accumulate: Literal["hold", "recompute"] = Field(
+        "hold", description="a rank's rows of a step: keep their graphs, or make codes first and then go row by row"
+    )
+    compile: bool = Field(False, description="encoders through torch.compile")
+    deterministic: bool = Field(False, description="only kernels that give the same bits again (CUDA)")
     workers: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1, description="torch threads of a worker; cores / workers when absent")
     checkpoint_every: int = Field(500, ge=1, description="steps")
@@ -290,6 +305,11 @@ class Config(_Section):
                 f"train.workers={self.train.workers} is more than the {self.rows_per_step} rows of a step "
                 f"(train.batch / data.row_size): lower data.row_size or take fewer workers"
             )
+        if self.model.normalisation == "step" and self.train.accumulate == "recompute":
+            raise ValueError(
+                "model.normalisation=step needs all rows of a step at once, so it does not go with train.accumulate=recompute: "
+                "take model.normalisation=row, or more workers and train.accumulate=hold"
+            )
         if sum(g.count for g in self.views.values()) < 2:
             raise ValueError("views: at least two views are needed to predict one from another")
         first, assigned = next(iter(self.views.values())).count, self.method.assign_views
@@ -309,6 +329,8 @@ class Config(_Section):
         """Steps of the run over an index of `samples` samples."""
         if self.train.steps is not None:
             return self.train.steps
+        if self.train.images is not None:
+            return max(1, self.train.images // self.train.batch)
         rows_per_epoch = -(-(self.data.samples_per_epoch or samples) // self.data.row_size)
         steps = max(1, int((self.train.epochs or 1) * rows_per_epoch) // self.rows_per_step)
         return min(steps, samples // self.train.batch) if self.data.one_pass and not self.data.mixed else steps
@@ -339,9 +361,27 @@ _NEWER = {"samples_per_epoch": None, "one_pass": False}
 
 _FREE = {
     "data": (
-        *("sources", "index", "exclude", "allow_pipe", "tasks", "segment", "node_labels", "sample_log", "max_quarantine_fraction"),
+        "sources",
+        "index",
+        "exclude",
+        "allow_pipe",
+        "tasks",
+        "segment",
+        "node_labels",
+        "sample_log",
+        "max_quarantine_fraction",
     ),
-    "train": ("workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every"),
+    "model": ("activation_checkpointing",),
+    "train": (
+        "accumulate",
+        "compile",
+        "deterministic",
+        "workers",
+        "threads",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+    ),
 }
 
 

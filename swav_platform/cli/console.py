@@ -42,7 +42,7 @@ def answer(result: Mapping[str, Any], as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for key, value in result.items():
-        add_row(table, key.replace("_", " "), _readable(value))
+        add_row(table, key.replace("_", " "), readable(value))
     Console().print(table)
 
 
@@ -56,7 +56,8 @@ def say(text: str) -> None:
     stderr.print(Text(text), soft_wrap=True)
 
 
-def _readable(value: Any) -> str:
+def readable(value: Any) -> str:
+    """A value of an answer as people read it."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 100 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):

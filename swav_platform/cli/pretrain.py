@@ -53,7 +53,7 @@ def run_options(command: Any) -> Any:
 )
 @run_options
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run, if there is one.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what the run would be, and stop.")
 @click.option(
     "--preview",
     metavar="FILE",
@@ -75,7 +75,7 @@ def pretrain_command(
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
     settings = configured(config, data, name, out, overrides)
     if dry_run:
-        click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
+        _dry_run(settings, as_json)
         return
     if preview:
         from swav_platform.cluster.preview import preview as write_preview
@@ -87,6 +87,23 @@ def pretrain_command(
     with ProgressDisplay() as display:
         result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started))
     console.answer(result, as_json)
+
+
+def _dry_run(settings: Config, as_json: bool) -> None:
+    """The resolved tree as YAML, and under it, as its comments, what is known of the run; with --json one object."""
+    from swav_platform.data.index import Index
+    from swav_platform.training.preflight import preflight
+
+    found = preflight(settings, Index.open(Path(settings.data.index)).samples if settings.data.index else None).tree()
+    tree = settings.model_dump(mode="json")
+    if as_json:
+        click.echo(json.dumps({"config": tree, **found}))
+        return
+    click.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+    for part in ("schedule", "memory", "communication"):
+        click.echo(f"# {part}: " + ", ".join(f"{k} {console.readable(v)}" for k, v in found[part].items()))
+    for warning in found["warnings"]:
+        click.echo(f"# warning: {warning}")
 
 
 class ProgressDisplay:

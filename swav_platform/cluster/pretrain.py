@@ -23,7 +23,7 @@ from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
-from swav_platform.models.resnet import SHAPES
+from swav_platform.models.encoders import check_name
 from swav_platform.run_folder import RunFolder, runs_folder
 from swav_platform.training import checkpoints
 from swav_platform.training.export import export_package
@@ -92,16 +92,15 @@ def placed(config: Config) -> Config:
     tree = config.model_dump(mode="json")
     tree["run"]["name"] = config.run.name or time.strftime("%Y%m%d-%H%M%S") + f"-{config.method.name}"
     tree["run"]["out"] = str(runs_folder(config.run.out))
-    for key in ("index", "exclude", "sample_log"):
-        if tree["data"][key]:
-            tree["data"][key] = os.path.abspath(os.path.expanduser(tree["data"][key]))
+    for section, key in (("data", "index"), ("data", "exclude"), ("data", "sample_log"), ("model", "init")):
+        if tree[section][key]:
+            tree[section][key] = os.path.abspath(os.path.expanduser(tree[section][key]))
     return from_tree(tree)
 
 
 def _check_names(config: Config) -> None:
     """Before anything is begun: else a worker would be the first to find them wrong."""
-    if config.model.name not in SHAPES:
-        raise UsageError(f"There is no encoder '{config.model.name}'; model.name must be one of {', '.join(SHAPES)}.")
+    check_name(config.model)
     build_method(config)
 
 

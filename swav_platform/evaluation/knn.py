@@ -13,8 +13,8 @@ from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.evaluation.features import Features, encoder_function, features, subset
+from swav_platform.models.encoders import build_encoder
 from swav_platform.models.package import load_package
-from swav_platform.models.resnet import build_encoder
 from swav_platform.run_folder import RunFolder
 
 

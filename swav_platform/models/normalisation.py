@@ -1,23 +1,34 @@
-"""Batch normalisation over one row: no communication, and the same numbers for any count of ranks.
+"""Batch normalisation over a row or over a step, the same numbers for any count of ranks.
 
-Batch statistics are those of what a forward pass is given (one row at one resolution). Running statistics move once
-a step, by the mean over the step's rows and passes on all ranks: `collect` gives this rank's sums, which travel with
-the gradients, and `commit` applies what came back.
+Batch statistics are those of what a forward pass is given: one row at one resolution, or, where `across` told the layers of
+other ranks, the step's rows on all of them. Running statistics move once a step, by the mean over the step's passes on all
+ranks: `collect` gives this rank's sums, which travel with the gradients, and `commit` applies what came back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Sum(Protocol):
+    """The one verb needed of other ranks."""
+
+    @property
+    def size(self) -> int: ...
+
+    def sum(self, x: Tensor) -> Tensor: ...
+
+
 class RowBatchNorm(nn.Module):
     """BatchNorm1d and BatchNorm2d in one, with torch's parameter and buffer names, eps and momentum.
 
-    Input [n, C] or [n, C, H, W], float32 or (under autocast) bfloat16; statistics stay float32.
+    Input [n, C] or [n, C, H, W], float32 or (under autocast) bfloat16 or float16; statistics stay float32.
     """
 
     weight: Tensor
@@ -31,6 +42,8 @@ class RowBatchNorm(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.ranks: Sum | None = None  # to share statistics with
+        self.recording = True
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -42,10 +55,16 @@ class RowBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.ranks is not None:
+            out, statistics = _OverRanks.apply(x, self.weight, self.bias, self.eps, self.ranks)
+            if self.recording:
+                self.sums += statistics
+            return out
         # With momentum 1 the fused kernel leaves the batch's mean and (unbiased) variance in the scratch buffer.
         mean, var, _ = self.scratch.split([self.channels, self.channels, 1])
         out = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        self.sums += self.scratch
+        if self.recording:
+            self.sums += self.scratch
         return out
 
     def reset(self) -> None:
@@ -61,12 +80,76 @@ class RowBatchNorm(nn.Module):
         return str(self.channels)
 
 
+class _OverRanks(torch.autograd.Function):
+    """Batch normalisation by the statistics of all ranks, which may hold different numbers of samples.
+
+    One sum of 2C + 1 float64 numbers forward (so that variances survive being made from sums), one of 2C float32 numbers backward.
+    Gradients of weight and bias are this rank's part, to be summed like all others. Also returns what `sums` collects.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Sum) -> tuple[Tensor, Tensor]:
+        shape, dims = _by_channel(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = (t.double() for t in torch.var_mean(wide, dims, correction=0))
+        own = x.new_full([1], x.numel() // x.shape[1], dtype=torch.float64)
+        first, second, count = ranks.sum(torch.cat([own * mean, own * (var + mean**2), own])).tensor_split(
+            [len(mean), 2 * len(mean)]
+        )
+        mean = first / count
+        var = (second / count - mean**2).clamp_min(0)
+        rstd = (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean.to(wide), rstd.to(wide), count.to(wide))
+        ctx.ranks = ranks
+        scale = weight * rstd.to(weight)
+        out = wide * scale.view(shape) + (bias - mean.to(bias) * scale).view(shape)
+        unbiased = var * count / (count - 1).clamp_min(1)
+        statistics = torch.cat([mean, unbiased, torch.ones_like(count)]).to(weight)
+        ctx.mark_non_differentiable(statistics)
+        return out.to(x.dtype), statistics
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd, count = ctx.saved_tensors
+        shape, dims = _by_channel(x)
+        grad = grads[0].to(mean.dtype)
+        normalised = (x.to(mean.dtype) - mean.view(shape)) * rstd.view(shape)
+        by_bias, by_weight = grad.sum(dims), (grad * normalised).sum(dims)
+        all_bias, all_weight = ctx.ranks.sum(torch.cat([by_bias, by_weight])).div(count).view(2, -1)
+        into_x = (grad - all_bias.view(shape) - normalised * all_weight.view(shape)) * (weight * rstd).view(shape)
+        return into_x.to(x.dtype), by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None
+
+
+def _by_channel(x: Tensor) -> tuple[list[int], list[int]]:
+    """The shape in which a vector of channels meets `x`, and the dimensions that are not channels."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    return [-1 if d == 1 else 1 for d in range(x.dim())], dims
+
+
 def _nothing(channels: int) -> Tensor:
     return torch.cat([torch.zeros(2 * channels), torch.ones(1)])
 
 
 def _layers(module: nn.Module) -> Iterator[RowBatchNorm]:
     return (m for m in module.modules() if isinstance(m, RowBatchNorm))
+
+
+def across(module: nn.Module, ranks: Sum) -> None:
+    """Statistics are those of all `ranks` together from now on."""
+    for layer in _layers(module):
+        layer.ranks = ranks if ranks.size > 1 else None
+
+
+@contextmanager
+def not_recording(module: nn.Module) -> Iterator[None]:
+    """Passes in the block leave running statistics alone: they are made a second time."""
+    for layer in _layers(module):
+        layer.recording = False
+    try:
+        yield
+    finally:
+        for layer in _layers(module):
+            layer.recording = True
 
 
 def collect(module: nn.Module) -> Tensor:
@@ -84,8 +167,10 @@ def commit(module: nn.Module, sums: Tensor) -> None:
     start = 0
     for layer in _layers(module):
         size = 2 * layer.channels
-        mean, var = (sums[start : start + size] / sums[start + size]).view(2, -1)
-        layer.running_mean.lerp_(mean, layer.momentum)
-        layer.running_var.lerp_(var, layer.momentum)
-        layer.num_batches_tracked += 1
+        passes = sums[start + size]
+        mean, var = (sums[start : start + size] / passes.clamp_min(1)).view(2, -1)
+        share = layer.momentum * (passes > 0)  # by arithmetic, so that a GPU is not waited for
+        layer.running_mean.lerp_(mean, share)
+        layer.running_var.lerp_(var, share)
+        layer.num_batches_tracked += passes > 0
         start += size + 1

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from swav_platform import config
 from swav_platform.errors import UserError
 from swav_platform.images.photometric import MEAN, STD
+from swav_platform.models.encoders import build_encoder
 from swav_platform.models.heads import projection_head
-from swav_platform.models.resnet import build_encoder
 
 _FILES = ("encoder.safetensors", "head.safetensors", "model.json")
 
@@ -103,7 +103,7 @@ def load_package(folder: Path) -> Package:
         encoder = build_encoder(model)
         encoder.load_state_dict(safetensors.torch.load_file(folder / "encoder.safetensors"))
         head = safetensors.torch.load_file(folder / "head.safetensors")
-        projection = projection_head(encoder.feature_dim, model.projection_hidden, model.projection_dim)
+        projection = projection_head(meta["feature_dim"], model.projection_hidden, model.projection_dim)
         projection.load_state_dict(_part(head, "projection.", ""))
         return Package(encoder.eval(), projection.eval(), head["prototypes"], meta)
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:

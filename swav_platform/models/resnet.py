@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swav_platform import config
-from swav_platform.errors import UsageError
+from swav_platform.models.checkpointing import through
 from swav_platform.models.normalisation import RowBatchNorm
 
 
@@ -27,25 +26,13 @@ class Shape:
 SHAPES = {
     "resnet_tiny": Shape((1, 1, 1, 1), 32, False),
     "resnet18": Shape((2, 2, 2, 2), 64, False),
+    "resnet34": Shape((3, 4, 6, 3), 64, False),
     "resnet50": Shape((3, 4, 6, 3), 64, True),
+    "resnet101": Shape((3, 4, 23, 3), 64, True),
     "resnet50w2": Shape((3, 4, 6, 3), 128, True),
     "resnet50w4": Shape((3, 4, 6, 3), 256, True),
     "resnet50w5": Shape((3, 4, 6, 3), 320, True),
 }
-
-
-def build_encoder(model: config.Model, seed: int = 0) -> ResNet:
-    """The encoder that `model` names, its weights drawn from `seed` alone: the same on every rank and machine.
-
-    Raises UsageError for an unknown name.
-    """
-    if model.name not in SHAPES:
-        raise UsageError(f"There is no encoder '{model.name}'; model.name must be one of {', '.join(SHAPES)}.")
-    with torch.device("meta"):  # no memory and no global random numbers are spent on weights that are drawn below
-        encoder = ResNet(SHAPES[model.name], model.stem, model.stem_stride)
-    encoder.to_empty(device="cpu")
-    initialise(encoder, seed, "encoder")
-    return encoder
 
 
 @torch.no_grad()
@@ -58,6 +45,8 @@ def initialise(module: nn.Module, seed: int, name: str) -> None:
             part.reset()
         elif isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if part.bias is not None:
+                part.bias.zero_()
         elif isinstance(part, nn.Linear):
             bound = 1 / math.sqrt(part.in_features)
             part.weight.uniform_(-bound, bound, generator=generator)
@@ -71,8 +60,9 @@ class ResNet(nn.Module):
     Stem `imagenet`: 7x7 stride 2 and a max-pool, as published; `small`: 3x3 with `stem_stride`, for images up to about 64 px.
     """
 
-    def __init__(self, shape: Shape, stem: str, stem_stride: int) -> None:
+    def __init__(self, shape: Shape, stem: str, stem_stride: int, checkpointing: bool = False) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         imagenet = stem == "imagenet"
         kernel, stride = (7, 2) if imagenet else (3, stem_stride)
         self.conv1 = nn.Conv2d(3, shape.width, kernel, stride, kernel // 2, bias=False)
@@ -92,7 +82,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for i in range(self.stages):
-            x = getattr(self, f"layer{i + 1}")(x)
+            x = through(getattr(self, f"layer{i + 1}"), x, self.checkpointing)
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 

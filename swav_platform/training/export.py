@@ -8,14 +8,16 @@ from swav_platform.images.decode import codec_fingerprint
 from swav_platform.models.package import save_package
 from swav_platform.run_folder import RunFolder
 from swav_platform.training import checkpoints
+from swav_platform.training.averages import split
 
 
 def export_package(folder: RunFolder, checkpoint: Path) -> Path:
-    """Writes the run's model package from one of its checkpoints and returns its folder."""
-    info = folder.info()
+    """Writes the run's model package from one of its checkpoints, averaged weights where it kept them; returns its folder."""
+    info, snapshot = folder.info(), checkpoints.load(checkpoint)
+    averages, _ = split(snapshot.optimizer)
     return save_package(
         folder.package,
-        checkpoints.load(checkpoint).model,
+        {**snapshot.model, **averages},
         folder.config(),
         name=info["model_name"],
         run=folder.name,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 
+from torch.amp.grad_scaler import GradScaler
+
 from swav_platform.errors import UserError
 
 _FEWEST_POSITIONS = 1000  # before that a share says little
 
 
-def check_finite(step: int, loss: float, grad_norm: float, lr: float) -> None:
-    """Raises UserError for NaN or infinity; called before the weights move."""
-    if not math.isfinite(loss + grad_norm):
+def check_finite(step: int, loss: float, grad_norm: float, lr: float, scaler: GradScaler) -> None:
+    """Raises UserError for NaN or infinity; called before the weights move. With a scaler that is enabled a gradient may be
+    infinite, until its scale has sunk to nothing."""
+    overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= 1
+    if not math.isfinite(loss + grad_norm) and not overflow:
         raise UserError(
             f"The loss of step {step} is {loss} and its gradient has length {grad_norm} (learning rate {lr:.4g}), so the run was ended; the weights of the last "
             f"checkpoint are sound. Lower train.optimiser.lr or lengthen train.optimiser.warmup_steps, or take "
-            f"train.precision=fp32 if it was bf16, under another run.name."
+            f"train.precision=fp32 if it was lower, under another run.name."
         )
 
 

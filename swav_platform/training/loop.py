@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from swav_platform.config import Config
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
+from swav_platform.models import normalisation
 from swav_platform.training import checkpoints, snapshots
-from swav_platform.training.collectives import available_cores, gather_bytes
+from swav_platform.training.collectives import gather_bytes
+from swav_platform.training.device import preparer, set_torch
 from swav_platform.training.health import quarantine_error, too_many_quarantined
 from swav_platform.training.journal import Journal, quarantined
+from swav_platform.training.meter import Meter
+from swav_platform.training.passes import Prepare
 from swav_platform.training.resume import Run, begin, identity
 from swav_platform.training.schedules import learning_rate
-from swav_platform.training.step import Learner, Prepare, StepReport, train_step
+from swav_platform.training.step import Learner, StepReport, train_step
 
 if TYPE_CHECKING:
     from swav_platform.images.row import Row
@@ -41,6 +43,7 @@ class Progress:
     metrics: dict[str, float]
     images_per_second: float  # since the last logged step, all ranks
     wait_share: float  # of the time since then, spent waiting for rows (rank 0)
+    collectives: dict[str, int]  # of the step, by what they were for
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,18 @@ def train(
 
     samples: of the index; the number of steps follows from it. rows: called once, from the first row that no checkpoint has.
     on_progress: called by rank 0 after each step. prepare: how a row becomes the network's input; absent, as
-    `config.data.photometric` says. Sets torch's number of threads.
+    `config.data.photometric` says. Sets torch's threads and choice of kernels.
     Raises UserError: a run is there and not to be resumed, or another configuration's; a stream out of order; a loss that is no
     number; too many unreadable images; something that can't be written. What was committed stays.
     """
     began, device, folder = time.perf_counter(), torch.device(device), run_dir / "checkpoints"
-    torch.set_num_threads(config.train.threads or max(1, available_cores() // config.train.workers))
+    set_torch(config)
     learner, who = snapshots.build_learner(config, device), identity(config, index_digest)
+    together = config.model.normalisation == "step"
+    if together:
+        normalisation.across(learner.network, comm)
     run = begin(learner, folder, who, comm, resume)
-    prepare = prepare or _preparer(config, device)
+    prepare = prepare or preparer(config, device)
     start, total = run.steps, config.steps(samples)
     with closing(Journal(config, run_dir, comm, run.ledger)) as journal:
         _all_or_none(lambda: journal.open(start), comm)
@@ -94,7 +100,8 @@ def train(
                 own = next(stream)
             if (epoch := config.epoch(step, samples)) != config.epoch(step - 1, samples):
                 learner.method.start_epoch(epoch, comm)
-            lr, last = learning_rate(step, total, config.train.optimiser), step + 1 == total
+            lr = learning_rate(step, total, config.train.optimiser, config.train.batch)
+            last = step + 1 == total
             logged = last or step == 0 or (step + 1) % config.train.log_every == 0
             report = train_step(
                 step,
@@ -105,6 +112,9 @@ def train(
                 batch=config.train.batch,
                 lr=lr,
                 precision=config.train.precision,
+                accumulate=config.train.accumulate,
+                together=together,
+                clip=config.train.clip,
                 extra=[quarantined(own)],
                 metrics=logged,
             )
@@ -133,35 +143,6 @@ def _result(run: Run, made: int, batch: int, seconds: float) -> TrainResult:
         quarantined=run.quarantined,
         seconds=seconds,
     )
-
-
-class Meter:
-    """Images per second, and shares of time spent waiting for rows and in collectives, since the last fresh start."""
-
-    images_per_second = wait_share = collective_share = 0.0
-
-    def __init__(self, comm: Comm) -> None:
-        self.comm = comm
-        self._afresh()
-
-    def _afresh(self) -> None:
-        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
-        self.communicated = getattr(self.comm, "seconds", 0.0)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - before
-
-    def step(self, images: int, fresh: bool) -> None:
-        """Counts a step's images; with `fresh`, counting starts anew after it."""
-        self.images += images
-        spent = max(time.perf_counter() - self.began, 1e-9)
-        self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
-        self.collective_share = (getattr(self.comm, "seconds", 0.0) - self.communicated) / spent
-        if fresh:
-            self._afresh()
 
 
 def _checked(rows: Rows, start: int, total: int, per_step: int, comm: Comm) -> Iterator[list[Row]]:
@@ -197,7 +178,8 @@ def _after(run: Run, report: StepReport, lr: float, meter: Meter, logged: bool) 
         "train/collective_share": meter.collective_share,
         "data/quarantined_total": float(run.quarantined),
     }
-    return Progress(step, report.loss, lr, metrics if logged else {}, meter.images_per_second, meter.wait_share)
+    metrics = metrics if logged else {}
+    return Progress(step, report.loss, lr, metrics, meter.images_per_second, meter.wait_share, report.collectives)
 
 
 def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) -> None:
@@ -236,16 +218,3 @@ def _all_or_none(work: Callable[[], None], comm: Comm) -> None:
     for message in gather_bytes(problem, comm):
         if message:
             raise UserError(message.decode())
-
-
-def _preparer(config: Config, device: torch.device) -> Prepare:
-    from swav_platform.images import photometric
-
-    def to_device(array: Any) -> Tensor:
-        with warnings.catch_warnings():  # rows lie in shared memory that can't be written to, and nobody does
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
-    if config.data.photometric == "worker":
-        return lambda row: [photometric.normalise(to_device(views)) for views in row.views]
-    return lambda row: [photometric.apply(to_device(v), torch.tensor(p)) for v, p in zip(row.views, row.params, strict=True)]

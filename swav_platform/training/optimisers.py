@@ -14,14 +14,12 @@ from swav_platform import config
 class Lars:
     """SGD with momentum on gradients of layer-wise adapted size (You et al. 2017, eq. 6), as published with SwAV.
 
-    g <- trust ||p|| / (||g|| + weight_decay ||p||) (g + weight_decay p) for every parameter, none excluded. Where ||p|| or
-    ||g|| is 0 the gradient stays as it is, without weight decay: a fresh bias makes a large first step.
+    g <- trust ||p|| / (||g|| + weight_decay ||p||) (g + weight_decay p). Where ||p|| or ||g|| is 0 the gradient stays as it is,
+    without weight decay: a fresh bias makes a large first step. Groups of parameters with `adapted` false: plain SGD.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, trust: float
-    ) -> None:
-        self.sgd = torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+    def __init__(self, parameters: Any, *, lr: float, momentum: float, weight_decay: float, trust: float) -> None:
+        self.sgd = torch.optim.SGD(parameters, lr=lr, momentum=momentum, foreach=True)
         self.weight_decay, self.trust = weight_decay, trust
 
     @property
@@ -38,28 +36,41 @@ class Lars:
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._adapt(p, p.grad)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and group.get("adapted", True):
+                self._adapt(parameters, [p.grad for p in parameters])
         self.sgd.step()
 
-    def _adapt(self, p: Tensor, g: Tensor) -> None:
-        p_norm, g_norm = p.norm(), g.norm()
-        adapted = (p_norm > 0) & (g_norm > 0)  # selected by arithmetic, so that a GPU is not waited for
+    def _adapt(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        p_norm, g_norm = (torch.stack(torch._foreach_norm(of)) for of in (parameters, gradients))
+        adapted = (p_norm > 0) & (g_norm > 0)
         rate = torch.where(adapted, self.trust * p_norm / (g_norm + p_norm * self.weight_decay + 1e-8), 1.0)
-        g.add_(p * (adapted.to(p.dtype) * self.weight_decay)).mul_(rate)
+        rates, which = rate.tolist(), adapted.tolist()  # a GPU is waited for once, and all that follows is two kernels
+        decayed = [(g, p) for g, p, one in zip(gradients, parameters, which, strict=True) if one]
+        if decayed and self.weight_decay:
+            torch._foreach_add_([g for g, _ in decayed], [p for _, p in decayed], alpha=self.weight_decay)
+        torch._foreach_mul_(gradients, rates)
 
 
 AnyOptimiser = torch.optim.Optimizer | Lars
 
 
 def build_optimiser(parameters: Iterable[nn.Parameter], options: config.Optimiser) -> AnyOptimiser:
-    """Over all parameters, weight decay on each."""
+    """Over all parameters, weight decay on each; with `exclude_1d` neither decay nor adaptation on those of one dimension."""
+    groups = _groups(list(parameters), options)
     if options.name == "lars":
-        return Lars(parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, trust=options.trust)
+        return Lars(groups, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, trust=options.trust)
     if options.name == "sgd":
-        return torch.optim.SGD(parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
-    return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+
+
+def _groups(parameters: list[nn.Parameter], options: config.Optimiser) -> list[dict[str, Any]]:
+    if not options.exclude_1d:
+        return [{"params": parameters}]
+    excluded: dict[str, Any] = {"params": [p for p in parameters if p.dim() <= 1]}
+    excluded |= {"adapted": False} if options.name == "lars" else {"weight_decay": 0.0}
+    return [{"params": [p for p in parameters if p.dim() > 1]}, excluded]
 
 
 def optimiser_tensors(optimiser: AnyOptimiser, network: nn.Module) -> dict[str, Tensor]:

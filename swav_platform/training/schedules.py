@@ -7,13 +7,18 @@ import math
 from swav_platform.config import Optimiser
 
 
-def learning_rate(step: int, total: int, options: Optimiser) -> float:
+def learning_rate(step: int, total: int, options: Optimiser, batch: int = 1) -> float:
     """Linear warm-up over `warmup_steps`, then half a cosine down to `final_lr` (Loshchilov and Hutter 2017, eq. 5).
 
     Step 0 has `start_lr`, the last step of the warm-up has `lr`, and so has the one after it; as in the published code.
+    batch: images of a step, for a warm-up that is given in images.
     """
-    warm = options.warmup_steps
+    warm = warmup_steps(options, batch)
     if step < warm:
         return options.start_lr + (options.lr - options.start_lr) * step / max(1, warm - 1)
     turn = math.pi * (step - warm) / (total - warm)
     return options.final_lr + 0.5 * (options.lr - options.final_lr) * (1 + math.cos(turn))
+
+
+def warmup_steps(options: Optimiser, batch: int) -> int:
+    return options.warmup_steps if options.warmup_images is None else options.warmup_images // batch

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from swav_platform.methods.comm import Comm
-from swav_platform.methods.method import Method, RowOutputs, StepOutputs, Targets
+from swav_platform.methods.method import Method, StepOutputs
 from swav_platform.models import normalisation
+from swav_platform.training.averages import Averages
 from swav_platform.training.collectives import sum_together
 from swav_platform.training.health import check_finite
 from swav_platform.training.optimisers import AnyOptimiser
+from swav_platform.training.passes import Accumulate, Passes, Precision, Prepare
 
 if TYPE_CHECKING:
     from swav_platform.images.row import Row
 
-Prepare = Callable[["Row"], list[Tensor]]
-"""A row to what the network takes: per resolution [V_g * R, 3, H, W] on the device, view by view."""
-
 
 @dataclass(frozen=True)
 class Learner:
-    """All that learns."""
+    """All that learns. scaler: of the loss under fp16, else switched off."""
 
     network: nn.Module
     method: Method
     optimiser: AnyOptimiser
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
+    averages: Averages | None = None
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """loss: mean over the step's images; extra: sums over ranks of what was given; metrics: only where asked for."""
+    """loss: mean over the step's images; extra: sums over ranks of what was given; metrics: only where asked for;
+    collectives: how many there were of the method, of gradients, of normalisation."""
 
     loss: float
     extra: list[float]
     metrics: dict[str, float] = field(default_factory=dict)
+    collectives: dict[str, int] = field(default_factory=dict)
 
 
 def train_step(
@@ -50,7 +56,10 @@ def train_step(
     *,
     batch: int,
     lr: float,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
+    accumulate: Accumulate = "hold",
+    together: bool = False,
+    clip: float | None = None,
     extra: Sequence[float] = (),
     metrics: bool = False,
 ) -> StepReport:
@@ -58,56 +67,64 @@ def train_step(
 
     The loss is the sum over images of weight x loss, divided by `batch` (images of the step on all ranks). Losses, gradients and
     statistics are functions of the step's rows: ranks may hold different numbers of them.
+    together: all rows in one pass (batch norm over the step). clip: length to which the step's gradient is cut.
     extra: numbers to sum over ranks on the way, at most 2^24 each. Raises UserError, before any weight moves, for a loss or
-    a gradient that is no number.
+    a gradient that is no number; under fp16 such a gradient only lowers the scale of the loss, and no weight moves.
     """
-    network, method, optimiser = learner.network, learner.method, learner.optimiser
+    network, method, optimiser, scaler = learner.network, learner.method, learner.optimiser, learner.scaler
     network.train()
     optimiser.zero_grad()
-    outputs = StepOutputs(step, tuple(_forward(network, row, prepare, precision) for row in rows))
-    targets = method.targets(outputs, comm)
-    loss = _backward(method, outputs, targets, batch)
+    passes = Passes(network, prepare, precision, accumulate, together)
+    calls: Counter[str] = Counter()
+    with _counted(comm, "normalisation", calls):
+        outputs = StepOutputs(step, passes.look(rows))
+    with _counted(comm, "method", calls):
+        targets = method.targets(outputs, comm)
+    with _counted(comm, "normalisation", calls):
+        loss = passes.backward(method, rows, outputs, targets, batch, scaler)
 
-    named = [(name, p) for name, p in network.named_parameters() if p.grad is not None]
+    frozen = method.frozen(step)
+    for name, p in network.named_parameters():
+        if name in frozen:
+            p.grad = None
+    moving = [p for p in network.parameters() if p.grad is not None]
     statistics = normalisation.collect(network).to(loss)
     counts = loss.new_tensor(list(extra))
     health = method.health_sums(outputs, targets).to(loss) if metrics else loss.new_zeros(0)
-    sum_together([*_gradients(named), loss, statistics, counts, health], comm)
+    with _counted(comm, "gradients", calls):
+        sum_together([*_gradients(moving), loss, statistics, counts, health], comm)
+    if moving:
+        scaler.unscale_(optimiser)  # type: ignore[arg-type]
     value = loss.item()
-    grad_norm = torch.nn.utils.get_total_norm(_gradients(named)).item()
-    check_finite(step, value, grad_norm, lr)
+    grad_norm = torch.nn.utils.get_total_norm(_gradients(moving))
+    check_finite(step, value, grad_norm.item(), lr, scaler)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(moving, clip, grad_norm)
 
-    frozen = method.frozen(step)
-    for name, p in named:
-        if name in frozen:
-            p.grad = None
-    found = {"train/grad_norm": grad_norm} | method.health(health, value) if metrics else {}
+    found = {"train/grad_norm": grad_norm.item()} | method.health(health, value) if metrics else {}
     for group in optimiser.param_groups:
         group["lr"] = lr
-    optimiser.step()
+    if moving:
+        scaler.step(optimiser)  # type: ignore[arg-type]
+        scaler.update()
     normalisation.commit(network, statistics)
-    method.after_step(outputs, comm)
-    return StepReport(value, counts.tolist(), found)
+    with _counted(comm, "method", calls):
+        method.after_step(outputs, comm)
+    if learner.averages is not None:
+        learner.averages.update(network)
+    return StepReport(value, counts.tolist(), found, dict(calls))
 
 
-def _forward(network: nn.Module, row: Row, prepare: Prepare, precision: str) -> RowOutputs:
-    views = prepare(row)
-    with torch.autocast(views[0].device.type, torch.bfloat16, enabled=precision == "bf16"):
-        outputs = network(views, len(row.weight))
-    sample = torch.tensor(row.sample, device=outputs[0].device)
-    weight = torch.tensor(row.weight, dtype=outputs[0].dtype, device=outputs[0].device)
-    return RowOutputs(int(row.row), sample, weight, *outputs)
+@contextmanager
+def _counted(comm: Comm, kind: str, calls: Counter[str]) -> Iterator[None]:
+    before = _collectives(comm)
+    yield
+    calls[kind] += _collectives(comm) - before
 
 
-def _backward(method: Method, outputs: StepOutputs, targets: Targets, batch: int) -> Tensor:
-    """This rank's part of the loss. Row by row, so that a row's graph is gone before the next one's gradients are made."""
-    total = outputs.rows[0].weight.new_zeros(())
-    for row in outputs.rows:
-        loss = (row.weight * method.loss(row, targets)).sum() / batch
-        loss.backward()
-        total += loss.detach()
-    return total
+def _collectives(comm: Comm) -> int:
+    return sum(getattr(comm, "calls", {}).values())
 
 
-def _gradients(named: Sequence[tuple[str, Any]]) -> list[Tensor]:
-    return [p.grad for _, p in named]
+def _gradients(moving: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in moving if p.grad is not None]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
-from swav_platform.models.normalisation import RowBatchNorm, collect, commit
+from swav_platform.models.normalisation import RowBatchNorm, across, collect, commit, not_recording
 
 
 def rows(count: int, seed: int = 0) -> list[torch.Tensor]:
@@ -69,3 +73,68 @@ def test_bfloat16_under_autocast() -> None:
     assert out.dtype == torch.bfloat16
     assert collect(layer).dtype == torch.float32
     assert torch.allclose(out.float(), RowBatchNorm(5)(x), atol=0.05)
+
+
+class Threads:
+    """Ranks of one process, one thread each."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.barrier, self.given = size, threading.Barrier(size), [torch.zeros(0)] * size
+        self.rank = threading.local()
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        self.given[self.rank.number] = x
+        self.barrier.wait()
+        total = torch.stack(self.given).sum(0)
+        self.barrier.wait()
+        return total
+
+    def run(self, work: Callable[[int], object]) -> list[object]:
+        def one(number: int) -> object:
+            self.rank.number = number
+            return work(number)
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(one, range(self.size)))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 4, 4)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_across_ranks_it_is_one_batch(shape: tuple[int, ...], offset: float) -> None:
+    """Uneven shares; statistics far from zero, where variances made from sums of squares would be lost."""
+    x = torch.randn(9, *shape, generator=torch.Generator().manual_seed(0)) * 3 + offset
+    weights = torch.randn(9, *shape, generator=torch.Generator().manual_seed(1))
+    shares, ranks = [2, 6, 1], Threads(3)
+
+    def train(layer: RowBatchNorm, x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            layer.weight.copy_(torch.arange(5) + 1)
+            layer.bias.copy_(torch.arange(5))
+        given = x.clone().requires_grad_()
+        out = layer(given)
+        (out.square() * weights).sum().backward()
+        return out.detach(), given.grad, layer.weight.grad, layer.bias.grad, collect(layer)
+
+    def rank(number: int) -> tuple[torch.Tensor, ...]:
+        layer = RowBatchNorm(5)
+        across(layer, ranks)
+        return train(layer, x.split(shares)[number], weights.split(shares)[number])
+
+    parts = list(zip(*ranks.run(rank), strict=True))
+    whole = train(RowBatchNorm(5), x, weights)
+    close = {"rtol": 1e-4, "atol": 1e-3 if offset else 1e-5}
+    for of_ranks, of_one in zip(parts[:2], whole[:2], strict=True):
+        assert torch.allclose(torch.cat(of_ranks), of_one, **close)
+    for of_ranks, of_one in zip(parts[2:4], whole[2:4], strict=True):
+        assert torch.allclose(sum(of_ranks), of_one, rtol=1e-3, atol=1e-2 if offset else 1e-4)
+    assert torch.allclose(sum(parts[4]) / 3, whole[4], rtol=1e-5)
+
+
+def test_passes_that_are_made_twice_count_once() -> None:
+    layer = RowBatchNorm(5)
+    with not_recording(layer):
+        layer(rows(1)[0])
+    assert collect(layer).eq(0).all()
+    commit(layer, collect(layer))  # no pass at all: nothing moves
+    assert layer.running_var.eq(1).all()
+    assert layer.num_batches_tracked == 0

@@ -5,7 +5,8 @@ import torch
 
 from swav_platform.config import Model
 from swav_platform.errors import UsageError
-from swav_platform.models.resnet import SHAPES, build_encoder
+from swav_platform.models.encoders import build_encoder
+from swav_platform.models.resnet import SHAPES, ResNet
 
 
 @pytest.mark.parametrize(("stem", "stride", "places"), [("imagenet", 1, 4), ("small", 1, 1), ("small", 2, 2)])
@@ -29,8 +30,6 @@ def test_the_tiny_one_is_tiny() -> None:
 )
 def test_sizes_are_the_published_ones(name: str, parameters: int, dim: int) -> None:
     with torch.device("meta"):
-        from swav_platform.models.resnet import ResNet
-
         encoder = ResNet(SHAPES[name], "imagenet", 1)
     assert (sum(p.numel() for p in encoder.parameters()), encoder.feature_dim) == (parameters, dim)
 
@@ -58,3 +57,12 @@ def test_weights_come_from_the_seed_alone() -> None:
 def test_an_unknown_encoder_is_named() -> None:
     with pytest.raises(UsageError, match=r"resnet51.*resnet50"):
         build_encoder(Model(name="resnet51"))
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet50w4", "resnet50w5"])
+def test_other_sizes(name: str) -> None:
+    """Of torchvision (resnet34, resnet101, less their last layer) and of the published wider ones, in millions."""
+    with torch.device("meta"):
+        encoder = ResNet(SHAPES[name], "imagenet", 1)
+    millions = {"resnet34": 21.284672, "resnet101": 42.500160, "resnet50w4": 375.4, "resnet50w5": 586.4}[name]
+    assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)

@@ -109,6 +109,18 @@ def short() -> Config:
     return config(train__steps=5, method__queue_start=0, train__optimiser__lr=1e-4, train__optimiser__start_lr=1e-5)
 
 
+WAYS = {
+    "over_step": {"model__normalisation": "step"},
+    "recompute": {"train__accumulate": "recompute"},
+    "checkpointing_over_step": {"model__normalisation": "step", "model__activation_checkpointing": True},
+}
+
+
+def way(name: str) -> Config:
+    """Four steps, the queue in use from step 3 on."""
+    return config(train__steps=4, method__queue_start=1, **WAYS[name])
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -119,6 +131,8 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
         train(config(), folder / "whole", comm, double=True, on_progress=lambda _: seen.append(dict(comm.calls)))
         train(config(), folder / "broken", comm, double=True, resume=True)
         train(short(), folder / "short", comm)
+        for name in WAYS:
+            train(way(name), folder / name, comm, double=True)
         uneven = comm.gather_in_order(torch.arange(rank + 1) + 10 * rank).tolist()
         lengths = [len(part) for part in loop.gather_bytes(b"x" * (rank * 3), comm)]
         (folder / f"gathered-{rank}.json").write_text(json.dumps([uneven, lengths]))

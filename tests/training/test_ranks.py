@@ -31,6 +31,17 @@ def test_in_float32(rig: ModuleType, ranks: Callable, tmp_path: Path, size: int)
     assert rig.losses(ranks(size) / "short") == pytest.approx(rig.losses(tmp_path), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["over_step", "recompute", "checkpointing_over_step"])
+def test_other_ways_to_make_a_step(rig: ModuleType, ranks: Callable, tmp_path: Path, name: str) -> None:
+    """Batch norm over the step's rows wherever they are; codes of the whole step, rows one by one."""
+    rig.train(rig.way(name), tmp_path, double=True)
+    one = load(latest_valid(tmp_path / "checkpoints")).model
+    for size in (2, 3):
+        assert rig.losses(ranks(size) / name) == pytest.approx(rig.losses(tmp_path), abs=1e-8)
+        many = load(latest_valid(ranks(size) / name / "checkpoints")).model
+        assert max((one[key] - many[key]).abs().max() for key in one) < 1e-7
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_run_of_one_process_goes_on_with_several(rig: ModuleType, whole64: Path, ranks: Callable, size: int) -> None:
     found = rig.losses(ranks(size) / "broken")

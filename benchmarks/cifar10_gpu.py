@@ -1,0 +1,227 @@
+"""Does it learn on a GPU? ResNet-18, SwAV with multi-crop on CIFAR-10 by configs/pretrain/cifar10_gpu.yaml, in slices that resume.
+
+    python benchmarks/cifar10_gpu.py pack DIR_OF_SHARDS FILE           the images' bytes and labels as one file
+    python benchmarks/cifar10_gpu.py train FILE RUN [--seconds 540] [--device cuda] [key=value ...]
+
+Each `train` goes on where the one before ended and stops at the first checkpoint after --seconds. DIR_OF_SHARDS holds
+cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. All images lie on the device, where views are cut from them too.
+Prints one JSON line: minutes of training so far, and kNN (k=200, temperature 0.1, all 50,000 as bank, all 10,000 as queries) at 8, 16
+and 24 of them and after the last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from swav_platform.config import Config, load
+from swav_platform.data.index import Index, build_index
+from swav_platform.data.plan import Plan, PlanSpec
+from swav_platform.data.read import read_samples
+from swav_platform.data.sources import expand
+from swav_platform.evaluation.features import Features
+from swav_platform.evaluation.knn import knn_top1
+from swav_platform.images import params, photometric
+from swav_platform.images.layout import Row, RowLayout
+from swav_platform.images.randomness import uniforms
+from swav_platform.methods.comm import LocalComm
+from swav_platform.models.encoders import build_encoder
+from swav_platform.training import checkpoints
+from swav_platform.training.loop import train
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_gpu.yaml"
+MARKS = (8, 16, 24)  # minutes
+
+
+class SliceOver(Exception):
+    """The time of this call is spent, and a checkpoint has just been written."""
+
+
+def pack(shards: Path, file: Path) -> None:
+    columns: dict[str, np.ndarray] = {}
+    for part in ("train", "test"):
+        folder = file.parent / f".index-{part}"
+        build_index(expand([str(shards / f"cifar10-{part}-*.tar")]), folder, label="folder")
+        index = Index.open(folder)
+        data: list[bytes] = []
+        labels: list[str] = []
+        for start in range(0, index.samples, 1000):
+            lines = index.lines(range(start, min(start + 1000, index.samples)))
+            found = read_samples(lines)
+            data += [found[line.number] for line in lines]  # type: ignore[misc]
+            labels += [str(line.label) for line in lines]
+        columns |= {f"{part}_bytes": np.frombuffer(b"".join(data), np.uint8), f"{part}_sizes": np.array([len(d) for d in data])}
+        columns[f"{part}_labels"] = np.array(labels)
+    with file.open("wb") as out:
+        np.savez(out, **columns)  # type: ignore[arg-type]
+
+
+def unpack(file: Path, part: str) -> tuple[np.ndarray, list[str]]:
+    """uint8 [n, 32, 32, 3] and n labels."""
+    with np.load(file) as z:
+        raw, ends = z[f"{part}_bytes"].tobytes(), z[f"{part}_sizes"].cumsum()
+        labels = [str(label) for label in z[f"{part}_labels"]]
+    starts = [0, *ends[:-1].tolist()]
+    pixels = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in zip(starts, ends.tolist(), strict=True)]
+    return np.stack(pixels), labels
+
+
+class Views:
+    """Rows as numbers only, and their views cut on the device: crops of the plan's randomness, bilinear, antialiasing left out."""
+
+    def __init__(self, config: Config, images: np.ndarray, device: torch.device, seconds: float) -> None:
+        self.config, self.device = config, device
+        self.images = torch.from_numpy(images).to(device)
+        data = config.data
+        self.plan = Plan(PlanSpec(len(images), config.seed, data.row_size, data.block, data.window))
+        self.until = time.monotonic() + seconds
+
+    def rows(self, first: int, last: int) -> Iterator[Row]:
+        per_slice = self.config.rows_per_step * self.config.train.checkpoint_every
+        layout, size = RowLayout.of(self.config), self.config.data.row_size
+        for k in range(first, last):
+            if k > first and k % per_slice == 0 and time.monotonic() > self.until:
+                raise SliceOver
+            spec = self.plan.row(k)
+            yield Row(
+                row=k,
+                views=[],
+                params=[],
+                position=spec.positions,
+                sample=spec.samples,
+                outcome=np.zeros(size, np.uint8),
+                weight=np.ones(size, np.float32),
+                key=[""] * size,
+                shard=[""] * size,
+                stand_in_for=[None] * size,
+                events=[],
+                packed=np.zeros(0, np.uint8),
+                layout=layout,
+            )
+
+    def prepare(self, row: Row) -> list[Tensor]:
+        groups = list(self.config.views.values())
+        drawn = uniforms(self.config.seed, row.position, sum(g.count for g in groups), params.SLOTS)
+        images = self.images[torch.from_numpy(row.sample).to(self.device)].permute(0, 3, 1, 2).float()
+        views, first = [], 0
+        for group in groups:
+            mine = drawn[:, first : first + group.count].swapaxes(0, 1)  # [V, R, SLOTS]
+            cut = self._cut(images, mine, group.scale, group.ratio, group.flip, group.size)
+            columns = np.zeros((*mine.shape[:2], len(params.PARAMS)), np.float32)
+            columns[..., len(params.GEOMETRY) :] = params.photometric_params(mine, group.photometric)
+            views.append(photometric.apply(cut, columns))
+            first += group.count
+        return views
+
+    def _cut(self, images: Tensor, u: np.ndarray, scale: Any, ratio: Any, flip: float, size: int) -> Tensor:
+        """uint8 [V, R, size, size, 3]. Boxes as images/crops.py chooses them."""
+        side = images.shape[-1]
+        area = (scale[0] + (scale[1] - scale[0]) * u[..., params.AREA]) * side * side
+        low, high = np.log(ratio)
+        shape = np.exp(low + (high - low) * u[..., params.RATIO])
+        w, h = np.rint(np.sqrt(area * shape)), np.rint(np.sqrt(area / shape))
+        fits = (w > 0) & (w <= side) & (h > 0) & (h <= side)
+        choice, some = fits.argmax(-1)[..., None], fits.any(-1)
+        w, h = (np.where(some, np.take_along_axis(x, choice, -1)[..., 0], side) for x in (w, h))
+        top, left = (np.floor(u[..., slot] * (side - x + 1)) for slot, x in ((params.TOP, h), (params.LEFT, w)))
+        top, left = np.where(some, top, 0), np.where(some, left, 0)
+        mirrored = np.where(u[..., params.FLIP] < flip, -1.0, 1.0)
+        zero = np.zeros_like(w)
+        across = np.stack([mirrored * w / side, zero, (2 * left + w) / side - 1], -1)
+        down = np.stack([zero, h / side, (2 * top + h) / side - 1], -1)
+        theta = torch.from_numpy(np.stack([across, down], -2).astype(np.float32)).to(self.device)
+        found = [
+            F.grid_sample(images, F.affine_grid(one, [len(one), 3, size, size], align_corners=False), "bilinear", "border", False)
+            for one in theta
+        ]
+        return torch.stack(found).round_().clamp_(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
+
+
+@torch.no_grad()
+def knn(config: Config, checkpoint: Path, file: Path, device: torch.device) -> float:
+    weights = checkpoints.load(checkpoint).model
+    encoder = build_encoder(config.model)
+    encoder.load_state_dict({k.removeprefix("encoder."): t for k, t in weights.items() if k.startswith("encoder.")})
+    encoder.to(device).eval()
+    sides = []
+    for part in ("train", "test"):
+        images, labels = unpack(file, part)
+        values = [
+            F.normalize(encoder(photometric.normalise(torch.from_numpy(x).to(device)[None])), dim=1) for x in _chunks(images)
+        ]
+        sides.append(Features(torch.cat(values).cpu().numpy(), list(labels), Counter()))
+    bank, query = sides
+    return knn_top1(bank, query, k=200, temperature=0.1)
+
+
+def _chunks(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + 1000] for start in range(0, len(images), 1000)]
+
+
+def run(file: Path, folder: Path, seconds: float, device: torch.device, overrides: list[str]) -> dict[str, Any]:
+    config = load(RECIPE, ["train.checkpoint_every=100", "train.keep_checkpoints=2", *overrides])
+    images, _ = unpack(file, "train")
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = folder / "notes.json"
+    known: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {"minutes": 0.0, "knn": {}}
+    limit = seconds
+    for mark in MARKS:  # a slice also ends where accuracy is to be measured
+        if str(mark) not in known["knn"]:
+            limit = min(seconds, max(1.0, mark * 60 - known["minutes"] * 60))
+            break
+    views = Views(config, images, device, limit)
+    began, done = time.monotonic(), True
+    try:
+        how = {"samples": len(images), "index_digest": file.name, "comm": LocalComm(), "prepare": views.prepare}
+        train(config, rows=views.rows, run_dir=folder, resume=True, device=device, **how)  # type: ignore[arg-type]
+    except SliceOver:
+        done = False
+    known["minutes"] += (time.monotonic() - began) / 60
+    newest = checkpoints.latest_valid(folder / "checkpoints")
+    assert newest is not None
+    for mark in MARKS:
+        if known["minutes"] >= mark and str(mark) not in known["knn"]:
+            known["knn"][str(mark)] = round(knn(config, newest, file, device), 2)
+    if done and "last" not in known["knn"]:
+        known["knn"]["last"] = round(knn(config, newest, file, device), 2)
+    notes.write_text(json.dumps(known))
+    steps = checkpoints.steps_of(newest)
+    rate = steps * config.train.batch / known["minutes"] / 60
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    total = config.steps(len(images))
+    return {**known, "steps": steps, "of": total, "images_per_second": round(rate, 1), "done": done, "hardware": where, "n": 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    packing = verbs.add_parser("pack")
+    packing.add_argument("shards", type=Path)
+    packing.add_argument("file", type=Path)
+    training = verbs.add_parser("train")
+    training.add_argument("file", type=Path)
+    training.add_argument("run", type=Path)
+    training.add_argument("overrides", nargs="*")
+    training.add_argument("--seconds", type=float, default=540.0)
+    training.add_argument("--device", default="cuda")
+    options = parser.parse_intermixed_args()
+    if options.verb == "pack":
+        pack(options.shards, options.file)
+    else:
+        print(json.dumps(run(options.file, options.run, options.seconds, torch.device(options.device), options.overrides)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""How fast is a step? Ours against a plain loop of the published structure, on the same inputs in the same precision.
+
+    python benchmarks/train_step.py                  CPU: ResNet-50, 2x96 + 2x48 px, batch 16, float32, both channels_last
+    python benchmarks/train_step.py --device cuda    ResNet-50, 2x224 + 6x96 px, K 3000, batch 256, bfloat16
+
+One process measures in turns (ours, plain, ours, plain, ...) and takes medians. On a CPU two gloo processes then show what share of a
+step the method's collectives take. Prints one JSON line; ratios above 1 mean that ours is better.
+
+vs_plain_loop: time of the plain loop / ours, both channels_last. channels_last_gain: the plain loop in NCHW / in channels_last.
+eager_vs_plain_loop: the same without torch.compile. codes_and_loss_share: of our step, Sinkhorn, loss and its gradient.
+collective_share: of a step of two ranks, in collectives of the method, waiting for the other rank included.
+On a GPU also images_per_second, memory_ratio (ours / plain), share_of_peak, and time and memory of three kinds of multi-crop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from plain_loop import PlainLoop
+from torch import Tensor
+
+from swav_platform.config import Config, load
+from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.methods.sinkhorn import sinkhorn
+from swav_platform.methods.swav import swapped_loss
+from swav_platform.training.collectives import joined
+from swav_platform.training.snapshots import build_learner
+from swav_platform.training.step import train_step
+
+PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200
+RESNET50 = 3 * 8.2e9  # FLOP of forward and backward at 224 px
+CROPS = {"2x224": [(224, 2)], "2x160+4x96": [(160, 2), (96, 4)], "2x224+6x96": [(224, 2), (96, 6)]}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on a kind of device."""
+
+    crops: Sequence[tuple[int, int]]  # size, count
+    batch: int
+    precision: str
+    pairs: int
+    model: str = "resnet50"
+    prototypes: int = 3000
+
+    def config(self, *overrides: str) -> Config:
+        views = {f"v{size}": {"size": size, "count": count, "scale": [0.1, 1.0]} for size, count in self.crops}
+        options = [
+            *(f"views={json.dumps(views)}", f"train.batch={self.batch}", f"data.row_size={self.batch}"),
+            *(f"model.name={self.model}", f"method.prototypes={self.prototypes}", "method.freeze_prototypes=0"),
+            *(f"train.precision={self.precision}", "train.steps=1000", "train.optimiser.lr=0.1"),
+        ]
+        return load(None, [*options, *overrides])
+
+
+SETTINGS = {
+    "cpu": Setting([(96, 2), (48, 2)], 16, "fp32", pairs=7),
+    "cuda": Setting(CROPS["2x224+6x96"], 256, "bf16", pairs=15),
+    "toy": Setting([(32, 2), (16, 2)], 4, "fp32", pairs=2, model="resnet18", prototypes=30),
+}
+
+
+def inputs(config: Config, device: torch.device, layout: torch.memory_format) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(g.count * config.train.batch, 3, g.size, g.size) for g in config.views.values()]
+    return [torch.randn(size, generator=generator).to(device).contiguous(memory_format=layout) for size in sizes]
+
+
+class Row:
+    """The one row of a rank's step."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.row, self.weight, self.sample = number, np.ones(size, np.float32), np.arange(size)
+
+
+def our_step(config: Config, device: torch.device, comm: Comm, views: list[Tensor]) -> Callable[[], object]:
+    learner = build_learner(config, device)
+    size, steps = config.data.row_size, iter(range(10**9))
+
+    def step() -> object:
+        number = next(steps)
+        rows: list[Any] = [Row(number * comm.size + comm.rank, size)]
+        how = {"batch": config.train.batch, "lr": 0.1, "precision": config.train.precision}
+        return train_step(number, rows, learner, comm, lambda row: views, **how)  # type: ignore[arg-type]
+
+    return step
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, pairs: int) -> dict[str, float]:
+    """Median seconds of each, measured A B A B after two steps each that do not count."""
+    for step in steps.values():
+        step(), step()
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(pairs):
+        for name, step in steps.items():
+            found[name].append(seconds(step, device))
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def codes_and_loss(config: Config, device: torch.device, pairs: int) -> float:
+    """Median seconds of Sinkhorn, loss and its gradient for one step's scores."""
+    count, batch = sum(g.count for g in config.views.values()), config.train.batch
+    scores = torch.rand(count, batch, config.method.heads[0], device=device).requires_grad_()
+
+    def once() -> None:
+        assign = config.method.assign_views
+        codes = sinkhorn(scores.detach()[list(assign)], epsilon=0.05, iterations=3, comm=LocalComm())
+        swapped_loss(scores, codes, assign, 0.1).mean().backward()
+
+    return in_turns({"": once}, device, pairs)[""]
+
+
+def compare(setting: Setting, device: torch.device) -> dict[str, Any]:
+    last, first = torch.channels_last, torch.contiguous_format
+    config, views = setting.config(), inputs(setting.config(), device, last)
+    steps: dict[str, Callable[[], object]] = {}
+    for name, options in (("ours", ["train.compile=true"]), ("eager", [])):
+        steps[name] = our_step(setting.config(*options), device, LocalComm(), views)
+    plain, plain_nchw = PlainLoop(config, device, last), PlainLoop(config, device, first)
+    steps["plain"] = lambda: plain.step(views)
+    nchw = inputs(config, device, first)
+    steps["nchw"] = lambda: plain_nchw.step(nchw)
+    median = in_turns(steps, device, setting.pairs)
+    best = min(("ours", "eager"), key=median.__getitem__)
+    return {
+        "vs_plain_loop": round(median["plain"] / median[best], 3),
+        "compiled": best == "ours",
+        "compiled_vs_plain_loop": round(median["plain"] / median["ours"], 3),
+        "eager_vs_plain_loop": round(median["plain"] / median["eager"], 3),
+        "channels_last_gain": round(median["nchw"] / median["plain"], 3),
+        "codes_and_loss_share": round(codes_and_loss(config, device, setting.pairs) / median[best], 4),
+        "images_per_second": round(setting.batch / median[best], 2),
+        "seconds": {name: round(value, 4) for name, value in median.items()},
+    }
+
+
+def on_gpu(setting: Setting, device: torch.device) -> dict[str, Any]:
+    """Memory, share of the peak, and the paper's claim on multi-crop. Each alone, so that peaks are its own."""
+    found: dict[str, Any] = {}
+    for name, crops in CROPS.items():
+        at = Setting(crops, setting.batch, setting.precision, setting.pairs, setting.model, setting.prototypes)
+        step = our_step(at.config("train.compile=true"), device, LocalComm(), inputs(at.config(), device, torch.channels_last))
+        found[name] = _alone(step, device, at)
+    plain = PlainLoop(setting.config(), device, torch.channels_last)
+    views = inputs(setting.config(), device, torch.channels_last)
+    reference = _alone(lambda: plain.step(views), device, setting)
+    ours = found["2x224+6x96"]
+    flops = RESNET50 * sum(count * (size / 224) ** 2 for size, count in setting.crops)
+    return {
+        "memory_ratio": round(ours["gib"] / reference["gib"], 3),
+        "share_of_peak": round(ours["images_per_second"] * flops / PEAK, 4),
+        "crops": found,
+    }
+
+
+def _alone(step: Callable[[], object], device: torch.device, setting: Setting) -> dict[str, float]:
+    torch.cuda.empty_cache()
+    step(), step()
+    torch.cuda.reset_peak_memory_stats()
+    median = statistics.median(seconds(step, device) for _ in range(setting.pairs))
+    gib = torch.cuda.max_memory_allocated() / 2**30
+    return {"images_per_second": round(setting.batch / median, 1), "gib": round(gib, 2)}
+
+
+def two_ranks(name: str) -> dict[str, float]:
+    """Shares of the method's collectives in steps of two gloo processes of one thread each."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--setting", name, "--store", f"{folder}/store", "--rank"]
+        ranks = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, text=True) for r in range(2)]
+        said = [rank.communicate()[0] for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks)
+    return dict(json.loads(said[0].splitlines()[-1]))
+
+
+def one_rank(setting: Setting, rank: int, store: str) -> dict[str, float]:
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    with joined(rank, 2, f"file://{store}") as comm:
+        # half the images a rank, so that the step is the one that was measured above
+        half = Setting(setting.crops, setting.batch // 2, setting.precision, setting.pairs, setting.model, setting.prototypes)
+        inside, collectives = [0.0], [0.0]
+        from swav_platform.methods.swav import Swav
+
+        targets = Swav.targets
+
+        def timed(self: Swav, outputs: Any, ranks: Any) -> Any:
+            before = ranks.seconds
+            comm.sum(torch.zeros(1))  # from here on nobody waits for a forward pass
+            inside[0] += ranks.seconds - before
+            began = ranks.seconds
+            found = targets(self, outputs, ranks)
+            collectives[0] += ranks.seconds - began
+            return found
+
+        Swav.targets = timed  # type: ignore[method-assign, assignment]
+        step = our_step(half.config(), device, comm, inputs(half.config(), device, torch.channels_last))
+        step()
+        inside[0] = collectives[0] = 0.0
+        spent = sum(seconds(step, device) for _ in range(setting.pairs))
+    share = {"collective_share": (collectives[0] + inside[0]) / spent, "collective_share_without_waiting": collectives[0] / spent}
+    return {name: round(value, 5) for name, value in share.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--setting", choices=list(SETTINGS), help="toy: seconds, for tests")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    name = options.setting or options.device
+    setting, device = SETTINGS[name], torch.device(options.device)
+    if options.rank is not None:
+        print(json.dumps(one_rank(setting, options.rank, options.store)))
+        return
+    found = compare(setting, device)
+    found |= on_gpu(setting, device) if device.type == "cuda" else two_ranks(name)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    print(json.dumps(found | {"hardware": where, "torch": torch.__version__, "precision": setting.precision, "n": setting.pairs}))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

@@ -1,0 +1,135 @@
+"""Pretraining without Ray and MLflow: `torchrun --nproc-per-node N -m swav_platform.training CONFIG --data PATTERN [key=value ...]`.
+
+The configuration, the rows and the run's folder are those of `swav pretrain`; the number of workers is torchrun's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swav_platform.atomic import write_text
+from swav_platform.config import Config, load
+from swav_platform.data.index import Index, build_index
+from swav_platform.data.sources import expand
+from swav_platform.errors import UsageError, UserError
+from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.run_folder import RunFolder, runs_folder
+from swav_platform.training.collectives import joined
+from swav_platform.training.export import export_package
+from swav_platform.training.local_rows import local_rows
+from swav_platform.training.loop import Progress, train
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="swav_platform.training", description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--data", action="append", default=[], metavar="PATTERN", help="Shards: paths, globs or ranges, quoted.")
+    parser.add_argument("--name", help="The run's name.")
+    parser.add_argument("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
+    parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint, if there is one.")
+    options = parser.parse_intermixed_args()
+    try:
+        with _ranks() as (comm, device):
+            result = pretrain(_configured(options, comm.size), comm, device, options.resume)
+        if comm.rank == 0:
+            print(json.dumps(result))
+    except UserError as error:
+        print(f"swav_platform.training: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> dict[str, Any]:
+    """A run from shards to a model package, of which this is one rank. Every rank returns the result."""
+    if config.run.name is None:
+        raise UsageError("Under torchrun a run needs a name that all ranks know: say --name NAME.")
+    folder = RunFolder(runs_folder(config.run.out) / config.run.name)
+    collectives: dict[str, int] = {}
+
+    def note(progress: Progress) -> None:
+        collectives.update(progress.collectives)
+
+    with folder.claimed() if comm.rank == 0 else contextlib.nullcontext():
+        index = _index(config, folder, comm)
+        began, path = time.time(), Path(config.data.index or folder.index)
+        if comm.rank == 0:
+            folder.write(config, _info(config, folder, index, began))
+        result = train(
+            config,
+            samples=index.samples,
+            index_digest=index.digest,
+            rows=local_rows(config, path, index.samples, comm),
+            comm=comm,
+            run_dir=folder.path,
+            resume=resume,
+            on_progress=note,
+            device=device,
+        )
+        found = {"run": folder.name, **asdict(result), "checkpoint": str(result.checkpoint), "collectives": collectives}
+        if comm.rank == 0:
+            export_package(folder, result.checkpoint)
+            write_text(folder.path / "summary.json", json.dumps(found))
+    return found
+
+
+def _configured(options: argparse.Namespace, size: int) -> Config:
+    overrides = [*options.overrides, f"train.workers={size}"]
+    for key, value in (("data.sources", options.data), ("run.name", options.name), ("run.out", options.out)):
+        if value:
+            overrides.append(f"{key}={json.dumps(value)}")
+    return load(options.config, overrides)
+
+
+def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:
+    """Rank 0 makes it, the others wait for that."""
+    if config.data.index is None:
+        if not config.data.sources:
+            raise UsageError("No images to learn from: say --data PATTERN or data.index=FOLDER.")
+        if comm.rank == 0:
+            build_index(expand(config.data.sources), folder.index)
+        comm.sum(torch.zeros(1))
+    return Index.open(Path(config.data.index or folder.index))
+
+
+def _info(config: Config, folder: RunFolder, index: Index, created: float) -> dict[str, Any]:
+    return {
+        "name": folder.name,
+        "run_id": None,
+        "index": config.data.index or str(folder.index),
+        "index_digest": index.digest,
+        "samples": index.samples,
+        "config_digest": config.digest(),
+        "tracking_uri": None,
+        "model_name": config.tracking.model or folder.name,
+        "created": created,
+    }
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[tuple[Comm, torch.device]]:
+    """The group that torchrun's environment describes; without it this process alone."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield LocalComm(), device
+        return
+    with joined(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend="nccl" if gpu else "gloo") as comm:
+        yield comm, device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

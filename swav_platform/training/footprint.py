@@ -1,0 +1,150 @@
+"""Memory and traffic of a step, from a step that is made without data: shapes and dtypes only, nothing is computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from swav_platform.config import Config
+from swav_platform.methods.method import StepOutputs, build_method
+from swav_platform.models.encoders import build_encoder, check_name
+from swav_platform.models.normalisation import RowBatchNorm
+from swav_platform.training.passes import Passes
+
+_STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers of the optimiser a weight
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the worker with the most rows. activations: what its graphs keep; the kernels' work space is not counted, nor what
+    a block keeps while activation checkpointing makes it again."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Communication:
+    """What each worker gives to collectives in a step. None: a method whose traffic hangs on data."""
+
+    gradient_bytes: int
+    method_bytes: int | None
+    method_collectives: int | None
+    normalisation_bytes: int
+    normalisation_collectives: int
+
+
+class _Listener:
+    """Stands for the other workers: counts what would be sent."""
+
+    def __init__(self, size: int) -> None:
+        self.rank, self.size, self.calls, self.bytes = 0, size, Counter[str](), 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self._sent("sum", x)
+
+    def max(self, x: Tensor) -> Tensor:
+        return self._sent("max", x)
+
+    def gather_in_order(self, x: Tensor) -> Tensor:
+        self._sent("gather", x)
+        return torch.cat([x] * self.size)
+
+    def _sent(self, kind: str, x: Tensor) -> Tensor:
+        self.calls[kind] += 1
+        self.bytes += x.numel() * x.element_size()
+        return x
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """A row without pixels."""
+
+    row: int
+    weight: list[float]
+    sample: list[int]
+
+
+def footprint(config: Config) -> tuple[Memory, Communication]:
+    """Raises UsageError for names that do not exist."""
+    check_name(config.model)
+    own, size = -(-config.rows_per_step // config.train.workers), config.data.row_size
+    method = build_method(config)
+    network = method.modules(build_encoder(config.model)).train()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _empty(network, mode)
+        views = [torch.empty(g.count * size, 3, g.size, g.size) for g in config.views.values()]
+        rows: list[Any] = [_Blank(k, [1.0] * size, [0] * size) for k in range(own)]
+        passes = Passes(network, lambda row: views, config.train.precision, together=config.model.normalisation == "step")
+        kept = _kept(network, passes, rows[: own if passes.together else 1])
+        sent = _sent(config, method, passes, rows)
+    held = 1 if config.train.accumulate == "recompute" or passes.together else own
+    return _memory(config, network, kept * held), _communication(config, network, sent)
+
+
+def _memory(config: Config, network: nn.Module, activations: int) -> Memory:
+    moving = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    copies = 1 if config.train.ema is None else 2
+    weights = copies * 4 * sum(t.numel() for t in network.state_dict().values())
+    optimiser = moving * _STATES[config.train.optimiser.name]
+    return Memory(weights, moving, optimiser, activations, weights + moving + optimiser + activations)
+
+
+def _communication(config: Config, network: nn.Module, sent: _Listener | None) -> Communication:
+    many = config.train.workers > 1
+    over_step = many and config.model.normalisation == "step"
+    layers = [m.channels for m in network.modules() if isinstance(m, RowBatchNorm)] if over_step else []
+    passes = len(config.views)
+    return Communication(
+        gradient_bytes=4 * sum(p.numel() for p in network.parameters() if p.requires_grad) if many else 0,
+        method_bytes=None if sent is None else sent.bytes,
+        method_collectives=None if sent is None else sum(sent.calls.values()),
+        normalisation_bytes=passes * sum(8 * (2 * c + 1) + 4 * 2 * c for c in layers),
+        normalisation_collectives=passes * 2 * len(layers),
+    )
+
+
+def _empty(network: nn.Module, mode: FakeTensorMode) -> None:
+    """Weights without numbers in them."""
+    for module in network.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(mode.from_tensor(p.data), p.requires_grad)
+        for name, b in module._buffers.items():
+            module._buffers[name] = None if b is None else mode.from_tensor(b)
+
+
+def _kept(network: nn.Module, passes: Passes, rows: list[Any]) -> int:
+    """Bytes that the graphs of `rows` keep for the way back, weights left out."""
+    weights = {t.untyped_storage()._cdata for t in network.state_dict(keep_vars=True).values()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storages[t.untyped_storage()._cdata] = t.untyped_storage()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        passes.look(rows)
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in weights)
+
+
+def _sent(config: Config, method: Any, passes: Passes, rows: list[Any]) -> _Listener | None:
+    listener = _Listener(config.train.workers)
+    if listener.size == 1:
+        return listener
+    try:
+        with torch.no_grad():
+            outputs = StepOutputs(0, passes.look(rows))
+            method.targets(outputs, listener)
+            method.after_step(outputs, listener)
+    except Exception:  # its targets follow from values, and there are none
+        return None
+    return listener

@@ -1,0 +1,38 @@
+"""How fast a run goes, and what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from swav_platform.methods.comm import Comm
+
+
+class Meter:
+    """Images per second, and shares of time spent waiting for rows and in collectives, since the last fresh start."""
+
+    images_per_second = wait_share = collective_share = 0.0
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self._afresh()
+
+    def _afresh(self) -> None:
+        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+        self.communicated = getattr(self.comm, "seconds", 0.0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def step(self, images: int, fresh: bool) -> None:
+        """Counts a step's images; with `fresh`, counting starts anew after it."""
+        self.images += images
+        spent = max(time.perf_counter() - self.began, 1e-9)
+        self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
+        self.collective_share = (getattr(self.comm, "seconds", 0.0) - self.communicated) / spent
+        if fresh:
+            self._afresh()

@@ -1,0 +1,134 @@
+"""What a run will be, worked out before it begins: steps, memory, traffic, and what looks wrong about its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from swav_platform.config import Config
+from swav_platform.training.footprint import Communication, Memory, footprint
+from swav_platform.training.schedules import warmup_steps
+
+_UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
+_LARGEST_EXPONENT_ERROR = 0.25
+_USUAL_LR = {"lars": 0.3 / 256, "sgd": 0.05 / 256}  # an image of the batch: Caron et al. 2020, Koohpayegani et al. 2021
+_FEWEST_IN_ROW = 16
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps and images are None while the number of samples is not known; queue_in_use_from without a queue."""
+
+    steps: int | None
+    images: int | None
+    images_per_step: int
+    rows_per_step: int
+    warmup_steps: int
+    start_lr: float
+    lr: float
+    final_lr: float
+    freeze_prototypes: int
+    queue_in_use_from: int | None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    schedule: Schedule
+    memory: Memory
+    communication: Communication
+    warnings: list[str]
+
+    def tree(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preflight(config: Config, samples: int | None = None) -> Preflight:
+    """samples: of the index, if there is one. Raises UsageError for names of encoders or methods that do not exist."""
+    of_run = schedule(config, samples)
+    return Preflight(of_run, *footprint(config), list(warnings(config, of_run)))
+
+
+def schedule(config: Config, samples: int | None) -> Schedule:
+    train, known = config.train, samples is not None or config.train.steps is not None or config.train.images is not None
+    steps = config.steps(samples or 1) if known else None
+    queue = config.method.queue_length // train.batch
+    return Schedule(
+        steps=steps,
+        images=None if steps is None else steps * train.batch,
+        images_per_step=train.batch,
+        rows_per_step=config.rows_per_step,
+        warmup_steps=warmup_steps(train.optimiser, train.batch),
+        start_lr=train.optimiser.start_lr,
+        lr=train.optimiser.lr,
+        final_lr=train.optimiser.final_lr,
+        freeze_prototypes=config.method.freeze_prototypes,
+        queue_in_use_from=config.method.queue_start + queue if queue else None,
+    )
+
+
+def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
+    """One sentence or two each: what, why, what to do."""
+    if config.method.name == "swav":
+        yield from _codes(config, of_run)
+    yield from _rate(config, of_run)
+    yield from _ranks(config)
+
+
+def _codes(config: Config, of_run: Schedule) -> Iterator[str]:
+    method, batch = config.method, config.train.batch
+    queue, most = method.queue_length // batch * batch, max(method.heads)
+    if batch + queue < most:
+        yield (
+            f"Codes are shared out over {batch + queue:,} samples (train.batch + method.queue_length), fewer than the {most:,} prototypes: "
+            f"most of these get none. Take method.prototypes of at most that, or a queue of {_whole(most * 4 // 3 - batch, batch):,} or more."
+        )
+    if method.queue_length % batch:
+        yield f"method.queue_length={method.queue_length:,} is cut to {queue:,}, whole batches of {batch:,}."
+    error = _UNIT_ROUNDOFF[config.train.precision] / method.epsilon
+    if error > _LARGEST_EXPONENT_ERROR:
+        yield (
+            f"method.epsilon={method.epsilon:g} is small for train.precision={config.train.precision}: rounding of the features moves exponents "
+            f"of the codes by up to {error:.2f}. Take a larger epsilon, or fp32."
+        )
+    if of_run.steps is not None and of_run.queue_in_use_from is not None and of_run.queue_in_use_from >= of_run.steps:
+        yield f"The queue is never used: it would be from step {of_run.queue_in_use_from:,} on, and the run has {of_run.steps:,}."
+    if of_run.steps is not None and method.learn_prototypes and method.freeze_prototypes >= of_run.steps:
+        yield f"Prototypes never learn: method.freeze_prototypes={method.freeze_prototypes:,} of {of_run.steps:,} steps."
+
+
+def _rate(config: Config, of_run: Schedule) -> Iterator[str]:
+    options, batch = config.train.optimiser, config.train.batch
+    usual = _USUAL_LR.get(options.name, 0.0) * batch
+    if usual and not usual / 8 <= options.lr <= usual * 8:
+        yield (
+            f"train.optimiser.lr={options.lr:g} is far from what {options.name} usually takes at a batch of {batch:,}, about {usual:.2g} "
+            f"(in proportion to the batch)."
+        )
+    if options.name == "adamw" and options.lr > 0.01:
+        yield f"train.optimiser.lr={options.lr:g} is large for adamw, which usually takes 0.0005 to 0.003."
+    if of_run.steps is not None and of_run.warmup_steps >= of_run.steps:
+        yield f"The learning rate never comes down: the warm-up takes {of_run.warmup_steps:,} of {of_run.steps:,} steps."
+
+
+def _ranks(config: Config) -> Iterator[str]:
+    rows, workers = config.rows_per_step, config.train.workers
+    most = -(-rows // workers)
+    if rows % workers:
+        yield (
+            f"{rows} rows a step on {workers} workers: some have {most} and some {rows // workers}, so {100 * rows / (most * workers):.0f} % of the "
+            f"machine is used at best. Take a number of workers that divides {rows}."
+        )
+    if config.train.accumulate == "recompute" and most == 1:
+        yield "train.accumulate=recompute saves nothing with one row a worker, and costs a forward pass; take hold."
+    if config.model.normalisation == "step" and most > 1:
+        yield (
+            f"model.normalisation=step holds the graphs of all {most} rows of a worker at once. Take more workers, model.activation_checkpointing, "
+            f"or model.normalisation=row, with which train.accumulate=recompute goes."
+        )
+    if config.model.normalisation == "row" and config.data.row_size < _FEWEST_IN_ROW:
+        yield f"Batch statistics of {config.data.row_size} images (data.row_size) are rough; take rows of {_FEWEST_IN_ROW} or more, or model.normalisation=step."
+
+
+def _whole(number: int, batch: int) -> int:
+    return -(-number // batch) * batch

@@ -1,0 +1,66 @@
+"""Runs without Ray: the same configuration, the same rows, the same losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swav_platform.config import load
+from swav_platform.data.index import Index, build_index
+from swav_platform.data.sources import expand
+from swav_platform.methods.comm import LocalComm
+from swav_platform.models.package import load_package
+from swav_platform.training.local_rows import local_rows
+
+pytestmark = pytest.mark.stack  # starts processes
+
+
+@pytest.fixture(scope="session")
+def runs(root: Path, shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Folder of a run of 8 steps by so many ranks; once a session."""
+    done: dict[int, Path] = {}
+
+    def run(size: int) -> Path:
+        if size not in done:
+            out = tmp_path_factory.mktemp(f"torchrun{size}")
+            recipe = out / "empty.yaml"
+            recipe.write_text("seed: 31\n")
+            launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
+            command = [sys.executable, *launch, "-m", "swav_platform.training", str(recipe), "--data", str(shards / "*.tar")]
+            options = ["--name", "r", "--out", str(out), *tiny, "data.tasks=1"]
+            environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+            subprocess.run([*command, *options], env=environment, check=True, timeout=500)
+            done[size] = out / "r"
+        return done[size]
+
+    return run
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_learn_what_one_does(runs: Callable[[int], Path]) -> None:
+    one, two = runs(1), runs(2)
+    assert len(losses(one)) == 8
+    assert losses(two) == pytest.approx(losses(one), abs=1e-3)
+    summary = json.loads((two / "summary.json").read_text())
+    assert summary["collectives"] == {"normalisation": 0, "method": 3, "gradients": 1}
+    assert (summary["steps"], summary["images"]) == (8, 256)
+    assert load_package(two / "model").prototypes.shape == (12, 16)
+
+
+def test_rows_are_those_of_the_plan(shards: Path, tiny: list[str], tmp_path: Path) -> None:
+    config = load(None, [*tiny, "data.tasks=2"])
+    build_index(expand([str(shards / "*.tar")]), tmp_path)
+    found = list(local_rows(config, tmp_path, Index.open(tmp_path).samples, LocalComm())(3, 8))
+    assert [row.row for row in found] == [3, 4, 5, 6, 7]
+    again = next(iter(local_rows(config, tmp_path, Index.open(tmp_path).samples, LocalComm())(5, 6)))
+    assert np.array_equal(again.packed, found[2].packed)
