@@ -93,7 +93,7 @@ def webdataset(job: StreamJob, rows: int) -> Stream:
     index = Index.open(job.index)
     shards = [index.shards[number] for number in range(len(index.shards))]
     rows_of_all = sum(-(-shard.samples // job.config.data.row_size) for shard in shards)
-    paths = [shard.url for shard in shards] * (-(-rows // rows_of_all))
+    paths = [index.shards.url(number) for number in range(len(shards))] * (-(-rows // rows_of_all))
     read = ray.data.read_webdataset(paths, decoder=None, override_num_blocks=len(paths))
     made = read.map_batches(
         _rows_of_bytes,  # type: ignore[arg-type]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from swav_platform.cluster.stream import StreamJob, rows
+from swav_platform.cluster.data_task import StreamJob, rows
 from swav_platform.config import Config
-from swav_platform.data.index import Index, build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.datasets import open_or_build
 from swav_platform.images.contact_sheet import contact_sheet
 from swav_platform.run_folder import write_text
 
@@ -20,10 +19,8 @@ def preview(config: Config, path: Path) -> dict[str, object]:
     """
     config = config.model_copy(update={"data": config.data.model_copy(update={"photometric": "worker"})})
     with tempfile.TemporaryDirectory() as folder:
-        where = config.data.index or folder
-        if not config.data.index:
-            build_index(expand(config.data.sources), Path(folder))
-        job = StreamJob(config, where, Index.open(Path(where)).samples, tasks=1)
+        index = open_or_build(config.data, Path(folder))
+        job = StreamJob(config, str(index.path), index.samples, tasks=1)
         row = next(rows(job, 0, 1))
     write_text(path, contact_sheet(row, config))
     bad = [event.outcome.word for event in row.events]

@@ -6,19 +6,20 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from swav_platform.cluster.data_task import StreamJob, guarded_tables, tables
-from swav_platform.config import ImagePolicy, load
+from swav_platform.config import load
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Outcome
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.data.sources import expand
 from swav_platform.images import row as row_module
-from swav_platform.images.decode import decode
+from swav_platform.images.decode import decode_reduced
 from swav_platform.images.guarded import killers_among
 from swav_platform.images.row import Row, from_table, view_hashes
 
@@ -39,12 +40,12 @@ def deadly(job: StreamJob, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Da
     def make(sample: int, damage: Damage) -> None:
         [poison] = read_samples(Index.open(job.index).lines([sample])).values()
 
-        def fatal(data: bytes, policy: ImagePolicy) -> np.ndarray:
+        def fatal(data: bytes, *rest: Any) -> Any:
             if data == poison:
                 damage()
-            return decode(data, policy)
+            return decode_reduced(data, *rest)
 
-        monkeypatch.setattr(row_module, "decode", fatal)
+        monkeypatch.setattr(row_module, "decode_reduced", fatal)
 
     return make
 

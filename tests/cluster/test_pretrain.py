@@ -156,12 +156,12 @@ DEADLY_DECODER = """
 import hashlib, os, signal
 from swav_platform.images import row
 
-def fatal(data, policy, decode=row.decode):
+def fatal(data, *rest, decode=row.decode_reduced):
     if hashlib.md5(data).hexdigest() == os.environ["POISON"]:
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(data, policy)
+    return decode(data, *rest)
 
-row.decode = fatal
+row.decode_reduced = fatal
 """
 
 

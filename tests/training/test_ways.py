@@ -15,7 +15,6 @@ from swav_platform.training import checkpoints
 from swav_platform.training.averages import split
 from swav_platform.training.checkpoints import latest_valid, load
 
-
 FEW = {"train__batch": 8}  # rows of 4: convolutions in float16 are slow on CPUs
 
 
