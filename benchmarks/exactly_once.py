@@ -153,29 +153,32 @@ def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
     """Two raylets on ports of their own: the environment that leads to them, and the second one."""
     sessions = Path(tempfile.gettempdir()) / f"ray-{secrets.token_hex(3)}"  # socket paths must be short
     port, *others = _free_ports(11)
-    head = _raylet(
-        ["--head", f"--port={port}", f"--temp-dir={sessions}", "--num-cpus=4", "--include-dashboard=false"], others[:5]
-    )
     address = f"127.0.0.1:{port}"
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ADDRESS": address}
+    first = ["--head", f"--port={port}", f"--temp-dir={sessions}", "--num-cpus=4", "--include-dashboard=false"]
+    head = _raylet(access, first, others[:5])
     second = None
     try:
         _wait(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), 60)
         time.sleep(3)
-        second = _raylet([f"--address={address}", "--num-cpus=2"], others[5:])
+        second = _raylet(access, [f"--address={address}", "--num-cpus=2"], others[5:])
         time.sleep(8)
         assert second.poll() is None, "the second raylet did not join"
-        yield {"RAY_ADDRESS": address}, second
+        yield access, second
     finally:
         for pid in (head.pid, second.pid if second else head.pid):
             for process in _all(pid):
                 _end(process)
 
 
-def _raylet(arguments: list[str], ports: list[int]) -> subprocess.Popen[bytes]:
+def _raylet(access: dict[str, str], arguments: list[str], ports: list[int]) -> subprocess.Popen[bytes]:
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
     command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", *arguments]
     command += [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    environment = {name: value for name, value in (os.environ | access).items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _free_ports(count: int) -> list[int]:
