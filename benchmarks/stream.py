@@ -121,16 +121,6 @@ def _rows_of_bytes(batch: dict[str, Any], job: StreamJob) -> Iterator[Any]:
     yield to_table(row)
 
 
-def unsplit(job: StreamJob, rows: int, ordered: bool) -> Stream:
-    """One segment of ours without chain and split, with or without order."""
-    course = Course(0, 1, 0, rows, 1, rows)
-    segments = Segments.remote(job, course)  # type: ignore[attr-defined]
-    made = dataset(job, course, 0, rows, segments, ordered=ordered)
-    for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        yield from_table(table).packed
-    _end([segments])
-
-
 def _end(actors: Any) -> None:
     import ray
 
