@@ -30,7 +30,6 @@ import psutil
 
 from swav_platform.cluster import session
 from swav_platform.cluster.data_task import RowsReader, StreamJob
-from swav_platform.cluster.segments import Course, Segments, dataset
 from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.config import load
 from swav_platform.data.index import Index, IndexLine, build_index
