@@ -132,7 +132,9 @@ def test_bad_images_change_nothing_but_their_own_positions(unbroken: Path, shard
     ledger = subprocess.run(
         [sys.executable, "-m", "swav_platform", "ledger", str(unbroken / "spoilt"), "--json"], capture_output=True, text=True
     )
-    assert json.loads(ledger.stdout)["outcomes"]["not_an_image"] == len(replaced)
+    told = json.loads(ledger.stdout)
+    assert told["outcomes"] == {"not_an_image": len(spoilt)}
+    assert told["positions"] == {"not_an_image": len(replaced)}
 
 
 def with_bad_members(shards: Path, into: Path, every: int = 20) -> set[str]:
