@@ -7,8 +7,10 @@ One process measures in turns (ours, plain, ours, plain, ...) and takes medians.
 step the method's collectives take. Prints one JSON line; ratios above 1 mean that ours is better.
 
 vs_plain_loop: time of the plain loop / ours, both channels_last. channels_last_gain: the plain loop in NCHW / in channels_last.
-eager_vs_plain_loop: the same without torch.compile. codes_and_loss_share: of our step, Sinkhorn, loss and its gradient.
+eager_vs_plain_loop, compiled_vs_plain_loop: the same without and with torch.compile; vs_plain_loop is the better one.
+convolution_share: of the plain step's CPU time; the rest bounds what anything but faster convolutions can gain. codes_and_loss_share: of our step, Sinkhorn, loss and its gradient.
 collective_share: of a step of two ranks, in collectives of the method, waiting for the other rank included.
+--busy: one thread and CPU time instead of time of the clock, for machines that others use too.
 On a GPU also images_per_second, memory_ratio (ours / plain), share_of_peak, and time and memory of three kinds of multi-crop.
 """
 
@@ -99,12 +101,22 @@ def our_step(config: Config, device: torch.device, comm: Comm, views: list[Tenso
     return step
 
 
+clock = time.perf_counter
+
+
 def seconds(step: Callable[[], object], device: torch.device) -> float:
     _wait(device)
-    began = time.perf_counter()
+    began = clock()
     step()
     _wait(device)
-    return time.perf_counter() - began
+    return clock() - began
+
+
+def convolution_share(step: Callable[[], object]) -> float:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(time for name, time in spent.items() if "convolution" in name) / sum(spent.values())
 
 
 def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, pairs: int) -> dict[str, float]:
@@ -143,6 +155,7 @@ def compare(setting: Setting, device: torch.device) -> dict[str, Any]:
     steps["nchw"] = lambda: plain_nchw.step(nchw)
     median = in_turns(steps, device, setting.pairs)
     best = min(("ours", "eager"), key=median.__getitem__)
+    on_cpu = {} if device.type == "cuda" else {"convolution_share": round(convolution_share(steps["plain"]), 3)}
     return {
         "vs_plain_loop": round(median["plain"] / median[best], 3),
         "compiled": best == "ours",
@@ -152,6 +165,7 @@ def compare(setting: Setting, device: torch.device) -> dict[str, Any]:
         "codes_and_loss_share": round(codes_and_loss(config, device, setting.pairs) / median[best], 4),
         "images_per_second": round(setting.batch / median[best], 2),
         "seconds": {name: round(value, 4) for name, value in median.items()},
+        **on_cpu,
     }
 
 
@@ -231,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--setting", choices=list(SETTINGS), help="toy: seconds, for tests")
+    parser.add_argument("--busy", action="store_true")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -239,10 +254,25 @@ def main() -> None:
     if options.rank is not None:
         print(json.dumps(one_rank(setting, options.rank, options.store)))
         return
+    if options.busy:
+        global clock
+        clock = time.process_time
+        torch.set_num_threads(1)
     found = compare(setting, device)
     found |= on_gpu(setting, device) if device.type == "cuda" else two_ranks(name)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
-    print(json.dumps(found | {"hardware": where, "torch": torch.__version__, "precision": setting.precision, "n": setting.pairs}))
+    print(
+        json.dumps(
+            found
+            | {
+                "hardware": where,
+                "torch": torch.__version__,
+                "precision": setting.precision,
+                "busy": options.busy,
+                "n": setting.pairs,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
