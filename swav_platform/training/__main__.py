@@ -20,8 +20,8 @@ import torch
 
 from swav_platform.atomic import write_text
 from swav_platform.config import Config, load
-from swav_platform.data.index import Index, build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of
+from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.run_folder import RunFolder, runs_folder
@@ -70,7 +70,7 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(config, path, index.samples, comm),
+            rows=local_rows(config, path, comm),
             comm=comm,
             run_dir=folder.path,
             resume=resume,
@@ -94,12 +94,10 @@ def _configured(options: argparse.Namespace, size: int) -> Config:
 
 def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:
     """Rank 0 makes it, the others wait for that."""
-    if config.data.index is None:
-        if not config.data.sources:
-            raise UsageError("No images to learn from: say --data PATTERN or data.index=FOLDER.")
-        if comm.rank == 0:
-            build_index(expand(config.data.sources), folder.index)
-        comm.sum(torch.zeros(1))
+    if comm.rank == 0:
+        index = open_or_build(config.data, folder.index)
+        check_one_pass(plan_of(index, config.data, config.seed), config.data, config.rows_per_step, config.steps(index.samples))
+    comm.sum(torch.zeros(1))
     return Index.open(Path(config.data.index or folder.index))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pyarrow as pa
 from torch.utils.data import DataLoader, Dataset
 
 from swav_platform.config import Config
+from swav_platform.data.datasets import plan_of
 from swav_platform.data.index import Index, IndexLine
-from swav_platform.data.plan import Plan, PlanSpec
 from swav_platform.data.read import ReadFailure, read_samples
+from swav_platform.data.streams import Streams
 from swav_platform.images.row import Row, from_table, make_row, to_table
 from swav_platform.methods.comm import Comm
 
@@ -20,31 +22,37 @@ from swav_platform.methods.comm import Comm
 class RowTables(Dataset[pa.Table]):
     """Row k of the plan as an Arrow table: one buffer, where a pickled row would send its pixels twice."""
 
-    def __init__(self, config: Config, index: Path, samples: int) -> None:
-        data = config.data
+    def __init__(self, config: Config, index: Path) -> None:
         self.config, self.path = config, index
-        self.index: Index | None = None
-        self.plan = Plan(PlanSpec(samples, config.seed, data.row_size, data.block, data.window))
+
+    @cached_property
+    def index(self) -> Index:
+        """Opened by the process that reads."""
+        return Index.open(self.path)
+
+    @cached_property
+    def plan(self) -> Streams:
+        return Streams(plan_of(self.index, self.config.data, self.config.seed), self.config.data.streams)
 
     def __getitem__(self, row: int) -> pa.Table:
-        if self.index is None:
-            self.index = Index.open(self.path)  # in the process that reads
         return to_table(make_row(self.plan.row(row), self._fetch, self.plan.stand_in, self.config))
 
     def _fetch(self, samples: Sequence[int]) -> Mapping[int, tuple[IndexLine, bytes | ReadFailure]]:
-        assert self.index is not None
         lines = self.index.lines(sorted({int(n) for n in samples}))
         contents = read_samples(lines, max_bytes=self.config.data.images.max_bytes)
         return {line.number: (line, contents[line.number]) for line in lines}
 
 
-def local_rows(config: Config, index: Path, samples: int, comm: Comm) -> Callable[[int, int], Iterator[Row]]:
-    """`rows(first, last)` of the training loop, made by `data.tasks` processes of this rank two rows ahead each."""
+def local_rows(config: Config, index: Path, comm: Comm) -> Callable[[int, int], Iterator[Row]]:
+    """`rows(first, last)` of the training loop, made by `data.tasks` processes of this rank two rows ahead each.
+
+    They are not guarded as data tasks are: an image that kills its decoder ends the run.
+    """
 
     def rows(first: int, last: int) -> Iterator[Row]:
         own: Any = range(first + comm.rank, last, comm.size)
         tables = DataLoader(
-            RowTables(config, index, samples),
+            RowTables(config, index),
             batch_size=None,
             sampler=own,
             num_workers=config.data.tasks,

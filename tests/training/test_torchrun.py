@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from swav_platform.config import load
-from swav_platform.data.index import Index, build_index
+from swav_platform.data.index import build_index
 from swav_platform.data.sources import expand
 from swav_platform.methods.comm import LocalComm
 from swav_platform.models.package import load_package
@@ -60,7 +60,7 @@ def test_two_ranks_learn_what_one_does(runs: Callable[[int], Path]) -> None:
 def test_rows_are_those_of_the_plan(shards: Path, tiny: list[str], tmp_path: Path) -> None:
     config = load(None, [*tiny, "data.tasks=2"])
     build_index(expand([str(shards / "*.tar")]), tmp_path)
-    found = list(local_rows(config, tmp_path, Index.open(tmp_path).samples, LocalComm())(3, 8))
+    found = list(local_rows(config, tmp_path, LocalComm())(3, 8))
     assert [row.row for row in found] == [3, 4, 5, 6, 7]
-    again = next(iter(local_rows(config, tmp_path, Index.open(tmp_path).samples, LocalComm())(5, 6)))
+    again = next(iter(local_rows(config, tmp_path, LocalComm())(5, 6)))
     assert np.array_equal(again.packed, found[2].packed)
