@@ -290,7 +290,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_index(expand([options.data]), Path(folder))
         config = load(None, [*(TINY if options.question == "streams" else []), *options.overrides])
-        job = StreamJob(config, folder, Index.open(folder).samples, TASKS)
+        job = StreamJob(config, folder, TASKS)
         with session.connected(config):
             answer = QUESTIONS[options.question](job, options.rounds, options.rows)
     print(json.dumps(answer | {"cores": os.cpu_count(), "rounds": options.rounds}))

@@ -28,7 +28,6 @@ class StreamJob:
 
     config: Config
     index: str
-    samples: int
     tasks: int
     killers: Killers = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ def preview(config: Config, path: Path) -> dict[str, object]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"photometric": "worker"})})
     with tempfile.TemporaryDirectory() as folder:
         index = open_or_build(config.data, Path(folder))
-        job = StreamJob(config, str(index.path), index.samples, tasks=1)
+        job = StreamJob(config, str(index.path), tasks=1)
         row = next(rows(job, 0, 1))
     write_text(path, contact_sheet(row, config))
     bad = [event.outcome.word for event in row.events]

@@ -150,7 +150,7 @@ def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[i
     def rows(first: int, last: int) -> Iterator[Any]:
         pipelines: list[Any] = [None]
         if rank == 0:
-            stream = StreamJob(config, job.index, job.samples, job.tasks, _known_killers(RunFolder(Path(job.run_dir))))
+            stream = StreamJob(config, job.index, job.tasks, _known_killers(RunFolder(Path(job.run_dir))))
             pipelines = [open_pipelines(stream, first, last, ranks)]
         if ranks > 1:
             dist.broadcast_object_list(pipelines, src=0)

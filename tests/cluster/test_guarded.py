@@ -30,7 +30,7 @@ Damage = Callable[[], None]
 def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> StreamJob:
     path = tmp_path_factory.mktemp("index")
     build_index(expand([str(shards)]), path)
-    return StreamJob(load(None, tiny), str(path), Index.open(path).samples, tasks=2)
+    return StreamJob(load(None, tiny), str(path), tasks=2)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from swav_platform.cluster.data_task import rows as rows_of
 from swav_platform.cluster.segments import Course, task_share
 from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.config import Config, load
-from swav_platform.data.index import Index, build_index
+from swav_platform.data.index import build_index
 from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError
 from swav_platform.images.row import Row, view_hashes
@@ -26,7 +26,7 @@ from swav_platform.images.row import Row, view_hashes
 def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> StreamJob:
     path = tmp_path_factory.mktemp("index")
     build_index(expand([str(shards)]), path)
-    return StreamJob(load(None, tiny), str(path), Index.open(path).samples, tasks=2)
+    return StreamJob(load(None, tiny), str(path), tasks=2)
 
 
 def test_each_row_is_taken_by_its_rank_from_its_stream() -> None:
