@@ -97,7 +97,8 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     job += ["train.steps=60", "train.workers=2", "train.checkpoint_every=10", f"data.sample_log={cluster.folder / 'log'}"]
 
     follower = subprocess.Popen(
-        [*SWAV, *job, "--address", cluster.address, "--follow"],
+        # Who starts the tests in a shell's background has Ctrl-C ignored in all that they start.
+        ["env", "--default-signal=INT", *SWAV, *job, "--address", cluster.address, "--follow"],
         env=cluster.environment,
         cwd=cluster.folder,
         stderr=subprocess.PIPE,
