@@ -29,11 +29,12 @@ import numpy as np
 import psutil
 
 from swav_platform.cluster import session
-from swav_platform.cluster.data_task import RowsReader, StreamJob
+from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.config import load
 from swav_platform.data.index import Index, IndexLine, build_index
 from swav_platform.data.plan import RowSpec
+from swav_platform.data.rows_reader import RowsReader
 from swav_platform.data.sources import expand
 from swav_platform.images.row import from_table, make_row, to_table
 
@@ -74,7 +75,7 @@ class Rows:
         import torch
 
         spec = self.plan.row(number)
-        fetch = RowsReader(self.index, spec.samples.tolist(), self.job.config.data.images.max_bytes)
+        fetch = RowsReader(self.index, self.index.lines(spec.samples), self.job.config.data.images.max_bytes)
         row = make_row(spec, fetch, self.plan.stand_in, self.job.config)
         rest = (row.row, row.position, row.sample, row.outcome, row.weight, row.key, row.shard, row.stand_in_for, row.events)
         return torch.from_numpy(row.packed), rest

@@ -84,7 +84,7 @@ class Segments:
         if number not in self._splits:
             self._splits.pop(number - 2, None)  # ranks are at most one segment apart
             this = ray.get_runtime_context().current_actor
-            made = dataset(self._job, self._course, *self._course.bounds[number], this)
+            made = _dataset(self._job, self._course, *self._course.bounds[number], this)
             self._splits[number] = made.streaming_split(len(self._course.takers), equal=False)
         return self._splits[number][output]
 
@@ -99,12 +99,12 @@ class Segments:
         self._killers |= by
 
 
-def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any, *, ordered: bool = True) -> ray.data.Dataset:
-    """One segment, lazy. `ordered=False` is there to measure what order costs; ranks can't use it."""
+def _dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
+    """One segment, lazy."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each row that a task yields is a block of its own
-    context.execution_options.preserve_order = ordered
+    context.execution_options.preserve_order = True
     context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
     chunks = [{"first": c.start, "last": c.stop} for c in job.plan().chunks(course.stream, first, last)]

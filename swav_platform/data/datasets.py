@@ -12,6 +12,7 @@ from swav_platform.data.mix import MixedPlan, Part
 from swav_platform.data.plan import Plan, PlanSpec
 from swav_platform.data.shard import ShardSamples
 from swav_platform.data.sources import expand
+from swav_platform.data.streams import Streams
 from swav_platform.errors import UsageError
 
 
@@ -56,6 +57,11 @@ def plan_of(index: Index, data: Data, seed: int) -> Plan | MixedPlan:
             f"Source {empty[0] + 1} of data.sources has no sample to use: take it out, or see `swav index` for what was skipped."
         )
     return MixedPlan(spec, tuple(parts)) if parts else Plan(spec)
+
+
+def streams_of(index: Index, data: Data, seed: int) -> Streams:
+    """That order as the streams which carry it. Raises UsageError for a source that has no sample."""
+    return Streams(plan_of(index, data, seed), data.streams)
 
 
 def check_one_pass(plan: Plan | MixedPlan, data: Data, rows_per_step: int, steps: int) -> None:

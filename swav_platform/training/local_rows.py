@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import pyarrow as pa
 from torch.utils.data import DataLoader, Dataset
 
 from swav_platform.config import Config
-from swav_platform.data.datasets import plan_of
-from swav_platform.data.index import Index, IndexLine
-from swav_platform.data.read import ReadFailure, read_samples
+from swav_platform.data.datasets import streams_of
+from swav_platform.data.index import Index
+from swav_platform.data.rows_reader import RowsReader
 from swav_platform.data.streams import Streams
 from swav_platform.images.row import Row, from_table, make_row, to_table
 from swav_platform.methods.comm import Comm
@@ -32,15 +32,12 @@ class RowTables(Dataset[pa.Table]):
 
     @cached_property
     def plan(self) -> Streams:
-        return Streams(plan_of(self.index, self.config.data, self.config.seed), self.config.data.streams)
+        return streams_of(self.index, self.config.data, self.config.seed)
 
     def __getitem__(self, row: int) -> pa.Table:
-        return to_table(make_row(self.plan.row(row), self._fetch, self.plan.stand_in, self.config))
-
-    def _fetch(self, samples: Sequence[int]) -> Mapping[int, tuple[IndexLine, bytes | ReadFailure]]:
-        lines = self.index.lines(sorted({int(n) for n in samples}))
-        contents = read_samples(lines, max_bytes=self.config.data.images.max_bytes)
-        return {line.number: (line, contents[line.number]) for line in lines}
+        spec = self.plan.row(row)
+        fetch = RowsReader(self.index, self.index.lines(spec.samples), self.config.data.images.max_bytes)
+        return to_table(make_row(spec, fetch, self.plan.stand_in, self.config))
 
 
 def local_rows(config: Config, index: Path, comm: Comm) -> Callable[[int, int], Iterator[Row]]:

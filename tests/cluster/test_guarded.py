@@ -131,6 +131,6 @@ def test_children_that_die_before_their_first_sample_are_not_tried_for_ever(
 
 
 def test_what_reading_raises_comes_through(job: StreamJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swav_platform.cluster.data_task.read_samples", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("swav_platform.data.rows_reader.read_samples", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         guarded(job, 1)
