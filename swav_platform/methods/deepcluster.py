@@ -33,12 +33,7 @@ class DeepCluster:
 
     def __init__(self, config: Config) -> None:
         self.config, self.options, self.views, self.heads = config, config.method, config.views, config.method.heads
-        self.memory = Memory(
-            batch=config.train.batch,
-            row_size=config.data.row_size,
-            views=config.method.assign_views,
-            dim=config.model.projection_dim,
-        )
+        self.memory = Memory(config)
 
     def modules(self, encoder: nn.Module) -> nn.Module:
         return self.attach(build_prototype_network(encoder, self.config))

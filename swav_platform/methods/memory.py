@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swav_platform.config import Config
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs
 from swav_platform.methods.position_order import in_position_order
@@ -37,9 +38,10 @@ class Memory:
     Images of rows that no whole epoch covers, and unreadable ones, have no assignment.
     """
 
-    def __init__(self, *, batch: int, row_size: int, views: Sequence[int], dim: int) -> None:
-        self.batch, self.rows_per_step, self.views = batch, batch // row_size, list(views)
-        self.shape = (len(views), row_size, dim)
+    def __init__(self, config: Config) -> None:
+        self.batch, self.rows_per_step = config.train.batch, config.rows_per_step
+        self.views = list(config.method.assign_views)
+        self.shape = (len(self.views), config.data.row_size, config.model.projection_dim)
         self.rows: dict[int, Entry] = {}
         self.span = range(0)  # rows since the last assignment, of all ranks
         self.labels: Tensor | None = None  # int64 [H, n] by sample

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swav_platform.config import Config
+from swav_platform.config import Config, Method
 from swav_platform.models import heads
 from swav_platform.models.heads import unit
 from swav_platform.models.resnet import initialise
@@ -73,6 +73,12 @@ def drawn_head(width: int, config: Config, name: str) -> nn.Module:
     head.to_empty(device="cpu")
     initialise(head, config.seed, name)
     return head
+
+
+def frozen_prototypes(step: int, options: Method) -> frozenset[str]:
+    """Names of the parameters that `step` leaves as they are: the prototypes in the first steps, or always."""
+    frozen = step < options.freeze_prototypes or not options.learn_prototypes
+    return frozenset({"prototypes.weight"} if frozen else ())
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from swav_platform.methods import health
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.memory import Memory, assignment_loss
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
-from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, unit_prototypes
+from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, frozen_prototypes, unit_prototypes
 from swav_platform.methods.sinkhorn import power_law
 
 _CHUNK = 8192  # samples whose scores are held at a time
@@ -31,12 +31,7 @@ class Sela:
 
     def __init__(self, config: Config) -> None:
         self.config, self.options, self.views, self.heads = config, config.method, config.views, config.method.heads
-        self.memory = Memory(
-            batch=config.train.batch,
-            row_size=config.data.row_size,
-            views=config.method.assign_views,
-            dim=config.model.projection_dim,
-        )
+        self.memory = Memory(config)
 
     def modules(self, encoder: nn.Module) -> nn.Module:
         return self.attach(build_prototype_network(encoder, self.config))
@@ -50,8 +45,7 @@ class Sela:
     def frozen(self, step: int) -> frozenset[str]:
         if self.memory.labels is None:
             return frozenset(name for name, _ in self.network.named_parameters())
-        frozen = step < self.options.freeze_prototypes or not self.options.learn_prototypes
-        return frozenset({"prototypes.weight"} if frozen else ())
+        return frozen_prototypes(step, self.options)
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, comm: Comm) -> None:

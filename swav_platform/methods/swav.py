@@ -13,7 +13,7 @@ from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
 from swav_platform.methods.comm import Carrying, Comm
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
-from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, unit_prototypes
+from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, frozen_prototypes, unit_prototypes
 from swav_platform.methods.queue import Queue
 from swav_platform.methods.sinkhorn import power_law, sinkhorn
 
@@ -48,8 +48,7 @@ class Swav:
         return network
 
     def frozen(self, step: int) -> frozenset[str]:
-        frozen = step < self.options.freeze_prototypes or not self.options.learn_prototypes
-        return frozenset({"prototypes.weight"} if frozen else ())
+        return frozen_prototypes(step, self.options)
 
     def start_epoch(self, epoch: int, comm: Comm) -> None:
         pass
