@@ -18,7 +18,7 @@ from swav_platform import registry
 from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
-from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of, shards_of
+from swav_platform.data.datasets import Shards, check_one_pass, open_or_build, plan_of, shards_of
 from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
@@ -53,13 +53,12 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     config = placed(config)
     folder = RunFolder(Path(str(config.run.out)) / str(config.run.name))
     started = time.monotonic()
-    if not folder.exists():
-        _check_data(config)
+    shards = None if folder.exists() else _found(config)
     with folder.claimed():
         known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
-        index = _index(config, folder, watch, known)
+        index = _index(config, folder, watch, known, shards)
         run_id = _open_run(config, folder, index, known)
         uri = registry.tracking_uri(config)
         try:
@@ -137,19 +136,17 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_data(config: Config) -> None:
-    """Before anything is begun: a slip must not leave the folder of a run behind."""
+def _found(config: Config) -> Shards | None:
+    """The shards of the sources, if no index is named. Before anything is begun: a slip must not leave a run's folder behind."""
     if config.data.index:
         Index.open(Path(config.data.index))
-    elif not config.data.sources:
-        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
-    else:
-        shards_of(config.data)
+        return None
+    return shards_of(config.data)
 
 
-def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str, Any]) -> Index:
+def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str, Any], shards: Shards | None) -> Index:
     """A run goes on with the version of the index that it began with, also where samples were taken out since."""
-    index = open_or_build(config.data, folder.index, progress=watch.indexing)
+    index = open_or_build(config.data, folder.index, shards=shards, progress=watch.indexing)
     if known and (config.data.index or index.excluded) and Path(known["index"]).is_dir():
         began = Index.open(Path(known["index"]))
         index = began if began.digest == known["index_digest"] else index

@@ -15,30 +15,35 @@ from swav_platform.data.sources import expand
 from swav_platform.data.streams import Streams
 from swav_platform.errors import UsageError
 
+Shards = tuple[list[str], list[Mixed]]
+"""Shards, source after source, and what is mixed if sources have weights."""
+
 
 def open_or_build(
     data: Data,
     out: Path,
     *,
+    shards: Shards | None = None,
     progress: Callable[[int, int], None] | None = None,
     read: Callable[[list[Request]], Iterator[ShardSamples]] | None = None,
 ) -> Index:
     """The index that the settings name, or that of their sources, made in `out` where it is not there yet.
 
+    shards: what `shards_of` gave, where it was asked before.
     Raises UsageError for settings that name no data and UserError for data that can't be read.
     """
     if data.index:
         return Index.open(Path(data.index))
-    if not data.sources:
-        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
-    shards, mixed = shards_of(data)
+    urls, mixed = shards or shards_of(data)
     exclude = Exclusions.of_file(data.exclude) if data.exclude else None
-    build_index(shards, out, exclude=exclude, mixed=mixed, progress=progress, read=read)
+    build_index(urls, out, exclude=exclude, mixed=mixed, progress=progress, read=read)
     return Index.open(out)
 
 
-def shards_of(data: Data) -> tuple[list[str], list[Mixed]]:
-    """The shards of all sources; if sources have weights, source after source, with what is mixed."""
+def shards_of(data: Data) -> Shards:
+    """The shards of all sources. Raises UsageError for settings that name none, UserError for a storage that does not answer."""
+    if not data.sources:
+        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
     if not data.mixed:
         return expand(data.sources, allow_pipe=data.allow_pipe), []
     sources = [source if isinstance(source, Source) else Source(pattern=source) for source in data.sources]
