@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class RunFolder:
         return (self.path / "run.json").is_file()
 
     def info(self) -> dict[str, Any]:
-        """run.json: name, run_id, index, index_digest, samples, config_digest, tracking_uri, model_name."""
+        """run.json: name, run_id, index, index_digest, samples, config_digest, tracking_uri, model_name, created."""
         try:
             return dict(json.loads((self.path / "run.json").read_text()))
         except (OSError, ValueError) as error:
@@ -79,9 +79,31 @@ class RunFolder:
     def config(self) -> Config:
         return load(self.path / "config.yaml")
 
-    def write(self, config: Config, info: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        config: Config,
+        *,
+        index: Path,
+        index_digest: str,
+        samples: int,
+        run_id: str | None = None,
+        tracking_uri: str | None = None,
+        created: float | None = None,
+    ) -> None:
+        """config.yaml and run.json. index: of the version that the run learns from. created: seconds since 1970, else now."""
+        info = {
+            "name": self.name,
+            "run_id": run_id,
+            "index": str(index),
+            "index_digest": index_digest,
+            "samples": samples,
+            "config_digest": config.digest(),
+            "tracking_uri": tracking_uri,
+            "model_name": config.tracking.model or self.name,
+            "created": created or time.time(),
+        }
         write_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        write_text(self.path / "run.json", json.dumps(dict(info), indent=1))
+        write_text(self.path / "run.json", json.dumps(info, indent=1))
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -174,17 +174,12 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
     run_id = registry.start_run(config, known.get("run_id"), tags, settings)
     folder.write(
         config,
-        {
-            "name": folder.name,
-            "run_id": run_id,
-            "index": str(index.path),
-            "index_digest": index.digest,
-            "samples": index.samples,
-            "config_digest": config.digest(),
-            "tracking_uri": registry.tracking_uri(config),
-            "model_name": config.tracking.model or folder.name,
-            "created": known.get("created", time.time()),
-        },
+        index=index.path,
+        index_digest=index.digest,
+        samples=index.samples,
+        run_id=run_id,
+        tracking_uri=registry.tracking_uri(config),
+        created=known.get("created"),
     )
     return run_id
 

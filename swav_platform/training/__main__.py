@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -63,14 +62,13 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
 
     with folder.claimed() if comm.rank == 0 else contextlib.nullcontext():
         index = _index(config, folder, comm)
-        began, path = time.time(), Path(config.data.index or folder.index)
         if comm.rank == 0:
-            folder.write(config, _info(config, folder, index, began))
+            folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples)
         result = train(
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(config, path, comm),
+            rows=local_rows(config, index.path, comm),
             comm=comm,
             run_dir=folder.path,
             resume=resume,
@@ -99,20 +97,6 @@ def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:
         check_one_pass(plan_of(index, config.data, config.seed), config.data, config.rows_per_step, config.steps(index.samples))
     comm.sum(torch.zeros(1))
     return Index.open(Path(config.data.index or folder.index))
-
-
-def _info(config: Config, folder: RunFolder, index: Index, created: float) -> dict[str, Any]:
-    return {
-        "name": folder.name,
-        "run_id": None,
-        "index": config.data.index or str(folder.index),
-        "index_digest": index.digest,
-        "samples": index.samples,
-        "config_digest": config.digest(),
-        "tracking_uri": None,
-        "model_name": config.tracking.model or folder.name,
-        "created": created,
-    }
 
 
 @contextlib.contextmanager

@@ -67,8 +67,7 @@ def test_pack_into_itself_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.fixture
 def mine(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "mine")
-    said_of_it = {"name": "mine", "index": str(tmp_path / "ix" / "version-1")}
-    folder.write(Config(), said_of_it)
+    folder.write(Config(), index=tmp_path / "ix" / "version-1", index_digest="d", samples=4)
     events = [(0, 0, 1, "a<b>"), (5, 0, 1, "a<b>"), (5, 1, 2, "two"), (9, 0, 3, "three")]
     Ledger(Event(p, n, s, key, f"{s % 2}.tar", Outcome.CORRUPT, "why", b"jpg") for p, n, s, key in events).write(folder.ledger)
     return folder

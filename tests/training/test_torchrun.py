@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from swav_platform.config import load
-from swav_platform.data.index import build_index
+from swav_platform.data.index import Index, build_index
 from swav_platform.data.sources import expand
 from swav_platform.methods.comm import LocalComm
 from swav_platform.models.package import load_package
+from swav_platform.run_folder import RunFolder
 from swav_platform.training.local_rows import local_rows
 
 pytestmark = pytest.mark.stack  # starts processes
@@ -55,6 +56,8 @@ def test_two_ranks_learn_what_one_does(runs: Callable[[int], Path]) -> None:
     assert summary["collectives"] == {"normalisation": 0, "method": 3, "gradients": 1}
     assert (summary["steps"], summary["images"]) == (8, 256)
     assert load_package(two / "model").prototypes.shape == (12, 16)
+    index = Index.open(RunFolder(two).info()["index"])
+    assert index.path == Path(RunFolder(two).info()["index"]), "a version, which stays when the folder has a newer one"
 
 
 def test_rows_are_those_of_the_plan(shards: Path, tiny: list[str], tmp_path: Path) -> None:
