@@ -53,6 +53,16 @@ def shards_of(data: Data) -> Shards:
     ]
 
 
+def labelled(index: Index, out: Path, label: str) -> Index:
+    """An index with labels in `out`: of the same shards, each once, without what was taken out.
+
+    label: as in `build_index`. Raises UserError for a shard that is not there any more.
+    """
+    urls = dict.fromkeys(file.url for file in index.shards.files())  # mixed sources may have some in common
+    build_index(list(urls), out, label=label, exclude=index.excluded)
+    return Index.open(out)
+
+
 def plan_of(index: Index, data: Data, seed: int) -> Plan | MixedPlan:
     """The order in which a run consumes an index. Raises UsageError for a source that has no sample."""
     spec = PlanSpec(index.samples, seed, data.row_size, data.block, data.window)
