@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,8 @@ def affordable_steps(shards: Shards, index_folder: Path, recipe: Train) -> int:
     index = Index.open(index_folder)
     pixels = []
     for content in read_samples(index.lines(range(0, index.samples, max(1, index.samples // 64)))).values():
-        with contextlib.suppress(Exception):  # a header that says nothing tells nothing
+        with contextlib.suppress(Exception), warnings.catch_warnings():  # a header that says nothing tells nothing
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded here, and data tasks refuse it
             if not isinstance(content, ReadFailure):
                 pixels.append(math.prod(Image.open(io.BytesIO(content)).size))
     mean = sum(pixels) / max(1, len(pixels)) / 1e6
