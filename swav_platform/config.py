@@ -336,7 +336,7 @@ class Config(_Section):
         return min(steps, samples // self.train.batch) if self.data.one_pass and not self.data.mixed else steps
 
     def epoch(self, step: int, samples: int) -> int:
-        """Epoch of the first row of `step`; -1 before the first step."""
+        """Epoch of the first row of `step`; -1 before the first step. Of the plan: all samples, whatever train.epochs counts."""
         return step * self.rows_per_step // -(-samples // self.data.row_size)
 
     def digest(self) -> str:

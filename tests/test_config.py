@@ -97,3 +97,14 @@ def test_published_colour_changes_by_name() -> None:
     assert load(None, ["views.large.photometric=swav"]).digest() == Config().digest()
     with pytest.raises(ConfigError, match=r"nearest name is 'dino-local'"):
         load(None, ["views.large.photometric=dino-locl"])
+
+
+def test_what_train_epochs_counts_does_not_move_the_epochs_of_the_plan() -> None:
+    """Methods that assign a whole epoch at once need that every image had its turn."""
+    config = load(None, ["data.row_size=8", "train.batch=16", "train.epochs=3", "method.queue_length=0"])
+    short = load(
+        None, ["data.row_size=8", "train.batch=16", "train.epochs=3", "method.queue_length=0", "data.samples_per_epoch=160"]
+    )
+    assert (config.steps(320), short.steps(320)) == (60, 30)
+    for step in (-1, 0, 10, 19, 20, 39, 40):
+        assert short.epoch(step, 320) == config.epoch(step, 320) == step // 20
