@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swav_platform.atomic import replacing
+from swav_platform.atomic import write_text
 from swav_platform.data.balance import Weights, passes, repeats
 from swav_platform.data.index_reader import Index
 from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable, is_whole, renumbered
@@ -93,8 +93,7 @@ def _write(
 
 
 def make_current(out: Path, manifest: dict[str, Any]) -> None:
-    with replacing(out / "manifest.json") as aside:
-        aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_text(out / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def index_digest(shards: list[Shard], settings: dict[str, Any], sources: list[dict[str, Any]]) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from swav_platform.atomic import replacing
+from swav_platform.atomic import replacing, write_text
 from swav_platform.data.outcomes import Outcome
 from swav_platform.errors import UsageError, UserError
 
@@ -92,8 +92,7 @@ class SampleLog:
     def commit(self, steps: int, batch: int | None = None) -> None:
         """By rank 0, after a checkpoint: steps 0 .. steps-1 will not be made again. `batch`: positions of a step."""
         if self._rank == 0:
-            with replacing(self.folder / "_committed.json") as aside:
-                aside.write_text(json.dumps({"steps": steps, "batch": batch}), encoding="utf-8")
+            write_text(self.folder / "_committed.json", json.dumps({"steps": steps, "batch": batch}))
 
 
 @dataclass(frozen=True)

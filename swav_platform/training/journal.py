@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from swav_platform.atomic import replacing
+from swav_platform.atomic import write_text
 from swav_platform.config import Config
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Event, Outcome
@@ -122,6 +122,5 @@ def open_metrics(path: Path, steps: int) -> TextIO:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 break  # the end of a line that a crash cut off
-    with replacing(path) as aside:
-        aside.write_text("".join(kept))
+    write_text(path, "".join(kept))
     return path.open("a")
