@@ -14,8 +14,8 @@ import math
 import sys
 import tarfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ GROUPS = ((224, 2, (0.14, 1.0)), (96, 6, (0.05, 0.14)))  # size, views, share of
 MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Chances:
+class Chances(NamedTuple):
     """Probabilities and strengths of the changes of colours."""
 
     jitter: float = 0.8
