@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,19 @@ from PIL import Image, ImageEnhance, ImageFilter
 RATIO = (3 / 4, 4 / 3)
 GROUPS = ((224, 2, (0.14, 1.0)), (96, 6, (0.05, 0.14)))  # size, views, share of the image's area
 MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
+
+
+class Chances(NamedTuple):
+    """Probabilities and strengths of the changes of colours."""
+
+    jitter: float = 0.8
+    strengths: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # brightness, contrast, saturation, hue; 0: left out
+    grey: float = 0.2
+    blur: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+
+PUBLISHED = Chances()
 
 
 def read_images(path: Path) -> list[bytes]:
@@ -43,10 +57,12 @@ def uniform(low: float, high: float) -> float:
     return float(torch.empty(1).uniform_(low, high))
 
 
-def random_box(width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+def random_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO
+) -> tuple[int, int, int, int]:
     """RandomResizedCrop.get_params: top, left, height, width."""
     area = height * width
-    log_ratio = torch.log(torch.tensor(RATIO))
+    log_ratio = torch.log(torch.tensor(ratio))
     for _ in range(10):
         target = area * uniform(*scale)
         aspect = float(torch.exp(torch.empty(1).uniform_(float(log_ratio[0]), float(log_ratio[1]))))
@@ -55,17 +71,19 @@ def random_box(width: int, height: int, scale: tuple[float, float]) -> tuple[int
             top = int(torch.randint(0, height - h + 1, size=(1,)))
             return top, int(torch.randint(0, width - w + 1, size=(1,))), h, w
     w, h = width, height
-    if width / height < RATIO[0]:
-        h = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        w = round(height * RATIO[1])
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def crop(image: Image.Image, size: int, scale: tuple[float, float]) -> Image.Image:
-    top, left, height, width = random_box(*image.size, scale)
+def crop(
+    image: Image.Image, size: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO, flip: float = 0.5
+) -> Image.Image:
+    top, left, height, width = random_box(*image.size, scale, ratio)
     view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(1) < 0.5 else view
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(1) < flip else view
 
 
 def turn_hue(view: Image.Image, turn: float) -> Image.Image:
@@ -75,16 +93,18 @@ def turn_hue(view: Image.Image, turn: float) -> Image.Image:
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
 
-def random_jitter(strength: float = 0.8, hue: float = 0.2) -> list[tuple[int, float]]:
+def random_jitter(chances: Chances = PUBLISHED) -> list[tuple[int, float]]:
     """ColorJitter.get_params: the changes 0-3 (brightness, contrast, saturation, hue) with their factors, in order."""
     order = torch.randperm(4).tolist()
-    factors = [uniform(max(0.0, 1 - strength), 1 + strength) for _ in range(3)] + [uniform(-hue, hue)]
-    return [(change, factors[change]) for change in order]
+    *blends, hue = chances.strengths
+    ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]
+    factors = [uniform(*limits) if strength else None for limits, strength in zip(ranges, chances.strengths, strict=True)]
+    return [(change, factor) for change in order if (factor := factors[change]) is not None]
 
 
-def jitter(view: Image.Image) -> Image.Image:
+def jitter(view: Image.Image, chances: Chances = PUBLISHED) -> Image.Image:
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for change, factor in random_jitter():
+    for change, factor in random_jitter(chances):
         view = turn_hue(view, factor) if change == 3 else enhancers[change](view).enhance(factor)
     return view
 
@@ -94,16 +114,16 @@ def grey(view: Image.Image) -> Image.Image:
     return Image.fromarray(np.dstack([plane, plane, plane]))
 
 
-def blur(view: Image.Image) -> Image.Image:
-    return view.filter(ImageFilter.GaussianBlur(radius=np.random.uniform(0.1, 2.0)))
+def blur(view: Image.Image, sigma: tuple[float, float] = PUBLISHED.sigma) -> Image.Image:
+    return view.filter(ImageFilter.GaussianBlur(radius=np.random.uniform(*sigma)))
 
 
-def colours(view: Image.Image) -> Image.Image:
-    if torch.rand(1) < 0.8:
-        view = jitter(view)
-    if torch.rand(1) < 0.2:
+def colours(view: Image.Image, chances: Chances = PUBLISHED) -> Image.Image:
+    if torch.rand(1) < chances.jitter:
+        view = jitter(view, chances)
+    if torch.rand(1) < chances.grey:
         view = grey(view)
-    return blur(view) if np.random.rand() < 0.5 else view
+    return blur(view, chances.sigma) if np.random.rand() < chances.blur else view
 
 
 def to_tensor(view: Image.Image) -> torch.Tensor:
