@@ -29,8 +29,8 @@ import numpy as np
 import psutil
 
 from swav_platform.cluster import session
-from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import load
 from swav_platform.data.index import Index, IndexLine, build_index
 from swav_platform.data.plan import RowSpec

@@ -16,8 +16,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from swav_platform.cluster.data_task import StreamJob, guarded_tables, tables
-from swav_platform.images.guarded import Killers
+from swav_platform.cluster.stream_job import StreamJob
+from swav_platform.data.read import ReadFailure
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,22 @@ class Segments:
         if number not in self._splits:
             self._splits.pop(number - 2, None)  # ranks are at most one segment apart
             this = ray.get_runtime_context().current_actor
-            made = _dataset(self._job, self._course, *self._course.bounds[number], this)
+            made = dataset(self._job, self._course, *self._course.bounds[number], this)
             self._splits[number] = made.streaming_split(len(self._course.takers), equal=False)
         return self._splits[number][output]
 
     @ray.method(concurrency_group="attempts")
-    def begin(self, first: int) -> tuple[int, Killers]:
+    def begin(self, first: int) -> tuple[int, dict[int, ReadFailure]]:
         """A data task begins the piece whose first row is `first`: how often that has been so, and the killers known."""
         self._begun[first] += 1
         return self._begun[first], self._killers
 
     @ray.method(concurrency_group="attempts")
-    def killed(self, by: Killers) -> None:
+    def killed(self, by: dict[int, ReadFailure]) -> None:
         self._killers |= by
 
 
-def _dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
+def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
     """One segment, lazy."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -131,6 +131,8 @@ def task_share(tasks: int, streams: int) -> tuple[int, float]:
 
 
 def _make_tables(chunk: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
+    from swav_platform.cluster.data_task import guarded_tables, tables  # decoders: the scheduling loop has no use for them
+
     for first, last in zip(chunk["first"].to_pylist(), chunk["last"].to_pylist(), strict=True):
         numbers = range(first, last, job.config.data.streams)
         attempt, killers = ray.get(segments.begin.remote(first))

@@ -16,8 +16,8 @@ from typing import Any
 
 import ray
 
-from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.segments import Course, Segments
+from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.images.row import Row, from_table
 
 
