@@ -17,7 +17,9 @@ import ray
 import ray.data
 
 from swav_platform.cluster.stream_job import StreamJob
+from swav_platform.config import Config
 from swav_platform.data.read import ReadFailure
+from swav_platform.images.layout import RowLayout
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,12 @@ class Course:
 
 
 class Pause:
-    """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy."""
+    """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy.
 
-    SECONDS = 0.04
+    A step costs it the same for one row or many. So tasks may be a few rows ahead of it (`_unseen`).
+    """
+
+    SECONDS = 0.1
 
     def before_execution_starts(self, executor: Any) -> None: ...
 
@@ -107,6 +112,7 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
     context.execution_options.preserve_order = True
     context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
+    context._max_num_blocks_in_streaming_gen_buffer = _unseen(job.config)  # a task waits when it has made so many
     chunks = [{"first": c.start, "last": c.stop} for c in job.plan().chunks(course.stream, first, last)]
     tasks, cpus = task_share(job.tasks, course.streams)
     return ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
@@ -128,6 +134,11 @@ def task_share(tasks: int, streams: int) -> tuple[int, float]:
     """
     each = -(-tasks // streams)
     return each, tasks / (each * streams * 2)
+
+
+def _unseen(config: Config) -> int:
+    """Rows that a task may have made before the scheduling loop looks: 64 MiB, but at least two and at most 16."""
+    return min(max(2**26 // RowLayout.of(config).nbytes, 2), 16)
 
 
 def _make_tables(chunk: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
