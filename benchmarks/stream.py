@@ -29,8 +29,8 @@ import numpy as np
 import psutil
 
 from swav_platform.cluster import session
-from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import load
 from swav_platform.data.index import Index, IndexLine, build_index
 from swav_platform.data.plan import RowSpec
@@ -40,7 +40,11 @@ from swav_platform.images.row import from_table, make_row, to_table
 
 TASKS = 2
 
-TINY = ["views.large.size=16", "views.small.size=8", "views.small.count=2", "data.row_size=1"]
+SETTINGS = {
+    "compare": ["data.row_size=64"],  # what one GPU takes at once
+    "streams": ["views.large.size=16", "views.small.size=8", "views.small.count=2", "data.row_size=1"],
+    "seams": ["data.row_size=4"],  # rows that half a core makes as fast as they are consumed
+}
 
 Stream = Iterator[np.ndarray]  # packed rows, uint8 [nbytes]
 
@@ -285,12 +289,12 @@ def main() -> None:
     parser.add_argument("--data", default=str(beside))
     parser.add_argument("--question", choices=QUESTIONS, default="compare")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=256, help="of a way; of a segment")
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         build_index(expand([options.data]), Path(folder))
-        config = load(None, [*(TINY if options.question == "streams" else []), *options.overrides])
+        config = load(None, [*SETTINGS.get(options.question, []), *options.overrides])
         job = StreamJob(config, folder, TASKS)
         with session.connected(config):
             answer = QUESTIONS[options.question](job, options.rounds, options.rows)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from swav_platform.config import Config
-from swav_platform.data.datasets import streams_of
+from swav_platform.cluster.stream_job import StreamJob, open_index
 from swav_platform.data.index import Index, IndexLine
 from swav_platform.data.plan import RowSpec
 from swav_platform.data.rows_reader import RowsReader
@@ -19,19 +16,6 @@ from swav_platform.images.row import Fetch, Row, from_table, make_row, to_table
 
 HELD_BYTES = 128 * 2**20
 """Encoded images that a data task holds at one time: a window of camera photographs would be gigabytes."""
-
-
-@dataclass(frozen=True)
-class StreamJob:
-    """All that a data task has to know. Small: it travels with every task. `killers`: known when the run was taken up."""
-
-    config: Config
-    index: str
-    tasks: int
-    killers: Killers = field(default_factory=dict)
-
-    def plan(self) -> Streams:
-        return streams_of(_open_index(self.index), self.config.data, self.config.seed)
 
 
 def tables(job: StreamJob, numbers: Sequence[int], killers: Killers) -> Iterator[pa.Table]:
@@ -56,7 +40,7 @@ def rows(job: StreamJob, first: int, last: int) -> Iterator[Row]:
 
 
 def _with_bytes(job: StreamJob, plan: Streams, numbers: Sequence[int]) -> Iterator[tuple[RowSpec, Fetch]]:
-    index = _open_index(job.index)
+    index = open_index(job.index)
     for specs, lines in _held_together([plan.row(k) for k in numbers], index):
         fetch = RowsReader(index, lines, job.config.data.images.max_bytes)
         for spec in specs:
@@ -78,8 +62,3 @@ def _held_together(specs: Sequence[RowSpec], index: Index) -> Iterator[tuple[lis
         lines += found
         held += size
     yield group, lines
-
-
-@functools.lru_cache(maxsize=2)
-def _open_index(path: str) -> Index:
-    return Index.open(path)

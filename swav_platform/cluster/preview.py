@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from swav_platform.cluster.data_task import StreamJob, rows
+from swav_platform.cluster.data_task import rows
+from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import Config
 from swav_platform.data.datasets import open_or_build
 from swav_platform.images.contact_sheet import contact_sheet

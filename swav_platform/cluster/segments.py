@@ -16,8 +16,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from swav_platform.cluster.data_task import StreamJob, guarded_tables, tables
-from swav_platform.images.guarded import Killers
+from swav_platform.cluster.stream_job import StreamJob
+from swav_platform.config import Config
+from swav_platform.data.read import ReadFailure
+from swav_platform.images.layout import RowLayout
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,12 @@ class Course:
 
 
 class Pause:
-    """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy."""
+    """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy.
 
-    SECONDS = 0.04
+    A step costs it the same for one row or many. So tasks may be a few rows ahead of it (`_unseen`).
+    """
+
+    SECONDS = 0.1
 
     def before_execution_starts(self, executor: Any) -> None: ...
 
@@ -84,22 +89,22 @@ class Segments:
         if number not in self._splits:
             self._splits.pop(number - 2, None)  # ranks are at most one segment apart
             this = ray.get_runtime_context().current_actor
-            made = _dataset(self._job, self._course, *self._course.bounds[number], this)
+            made = dataset(self._job, self._course, *self._course.bounds[number], this)
             self._splits[number] = made.streaming_split(len(self._course.takers), equal=False)
         return self._splits[number][output]
 
     @ray.method(concurrency_group="attempts")
-    def begin(self, first: int) -> tuple[int, Killers]:
+    def begin(self, first: int) -> tuple[int, dict[int, ReadFailure]]:
         """A data task begins the piece whose first row is `first`: how often that has been so, and the killers known."""
         self._begun[first] += 1
         return self._begun[first], self._killers
 
     @ray.method(concurrency_group="attempts")
-    def killed(self, by: Killers) -> None:
+    def killed(self, by: dict[int, ReadFailure]) -> None:
         self._killers |= by
 
 
-def _dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
+def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
     """One segment, lazy."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -107,6 +112,7 @@ def _dataset(job: StreamJob, course: Course, first: int, last: int, segments: An
     context.execution_options.preserve_order = True
     context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
+    context._max_num_blocks_in_streaming_gen_buffer = _unseen(job.config)  # a task waits when it has made so many
     chunks = [{"first": c.start, "last": c.stop} for c in job.plan().chunks(course.stream, first, last)]
     tasks, cpus = task_share(job.tasks, course.streams)
     return ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
@@ -130,7 +136,14 @@ def task_share(tasks: int, streams: int) -> tuple[int, float]:
     return each, tasks / (each * streams * 2)
 
 
+def _unseen(config: Config) -> int:
+    """Rows that a task may have made before the scheduling loop looks: 64 MiB, but at least two and at most 16."""
+    return min(max(2**26 // RowLayout.of(config).nbytes, 2), 16)
+
+
 def _make_tables(chunk: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
+    from swav_platform.cluster.data_task import guarded_tables, tables  # decoders: the scheduling loop has no use for them
+
     for first, last in zip(chunk["first"].to_pylist(), chunk["last"].to_pylist(), strict=True):
         numbers = range(first, last, job.config.data.streams)
         attempt, killers = ray.get(segments.begin.remote(first))

@@ -16,9 +16,13 @@ from typing import Any
 
 import ray
 
-from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.segments import Course, Segments
-from swav_platform.images.row import Row, from_table
+from swav_platform.cluster.stream_job import StreamJob
+from swav_platform.images.row import Row, RowLayout, from_table
+
+AHEAD, MOST_AHEAD = 256 * 2**20, 64
+"""Bytes of rows that a rank holds ready, where Ray keeps them, and how many rows at most: what a second or two of a busy machine
+may keep back, as while the next segment starts."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,22 @@ class Pipelines:
 
     courses: tuple[Course, ...]
     segments: tuple[Any, ...]  # an actor for each course
+    ahead: int  # rows of each stream that a rank holds ready beside the one in use
 
 
 def open_pipelines(job: StreamJob, first: int, last: int, ranks: int) -> Pipelines:
     """Called once for all ranks; the pipelines live as long as the process that called."""
     data = job.config.data
     courses = tuple(Course(s, data.streams, first, last, ranks, data.segment) for s in range(data.streams))
-    return Pipelines(courses, tuple(Segments.remote(job, course) for course in courses))  # type: ignore[attr-defined]
+    segments = tuple(Segments.remote(job, course) for course in courses)  # type: ignore[attr-defined]
+    ahead = AHEAD // (data.streams * RowLayout.of(job.config).nbytes)
+    return Pipelines(courses, segments, min(max(ahead, 2), MOST_AHEAD))
 
 
-def rank_rows(pipelines: Pipelines, rank: int, *, ahead: int = 2) -> Iterator[Row]:
-    """This rank's rows, in row order. ahead: rows of each stream held ready beside the one in use."""
+def rank_rows(pipelines: Pipelines, rank: int) -> Iterator[Row]:
+    """This rank's rows, in row order."""
     mine = [(c, s) for c, s in zip(pipelines.courses, pipelines.segments, strict=True) if rank in c.takers]
-    rows = {course.stream: _stream_rows(course, segments, rank, ahead) for course, segments in mine}
+    rows = {course.stream: _stream_rows(course, segments, rank, pipelines.ahead) for course, segments in mine}
     course = pipelines.courses[0]
     try:
         for number in range(course.first + rank, course.last, course.ranks):
@@ -53,8 +60,8 @@ def rank_rows(pipelines: Pipelines, rank: int, *, ahead: int = 2) -> Iterator[Ro
 
 
 LEAD = 15.0
-"""Seconds before the end of a segment at which the next one is started; at the earliest after a quarter of it, because two at
-a time cost two scheduling loops and the memory of two."""
+"""Seconds before the end of a segment at which the next one is started. Not earlier, because two at a time cost two scheduling loops
+and the memory of two; and not before a sixteenth of it has told its pace."""
 
 _END = object()
 
@@ -121,7 +128,7 @@ def _stream_rows(course: Course, segments: Any, rank: int, ahead: int) -> Genera
                     if taken == 0:
                         began = time.monotonic()  # before it, the segment started
                     pace = (time.monotonic() - began) / max(taken, 1)
-                    if following is None and taken >= rows_here // 4 and (rows_here - taken) * pace <= LEAD:
+                    if following is None and taken >= rows_here // 16 and (rows_here - taken) * pace <= LEAD:
                         following = start(number + 1)
                     yield row
                 current, following = following or start(number + 1), None

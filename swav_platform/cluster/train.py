@@ -144,8 +144,8 @@ def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[i
     """`rows(first, last)` of the training loop: this rank's share of the pipelines that rank 0 opens."""
     import torch.distributed as dist
 
-    from swav_platform.cluster.data_task import StreamJob
     from swav_platform.cluster.stream import open_pipelines, rank_rows
+    from swav_platform.cluster.stream_job import StreamJob
 
     def rows(first: int, last: int) -> Iterator[Any]:
         pipelines: list[Any] = [None]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swav_platform.cluster.data_task import StreamJob, guarded_tables, tables
+from swav_platform.cluster.data_task import guarded_tables, tables
+from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import load
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.ledger import Ledger

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from swav_platform.cluster import session
-from swav_platform.cluster.data_task import StreamJob
 from swav_platform.cluster.data_task import rows as rows_of
 from swav_platform.cluster.segments import Course, task_share
 from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import Config, load
 from swav_platform.data.index import build_index
 from swav_platform.data.sources import expand

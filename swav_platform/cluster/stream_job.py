@@ -1,0 +1,30 @@
+"""What all processes of a stream know. Imports nothing that makes images: who only schedules starts in half the time."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+from swav_platform.config import Config
+from swav_platform.data.datasets import streams_of
+from swav_platform.data.index import Index
+from swav_platform.data.read import ReadFailure
+from swav_platform.data.streams import Streams
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """All that a data task has to know. Small: it travels with every task. `killers`: known when the run was taken up."""
+
+    config: Config
+    index: str
+    tasks: int
+    killers: dict[int, ReadFailure] = field(default_factory=dict)
+
+    def plan(self) -> Streams:
+        return streams_of(open_index(self.index), self.config.data, self.config.seed)
+
+
+@functools.lru_cache(maxsize=2)
+def open_index(path: str) -> Index:
+    return Index.open(path)
