@@ -25,8 +25,8 @@ class Averages:
         if not self.values:
             self.values = {name: t.clone() for name, t in now.items()}
             return
-        pairs = ([own(values[name]) for name in self.values] for values in (self.values, now))
-        torch._foreach_lerp_(*pairs, 1 - self.decay)
+        averages, weights = ([own(values[name]) for name in self.values] for values in (self.values, now))
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """Whole. All ranks call it."""

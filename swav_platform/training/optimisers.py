@@ -74,9 +74,9 @@ def build_optimiser(parameters: Iterable[nn.Parameter], options: config.Optimise
 
 def _groups(parameters: list[nn.Parameter], options: config.Optimiser) -> list[dict[str, Any]]:
     """Whole parameters and split ones apart, since no kernel takes both."""
-    split = [p for p in parameters if is_split(p)]
-    if split and len(split) < len(parameters):
-        return [*_groups([p for p in parameters if not is_split(p)], options), *_groups(split, options)]
+    kinds = [[p for p in parameters if is_split(p) == kind] for kind in (False, True)]
+    if all(kinds):
+        return [group for kind in kinds for group in _groups(kind, options)]
     if not options.exclude_1d:
         return [{"params": parameters}]
     excluded: dict[str, Any] = {"params": [p for p in parameters if p.dim() <= 1]}
