@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -230,6 +231,7 @@ class Optimiser(_Section):
     weight_decay: float = Field(1e-6, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
+    clip_rate: bool = Field(False, description="LARS: a layer moves at its adapted rate or at lr, whichever is smaller (LARC)")
     exclude_1d: bool = Field(False, description="biases and norms: no weight decay, no adaptation")
 
 
@@ -246,6 +248,9 @@ class Train(_Section):
     # does not change results (beyond rounding)
     accumulate: Literal["hold", "recompute"] = Field(
         "hold", description="a rank's rows of a step: keep their graphs, or make codes first and then go row by row"
+    )
+    shard: Literal["none", "fsdp2"] = Field(
+        "none", description="weights, gradients and optimiser state: whole on each worker, or split over them"
     )
     compile: bool = Field(False, description="encoders through torch.compile")
     deterministic: bool = Field(False, description="only kernels that give the same bits again (CUDA)")
@@ -310,6 +315,8 @@ class Config(_Section):
                 "model.normalisation=step needs all rows of a step at once, so it does not go with train.accumulate=recompute: "
                 "take model.normalisation=row, or more workers and train.accumulate=hold"
             )
+        if self.train.shard == "fsdp2":
+            self._can_be_split()
         if sum(g.count for g in self.views.values()) < 2:
             raise ValueError("views: at least two views are needed to predict one from another")
         first, assigned = next(iter(self.views.values())).count, self.method.assign_views
@@ -320,6 +327,15 @@ class Config(_Section):
                 f"method.queue_length={self.method.queue_length} must be 0 or at least train.batch={self.train.batch}"
             )
         return self
+
+    def _can_be_split(self) -> None:
+        if self.rows_per_step % self.train.workers:
+            raise ValueError(
+                f"train.shard=fsdp2 needs the {self.rows_per_step} rows of a step shared out evenly, and train.workers="
+                f"{self.train.workers} does not divide them: take a number of workers that does, or train.shard=none"
+            )
+        if self.train.compile or self.train.precision == "fp16":
+            raise ValueError("train.shard=fsdp2 goes neither with train.compile nor with train.precision=fp16: take fp32 or bf16")
 
     @property
     def rows_per_step(self) -> int:
@@ -345,19 +361,23 @@ class Config(_Section):
         tree["views"] = list(tree["views"].items())  # their order says which are assigned, and whose randomness is whose
         for free in ("tracking", "run"):
             del tree[free]
-        if self.data.streams == 1:
-            del tree["data"]["streams"]  # runs from before it was a key keep their digest
-        for name, default in _NEWER.items():
-            if tree["data"][name] == default:
-                del tree["data"][name]
+        for (*path, key), default in _NEWER.items():
+            within = functools.reduce(dict.__getitem__, path, tree)
+            if within[key] == default:
+                del within[key]
         for section, names in _FREE.items():
             for name in names:
                 del tree[section][name]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
-_NEWER = {"samples_per_epoch": None, "one_pass": False}
-"""Settings of `data` and what they were before they could be set: runs from then keep their digest."""
+_NEWER = {
+    ("data", "streams"): 1,
+    ("data", "samples_per_epoch"): None,
+    ("data", "one_pass"): False,
+    ("train", "optimiser", "clip_rate"): False,
+}
+"""Settings and what they were before they could be set: runs from then keep their digest."""
 
 _FREE = {
     "data": (
@@ -374,6 +394,7 @@ _FREE = {
     "model": ("activation_checkpointing",),
     "train": (
         "accumulate",
+        "shard",
         "compile",
         "deterministic",
         "workers",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from swav_platform.training.sharding import own, split_like, whole
+
 KEY = "ema"  # quantity in optimizer.safetensors: <name>/ema
 
 
@@ -23,15 +25,18 @@ class Averages:
         if not self.values:
             self.values = {name: t.clone() for name, t in now.items()}
             return
-        torch._foreach_lerp_(list(self.values.values()), [now[name] for name in self.values], 1 - self.decay)
+        averages, weights = ([own(values[name]) for name in self.values] for values in (self.values, now))
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{name}/{KEY}": t for name, t in self.values.items()}
+        """Whole. All ranks call it."""
+        return {f"{name}/{KEY}": whole(t) for name, t in self.values.items()}
 
     def load(self, values: Mapping[str, Tensor], network: nn.Module) -> None:
         """Goes on from `values`, by name."""
         like = network.state_dict()
-        self.values = {name: torch.empty_like(like[name]).copy_(values[name]) for name in like if name in values}
+        kept = [name for name in like if name in values]
+        self.values = {name: torch.empty_like(like[name]).copy_(split_like(like[name], values[name])) for name in kept}
 
 
 def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from swav_platform.config import Config
 from swav_platform.methods.method import StepOutputs, build_method
 from swav_platform.models.encoders import build_encoder, check_name
 from swav_platform.models.normalisation import RowBatchNorm
+from swav_platform.training import sharding
 from swav_platform.training.passes import Passes
 
 _STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers of the optimiser a weight
@@ -91,9 +92,10 @@ def footprint(config: Config) -> tuple[Memory, Communication]:
 
 
 def _memory(config: Config, network: nn.Module, activations: int) -> Memory:
-    moving = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    moving = 4 * sum(_held(config, name, p) for name, p in network.named_parameters() if p.requires_grad)
     copies = 1 if config.train.ema is None else 2
-    weights = copies * 4 * sum(t.numel() for t in network.state_dict().values())
+    parameters = dict(network.named_parameters())
+    weights = copies * 4 * sum(_held(config, n, t) if n in parameters else t.numel() for n, t in network.state_dict().items())
     optimiser = moving * _STATES[config.train.optimiser.name]
     return Memory(weights, moving, optimiser, activations, weights + moving + optimiser + activations)
 
@@ -104,12 +106,30 @@ def _communication(config: Config, network: nn.Module, sent: _Listener | None) -
     layers = [m.channels for m in network.modules() if isinstance(m, RowBatchNorm)] if over_step else []
     passes = len(config.views)
     return Communication(
-        gradient_bytes=4 * sum(p.numel() for p in network.parameters() if p.requires_grad) if many else 0,
+        gradient_bytes=4 * sum(_given(config, name, p) for name, p in network.named_parameters()) if many else 0,
         method_bytes=None if sent is None else sent.bytes,
         method_collectives=None if sent is None else sum(sent.calls.values()),
         normalisation_bytes=passes * sum(8 * (2 * c + 1) + 4 * 2 * c for c in layers),
         normalisation_collectives=passes * 2 * len(layers),
     )
+
+
+def _held(config: Config, name: str, p: Tensor) -> int:
+    """Numbers of `p` on a worker."""
+    return -(-p.numel() // config.train.workers) if _is_split(config, name) else p.numel()
+
+
+def _given(config: Config, name: str, p: Tensor) -> int:
+    """Numbers that a worker gives for `p`: its gradient, and where it is split also its part, each time the others gather it."""
+    if not _is_split(config, name):
+        return p.numel() * p.requires_grad
+    rows = 1 if config.model.normalisation == "step" else config.rows_per_step // config.train.workers
+    gathered = 1 + p.requires_grad + (config.train.accumulate == "recompute")
+    return rows * len(config.views) * (gathered * _held(config, name, p) + p.numel() * p.requires_grad)
+
+
+def _is_split(config: Config, name: str) -> bool:
+    return config.train.shard == "fsdp2" and config.train.workers > 1 and not name.startswith(sharding.WHOLE)
 
 
 def _empty(network: nn.Module, mode: FakeTensorMode) -> None:

@@ -84,7 +84,7 @@ def train(
     """
     began, device, folder = time.perf_counter(), torch.device(device), run_dir / "checkpoints"
     set_torch(config)
-    learner, who = snapshots.build_learner(config, device), identity(config, index_digest)
+    learner, who = snapshots.build_learner(config, device, comm.size), identity(config, index_digest)
     together = config.model.normalisation == "step"
     if together:
         normalisation.across(learner.network, comm)

@@ -11,24 +11,33 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from swav_platform.config import Config
+from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import PositionOrderedState, build_method
 from swav_platform.models.encoders import build_encoder
 from swav_platform.training.averages import Averages, split
 from swav_platform.training.checkpoints import Snapshot
 from swav_platform.training.optimisers import build_optimiser, load_optimiser_tensors, optimiser_tensors
+from swav_platform.training.sharding import shard, split_like, whole
 from swav_platform.training.step import Learner
 from swav_platform.training.warm_start import load_encoder
 
 
-def build_learner(config: Config, device: torch.device) -> Learner:
-    """Fresh, from `config.seed` alone (and the weights of `model.init`): equal on every rank without a broadcast."""
+def build_learner(config: Config, device: torch.device, ranks: int = 1) -> Learner:
+    """Fresh, from `config.seed` alone (and the weights of `model.init`): equal on every rank without a broadcast.
+
+    With `train.shard` each of `ranks` keeps its part of it. Raises UserError if they can't have the same number of rows.
+    """
     method = build_method(config)
     encoder = build_encoder(config.model, config.seed)
     if config.model.init is not None:
         load_encoder(encoder, Path(config.model.init))
     network = method.modules(encoder)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.train.shard == "fsdp2" and ranks > 1:
+        check_even(config, ranks)
+        shard(network.to(device), device, ranks)  # in torch's own layout: no other can be split
+    else:
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.train.compile:
         compile_encoders(network)
     return Learner(
@@ -38,6 +47,14 @@ def build_learner(config: Config, device: torch.device) -> Learner:
         GradScaler(device.type, enabled=config.train.precision == "fp16"),
         None if config.train.ema is None else Averages(config.train.ema),
     )
+
+
+def check_even(config: Config, ranks: int) -> None:
+    if config.rows_per_step % ranks:
+        raise UserError(
+            f"train.shard=fsdp2 splits weights over workers that make the same passes, but {config.rows_per_step} rows a step can't be "
+            f"shared out evenly over {ranks} workers. Take a number of workers that divides them, or train.shard=none."
+        )
 
 
 def compile_encoders(network: nn.Module) -> None:
@@ -52,17 +69,19 @@ def take(learner: Learner, steps: int, state: Mapping[str, Any], ledger: bytes, 
     gathered = gather_state(learner.method.state(), comm)
     method = {"rows": gathered.rows} | {f"tensors/{name}": t for name, t in gathered.tensors.items()}
     method |= {f"shared/{name}": t for name, t in gathered.shared.items()}
-    optimiser = optimiser_tensors(learner.optimiser, learner.network)
+    optimiser = {name: whole(t) for name, t in optimiser_tensors(learner.optimiser, learner.network).items()}
     if learner.averages is not None:
         optimiser |= learner.averages.tensors()
     if learner.scaler.is_enabled():
         state = {**state, "loss_scale": learner.scaler.state_dict()}
-    return Snapshot(steps, learner.network.state_dict(), optimiser, method, ledger, state)
+    model = {name: whole(t) for name, t in learner.network.state_dict().items()}
+    return Snapshot(steps, model, optimiser, method, ledger, state)
 
 
 def restore(learner: Learner, snapshot: Snapshot, comm: Comm) -> None:
     """Brings a fresh learner to where `snapshot` was taken, by however many ranks."""
-    learner.network.load_state_dict(dict(snapshot.model))
+    like = learner.network.state_dict()
+    learner.network.load_state_dict({name: split_like(like.get(name, t), t) for name, t in snapshot.model.items()})
     averages, optimiser = split(snapshot.optimizer)
     load_optimiser_tensors(learner.optimiser, learner.network, optimiser)
     if learner.averages is not None:

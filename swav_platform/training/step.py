@@ -20,6 +20,7 @@ from swav_platform.training.collectives import sum_together
 from swav_platform.training.health import check_finite
 from swav_platform.training.optimisers import AnyOptimiser
 from swav_platform.training.passes import Accumulate, Passes, Precision, Prepare
+from swav_platform.training.sharding import is_split, own, total_norm
 
 if TYPE_CHECKING:
     from swav_platform.images.row import Row
@@ -92,14 +93,14 @@ def train_step(
     counts = loss.new_tensor(list(extra))
     health = method.health_sums(outputs, targets).to(loss) if metrics else loss.new_zeros(0)
     with _counted(comm, "gradients", calls):
-        sum_together([*_gradients(moving), loss, statistics, counts, health], comm)
+        sum_together([*(g for g in _gradients(moving) if not is_split(g)), loss, statistics, counts, health], comm)
     if moving:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]
     value = loss.item()
-    grad_norm = torch.nn.utils.get_total_norm(_gradients(moving))
+    grad_norm = total_norm(_gradients(moving))
     check_finite(step, value, grad_norm.item(), lr, scaler)
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(moving, clip, grad_norm)
+        torch._foreach_mul_([own(g) for g in _gradients(moving)], (clip / (grad_norm + 1e-6)).clamp_max(1))
 
     found = {"train/grad_norm": grad_norm.item()} | method.health(health, value) if metrics else {}
     for group in optimiser.param_groups:

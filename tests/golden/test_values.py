@@ -74,14 +74,15 @@ def test_schedule(golden: Path, name: str) -> None:
     assert np.abs(found - z[f"{name}/lr"]).max() < 1e-12
 
 
-@pytest.mark.parametrize("case", ["swav", "strong_wd"])
+@pytest.mark.parametrize("case", ["swav", "strong_wd", "clip"])
 @pytest.mark.parametrize(("tag", "dtype", "tolerance"), [("f32", torch.float32, 1e-6), ("f64", torch.float64, 1e-12)])
 def test_lars(golden: Path, case: str, tag: str, dtype: torch.dtype, tolerance: float) -> None:
     z = np.load(golden / "schedules.npz")
     names = [k.rsplit("/", 1)[1] for k in z.files if k.startswith("larc/weight/")]
     p = {n: nn.Parameter(torch.from_numpy(z[f"larc/weight/{n}"]).to(dtype)) for n in names}
     lr, decay = z[f"larc/{case}/lr"].item(), z[f"larc/{case}/wd"].item()
-    lars = Lars(p.values(), lr=lr, momentum=0.9, weight_decay=decay, trust=0.001)
+    assert bool(z[f"larc/{case}/clip"]) == (case == "clip")
+    lars = Lars(p.values(), lr=lr, momentum=0.9, weight_decay=decay, trust=0.001, clip=case == "clip")
     for step in range(3):
         for n in names:
             absent = n == "none_grad" and step < 2

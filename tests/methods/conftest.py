@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -52,5 +59,40 @@ def together() -> Callable[..., list[Any]]:
 
         with ThreadPoolExecutor(size) as pool:
             return list(pool.map(one, range(size)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("methods_ranks", Path(__file__).parent / "ranks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of the runs of so many processes, on the small network or the real one; once a session. Three also go on with what
+    one has begun."""
+    done: dict[tuple[int, str], Path] = {}
+
+    def run(size: int, kind: str = "small") -> Path:
+        if (size, kind) not in done:
+            folder = done[size, kind] = tmp_path_factory.mktemp(f"{kind}{size}")
+            if size == 3 and kind == "small":
+                shutil.copytree(run(1), folder / "alone")
+            environment = os.environ | {"PYTHONPATH": str(root)}
+            rest = [str(size), str(folder / "store"), str(folder), kind]
+            processes = [
+                subprocess.Popen([sys.executable, str(Path(__file__).parent / "ranks.py"), str(r), *rest], env=environment)
+                for r in range(size)
+            ]
+            try:
+                assert [process.wait(timeout=900) for process in processes] == [0] * size
+            finally:
+                for process in processes:
+                    process.kill()
+        return done[size, kind]
 
     return run

@@ -1,8 +1,11 @@
-"""Fifty steps of every method by our loop, on a small network: `python ranks.py RANK SIZE STORE FOLDER`, one process a rank.
+"""Fifty steps of every method by our loop, on a small network: `python ranks.py RANK SIZE STORE FOLDER small`, one process a rank.
 
-Each method's run is FOLDER/<case>; rank 0 writes FOLDER/calls.json, the collectives so far after each step of it. In float64: k-means,
-nearest neighbours and labels are decisions, which a rounding in float32 turns over sooner or later, and from there on two
-runs are two runs. For the same reason the network is smooth (tanh).
+Each method's run is FOLDER/<case>, with batch statistics of a row or (`<case>_over_step`) of the step; rank 0 writes
+FOLDER/calls.json, the collectives so far after each step of it. In float64: k-means, nearest neighbours and labels are decisions,
+which a rounding in float32 turns over sooner or later, and from there on two runs are two runs. For the same reason the network
+is smooth (tanh). `... FOLDER real` are ten steps of SwAV on our ResNet-18, in float32.
+
+Two processes also leave what is to be seen when ranks do not listen to each other: FOLDER/deaf/<case>.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from swav_platform.training import loop
 from swav_platform.training.collectives import joined
 
 STEPS, SAMPLES, R, S = 50, 298, 4, 8  # 75 rows an epoch, so that steps lie across its end
+OVER_STEP = "_over_step"
+DEAF_STEPS = 14  # the second epoch begins in them
 
 CASES: dict[str, dict[str, Any]] = {
     "swav": {"queue_length": 96, "queue_start": 3, "freeze_prototypes": 4},
@@ -38,24 +43,41 @@ CASES: dict[str, dict[str, Any]] = {
     "mean_shift": {"neighbours": 3, "bank_length": 100, "momentum": 0.9},
     "simclr": {},
 }
+REAL = ("resnet18", "resnet18" + OVER_STEP)
 
 
-def config(case: str, size: int = 1) -> Config:
-    """Three ranks make their rows' graphs anew instead of holding them, which is to be seen in no loss."""
-    views = {"large": {"size": 12, "count": 2, "scale": (0.3, 1)}, "small": {"size": 8, "count": 1, "scale": (0.1, 1)}}
+def config(case: str, size: int = 1, steps: int = STEPS) -> Config:
+    """Three ranks make their rows' graphs anew instead of holding them, where they may, which is to be seen in no loss."""
+    over_step, case = case.endswith(OVER_STEP), case.removesuffix(OVER_STEP)
+    real = case == "resnet18"
+    views = {
+        "large": {"size": 48 if real else 12, "count": 2, "scale": (0.3, 1)},
+        "small": {"size": 32 if real else 8, "count": 1, "scale": (0.1, 1)},
+    }
+    rates = {"lr": 0.01, "start_lr": 0.01} if real else {"lr": 0.05, "start_lr": 0.01}
     return Config.model_validate(
         {
             "data": {"row_size": R, "photometric": "worker"},
             "views": views,
-            "model": {"projection_hidden": 16, "projection_dim": 8},
-            "method": {"prototypes": 12, "name": case.removesuffix("_heads"), **CASES.get(case, {})},
+            "model": {
+                "name": "resnet18",
+                "projection_hidden": 64 if real else 16,
+                "projection_dim": 16 if real else 8,
+                "normalisation": "step" if over_step else "row",
+            },
+            "method": {
+                "prototypes": 12,
+                "freeze_prototypes": 2,
+                "name": "swav" if real else case.removesuffix("_heads"),
+                **CASES.get(case, {}),
+            },
             "train": {
                 "batch": S * R,
-                "steps": STEPS,
+                "steps": min(steps, 10) if real else steps,
                 "threads": 1,
-                "accumulate": "recompute" if size == 3 else "hold",
+                "accumulate": "recompute" if size == 3 and not over_step else "hold",
                 "checkpoint_every": 23,
-                "optimiser": {"name": "sgd", "lr": 0.05, "start_lr": 0.01, "warmup_steps": 5, "weight_decay": 1e-4},
+                "optimiser": {"name": "sgd", "warmup_steps": 5, "weight_decay": 1e-4, **rates},
             },
         }
     )
@@ -73,14 +95,14 @@ class Smooth(nn.Module):
         return self.layers(x).mean((2, 3))
 
 
-def row(number: int) -> Any:
+def row(number: int, settings: Config) -> Any:
     """A row of made-up images: each epoch in another order, each view of an image with some noise of its own."""
     position = number * R + np.arange(R)
     epoch, place = np.divmod(position, 75 * R)
     sample = (place * 113 + epoch * 59) % SAMPLES
     weight = np.where(position % 41 == 7, 0, 1).astype(np.float32)  # now and then an unreadable one
     views = []
-    for size, count in ((12, 2), (8, 1)):
+    for size, count in ((group.size, group.count) for group in settings.views.values()):
         pixels = np.empty((count, R, size, size, 3))
         for i, (s, p) in enumerate(zip(sample, position, strict=True)):
             image = np.random.default_rng(s).integers(0, 256, (1, 2, 2, 3)).repeat(size // 2, 1).repeat(size // 2, 2)
@@ -90,9 +112,32 @@ def row(number: int) -> Any:
     return SimpleNamespace(row=number, sample=sample, weight=weight, views=views, outcome=outcome, events=[])
 
 
-def train(case: str, folder: Path, comm: Comm, **options: Any) -> loop.TrainResult:
+class Deaf:
+    """A rank that hears nobody: what it gives to a collective is what it gets back."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.rank, self.size = comm.rank, comm.size
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    max = gather_in_order = sum
+
+
+def deafen(method: Any) -> None:
+    """Its codes and assignments are made of each rank's own rows."""
+    for name in ("targets", "start_epoch"):
+        verb = getattr(method, name)
+        setattr(method, name, lambda given, comm, verb=verb: verb(given, Deaf(comm)))
+
+
+def train(case: str, folder: Path, comm: Comm, deaf: bool = False, **options: Any) -> loop.TrainResult:
+    """deaf: a method over rows has codes, one over steps has batch statistics of the rank's own rows alone."""
+    real, over_step = case in REAL, case.endswith(OVER_STEP)
+    settings = config(case, comm.size, (3 if real else DEAF_STEPS) if deaf else STEPS)
+
     def rows(first: int, last: int) -> Iterator[Any]:
-        return (row(k) for k in range(first, last) if (k - first) % comm.size == comm.rank)
+        return (row(k, settings) for k in range(first, last) if (k - first) % comm.size == comm.rank)
 
     def encoder(_: Any, seed: int) -> Smooth:
         made = Smooth()
@@ -100,18 +145,28 @@ def train(case: str, folder: Path, comm: Comm, **options: Any) -> loop.TrainResu
         return made
 
     build, build_encoder = loop.snapshots.build_learner, loop.snapshots.build_encoder
+    across = loop.normalisation.across
 
     def build_double(*args: Any) -> Any:
         learner = build(*args)
-        learner.network.double()
+        if not real:
+            learner.network.double()
+        if deaf and not over_step:
+            deafen(learner.method)
         return learner
 
-    loop.snapshots.build_learner, loop.snapshots.build_encoder = build_double, encoder  # type: ignore[assignment]
-    given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": lambda r: r.views, "resume": False}
+    loop.snapshots.build_learner = build_double
+    if not real:
+        loop.snapshots.build_encoder = encoder  # type: ignore[assignment]
+    if deaf and over_step:
+        loop.normalisation.across = lambda network, ranks: across(network, Deaf(ranks))
+    prepare = (lambda r: [views.float() for views in r.views]) if real else (lambda r: r.views)
+    given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": prepare, "resume": False}
     try:
-        return loop.train(config(case, comm.size), comm=comm, run_dir=folder / case, **(given | options))
+        return loop.train(settings, comm=comm, run_dir=folder / case, **(given | options))
     finally:
         loop.snapshots.build_learner, loop.snapshots.build_encoder = build, build_encoder
+        loop.normalisation.across = across
 
 
 def losses(folder: Path) -> list[float]:
@@ -128,12 +183,14 @@ def go_on(case: str, folder: Path, comm: Comm) -> None:
     train(case, folder, comm, resume=True)
 
 
-def main(rank: int, size: int, store: str, folder: Path) -> None:
+def main(rank: int, size: int, store: str, folder: Path, kind: str) -> None:
     calls: dict[str, list[dict[str, int]]] = {}
     with joined(rank, size, f"file://{store}") if size > 1 else nullcontext(LocalComm()) as comm:
-        for case in CASES:
+        for case in REAL if kind == "real" else [*CASES, *(case + OVER_STEP for case in CASES)]:
             seen = calls[case] = []
             train(case, folder, comm, on_progress=lambda _: seen.append(dict(getattr(comm, "calls", {}))))  # noqa: B023
+            if size == 2:
+                train(case, folder / "deaf", comm, deaf=True)
             if (folder / "alone" / case).is_dir():
                 go_on(case, folder / "alone", comm)
     if rank == 0:
@@ -142,4 +199,4 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])

@@ -60,6 +60,8 @@ def ranks(root: Path, rig: ModuleType, tmp_path_factory: pytest.TempPathFactory)
         if size not in done:
             folder = done[size] = tmp_path_factory.mktemp(f"ranks{size}")
             _break(rig, folder / "broken", double=True)
+            with pytest.raises(ConnectionError):  # after the checkpoint of four steps
+                rig.train_split("sgd", folder / "split_later", shard="none", stop=4 * 8 + 3)
             start(root, size, folder)
         return done[size]
 

@@ -1,7 +1,7 @@
 """A small run over rows made up from their numbers: for tests in this process, and as a program, one process a rank.
 
 `python rig.py RANK SIZE STORE FOLDER` trains to the end in FOLDER/whole and FOLDER/short and goes on with the run in FOLDER/broken;
-rank 0 writes FOLDER/calls.json, the collectives so far after each step of the first, each rank what it gathered.
+two also train with split weights, in FOLDER/split_<name>; rank 0 writes FOLDER/calls.json, the collectives so far after each step of the first, each rank what it gathered.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from swav_platform.images.layout import Row, RowLayout
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.training import loop
 from swav_platform.training.collectives import joined
+from swav_platform.training.sharding import own
 
 STEPS, SAMPLES = 10, 1000
 
@@ -86,18 +87,20 @@ def train(settings: Config, folder: Path, comm: Comm | None = None, double: bool
     given = {"samples": SAMPLES, "index_digest": "i", "rows": stream, "resume": False} | options
     if not double:
         return loop.train(settings, comm=comm, run_dir=folder, **given)
-    build, given["prepare"] = loop.snapshots.build_learner, in_float64
+    build, shard, given["prepare"] = loop.snapshots.build_learner, loop.snapshots.shard, in_float64
 
     def build_double(*args: Any) -> Any:
         learner = build(*args)
-        learner.network.double()
+        if settings.train.shard == "none":  # else it was, before it was split
+            learner.network.double()
         return learner
 
     try:
         loop.snapshots.build_learner = build_double
+        loop.snapshots.shard = lambda network, *rest: shard(network.double(), *rest)
         return loop.train(settings, comm=comm, run_dir=folder, **given)
     finally:
-        loop.snapshots.build_learner = build
+        loop.snapshots.build_learner, loop.snapshots.shard = build, shard
 
 
 def in_float64(given: Row) -> list[torch.Tensor]:
@@ -121,6 +124,25 @@ def way(name: str) -> Config:
     return config(train__steps=4, method__queue_start=1, **WAYS[name])
 
 
+SPLIT: dict[str, dict[str, Any]] = {
+    "sgd": {"train__clip": 0.5, "train__ema": 0.5},
+    "lars": {"train__optimiser__name": "lars", "train__optimiser__lr": 0.01, "train__accumulate": "recompute"},
+    "over_step": {"model__normalisation": "step", "model__activation_checkpointing": True, "train__optimiser__name": "adamw"},
+    "mean_shift": {"method__name": "mean_shift", "method__neighbours": 2, "method__bank_length": 64},
+}
+
+
+def split(name: str, shard: str = "fsdp2") -> Config:
+    """Five steps, weights split or not. Checkpoints after four and five."""
+    given = {"train__optimiser__lr": 1e-4, "train__optimiser__start_lr": 1e-5} | SPLIT[name]
+    return config(train__steps=5, method__queue_start=0, train__shard=shard, **given)
+
+
+def train_split(name: str, folder: Path, comm: Comm | None = None, shard: str = "fsdp2", **options: Any) -> loop.TrainResult:
+    """In float32 where roundings do not grow."""
+    return train(split(name, shard), folder, comm, double=name in ("over_step", "mean_shift"), **options)
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -133,6 +155,12 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
         train(short(), folder / "short", comm)
         for name in WAYS:
             train(way(name), folder / name, comm, double=True)
+        for name in SPLIT if size == 2 else ():
+            train_split(name, folder / f"split_{name}", comm)
+        if size == 2:
+            train_split("sgd", folder / "split_later", comm, resume=True)
+            network = loop.snapshots.build_learner(split("sgd"), torch.device("cpu"), size).network
+            torch.save({name: own(p.detach()).clone() for name, p in network.named_parameters()}, folder / f"held-{rank}.pt")
         uneven = comm.gather_in_order(torch.arange(rank + 1) + 10 * rank).tolist()
         lengths = [len(part) for part in loop.gather_bytes(b"x" * (rank * 3), comm)]
         (folder / f"gathered-{rank}.json").write_text(json.dumps([uneven, lengths]))

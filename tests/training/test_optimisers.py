@@ -52,6 +52,16 @@ def test_lars_leaves_zero_norms_as_they_are() -> None:
     assert usual.tolist() == pytest.approx([3 - rate * 0.3, 4 - rate * 2.4])
 
 
+@pytest.mark.parametrize(("lr", "rate"), [(1.0, 0.01), (0.001, 0.001)])
+def test_lars_moves_no_layer_faster_than_lr_if_told_so(lr: float, rate: float) -> None:
+    p = nn.Parameter(torch.tensor([3.0, 4.0]))
+    lars = build_optimiser([p], Optimiser(name="lars", weight_decay=0, clip_rate=True))
+    lars.param_groups[0]["lr"] = lr
+    p.grad = torch.tensor([0.3, 0.4])
+    lars.step()
+    assert p.tolist() == pytest.approx([3 - rate * 0.3, 4 - rate * 0.4], rel=1e-6)
+
+
 def test_learning_rate() -> None:
     options = Optimiser(lr=2.0, start_lr=0.5, final_lr=0.1, warmup_steps=4)
     rates = [learning_rate(s, 12, options) for s in range(12)]
