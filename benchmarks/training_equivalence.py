@@ -127,8 +127,7 @@ def normalised(row: Row) -> list[Tensor]:
 def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
     """A run of one process, from shards to a model package."""
     index = open_or_build(config.data, folder.index)
-    info = {"name": folder.name, "run_id": None, "index": str(folder.index), "model_name": folder.name}
-    folder.write(config, info | {"index_digest": index.digest, "samples": index.samples})
+    folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples)
     comm = LocalComm()
     result = train(
         config,
