@@ -73,7 +73,7 @@ def start(root: Path, size: int, folder: Path) -> None:
     rest = [str(size), str(folder / "store"), str(folder)]
     processes = [subprocess.Popen([sys.executable, str(RIG), str(r), *rest], env=environment) for r in range(size)]
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0] * size
+        assert [process.wait(timeout=900) for process in processes] == [0] * size
     finally:
         for process in processes:
             process.kill()
