@@ -126,15 +126,15 @@ def normalised(row: Row) -> list[Tensor]:
 
 def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
     """A run of one process, from shards to a model package."""
-    index = open_or_build(config.data, folder.index)
-    info = {"name": folder.name, "run_id": None, "index": str(folder.index), "model_name": folder.name}
+    index, path = open_or_build(config.data, folder.index), index_of(config, folder)
+    info = {"name": folder.name, "run_id": None, "index": str(path), "model_name": folder.name}
     folder.write(config, info | {"index_digest": index.digest, "samples": index.samples})
     comm = LocalComm()
     result = train(
         config,
         samples=index.samples,
         index_digest=index.digest,
-        rows=recipe_rows(config, folder.index) if arm == "recipe" else local_rows(config, folder.index, comm),
+        rows=recipe_rows(config, path) if arm == "recipe" else local_rows(config, path, comm),
         comm=comm,
         run_dir=folder.path,
         resume=False,
@@ -142,6 +142,10 @@ def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
     )
     export_package(folder, result.checkpoint)
     return result
+
+
+def index_of(config: Config, folder: RunFolder) -> Path:
+    return Path(config.data.index or folder.index)
 
 
 def seconds_of_a_row(config: Config, arm: str, index: Path) -> float:
@@ -183,7 +187,7 @@ def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict
         "train_seconds": round(result.seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
         "trainer_cpu_seconds_a_step": round(cpu / result.steps, 3),
-        "row_cpu_seconds": round(seconds_of_a_row(config, arm, folder.index), 3),
+        "row_cpu_seconds": round(seconds_of_a_row(config, arm, index_of(config, folder)), 3),
         "rows_a_step": config.rows_per_step,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
