@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from swav_platform.cluster import session
+from swav_platform.cluster.segments import Course, Segments, dataset
 from swav_platform.cluster.stream import Pipelines, open_pipelines, rank_rows
 from swav_platform.cluster.stream_job import StreamJob, open_index
 from swav_platform.config import load
@@ -68,7 +70,7 @@ def splits(job: StreamJob, rounds: int) -> dict[str, Any]:
             name, this = f"{streams}x{ranks}", replace(job, config=job.config.model_copy(update={"data": data}))
             found[name] = _one_epoch(this, ranks)
             print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
-    return {"ok": all(split["ok"] for split in found.values()), "splits": found}
+    return {"ok": all(split["ok"] for split in found.values()), "splits": found, "rounds": 1}
 
 
 def _one_epoch(job: StreamJob, ranks: int) -> dict[str, Any]:
@@ -105,8 +107,6 @@ def _one_epoch(job: StreamJob, ranks: int) -> dict[str, Any]:
 
 def costs(job: StreamJob, rounds: int) -> dict[str, Any]:
     """Order: one data set with it and without. Checks: a row's number compared, and a piece's attempts counted by the actor."""
-    import ray
-
     rows = 24 * TASKS
     rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds):
@@ -138,24 +138,23 @@ def _rate(job: StreamJob, rows: int, ordered: bool) -> float:
     next(stream)
     began = time.perf_counter()
     count = sum(1 for _ in stream)
+    seconds = time.perf_counter() - began
     assert count == rows - 1
-    time.sleep(1)
-    return count / (time.perf_counter() - began - 1)
+    time.sleep(1)  # what has ended lets go of its CPUs
+    return count / seconds
 
 
 def _rows(job: StreamJob, rows: int, ordered: bool) -> Iterator[Row]:
-    import ray
-
-    from swav_platform.cluster.segments import Course, Segments, dataset
-
     course = Course(0, 1, 0, rows, 1, rows)
     segments = Segments.remote(job, course)  # type: ignore[attr-defined]
     made = dataset(job, course, 0, rows, segments)
     made.context.execution_options.preserve_order = ordered
     [share] = made.streaming_split(1, equal=False)
     tables: Any = share.iter_batches(batch_size=None, batch_format="pyarrow")  # type: ignore[arg-type]
-    yield from map(from_table, tables)
-    ray.kill(segments)
+    try:
+        yield from map(from_table, tables)
+    finally:
+        ray.kill(segments)
 
 
 def poison(job: StreamJob, rounds: int) -> dict[str, Any]:
@@ -186,8 +185,6 @@ def poison(job: StreamJob, rounds: int) -> dict[str, Any]:
 
 
 def _end(pipelines: Pipelines) -> None:
-    import ray
-
     for actor in pipelines.segments:
         ray.kill(actor)
 
@@ -213,7 +210,7 @@ def main() -> None:
         config = load(None, [*SETTINGS[options.question], *options.overrides])
         with session.connected(config):
             answer = QUESTIONS[options.question](StreamJob(config, str(folder / "index"), TASKS), options.rounds)
-    print(json.dumps(answer | {"cores": os.cpu_count(), "rounds": options.rounds}))
+    print(json.dumps({"cores": os.cpu_count(), "rounds": options.rounds} | answer))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
         config,
         samples=index.samples,
         index_digest=index.digest,
-        rows=recipe_rows(config, folder.index) if arm == "recipe" else local_rows(config, folder.index, comm),
+        rows=recipe_rows(config, index.path) if arm == "recipe" else local_rows(config, index.path, comm),
         comm=comm,
         run_dir=folder.path,
         resume=False,
@@ -141,17 +141,6 @@ def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
     )
     export_package(folder, result.checkpoint)
     return result
-
-
-def seconds_of_a_row(config: Config, arm: str, index: Path) -> float:
-    """CPU seconds that a process needs for a row; median of 5."""
-    tables = RecipeTables(config, index) if arm == "recipe" else RowTables(config, index)
-    taken = []
-    for number in range(6):  # the first one opens files
-        start = time.process_time()
-        tables[number]
-        taken.append(time.process_time() - start)
-    return statistics.median(taken[1:])
 
 
 def score(folder: RunFolder, shards: Path, sizes: dict[str, int]) -> dict[str, Any]:
@@ -162,9 +151,8 @@ def score(folder: RunFolder, shards: Path, sizes: dict[str, int]) -> dict[str, A
 def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     config = load(RECIPE, [*overrides, f"data.sources={json.dumps([str(shards / 'cifar10-train-*.tar')])}"])
     folder = RunFolder(out / f"{arm}-{config.seed}")
-    began, cpu = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     result = pretrain(config, arm, folder)
-    cpu = time.process_time() - cpu
     losses = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()]
     end = losses[-max(1, len(losses) // 20) :]
     scored = score(folder, shards, {"bank_size": 10_000, "query_size": 2_000})
@@ -181,8 +169,6 @@ def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict
         "quarantined": result.quarantined,
         "train_seconds": round(result.seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
-        "trainer_cpu_seconds_a_step": round(cpu / result.steps, 3),
-        "row_cpu_seconds": round(seconds_of_a_row(config, arm, folder.index), 3),
         "rows_a_step": config.rows_per_step,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

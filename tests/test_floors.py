@@ -157,6 +157,7 @@ def test_planted_import_is_reported(root: Path, tmp_path: Path, place: str, line
         ("swav_platform/data swav_platform/images", ("torch", "ray", "mlflow")),
         ("services/embeddings", ("ray", "mlflow")),
         ("swav_platform/cli/main.py", ("torch", "ray", "mlflow", "pyarrow")),
+        ("swav_platform/cluster/segments.py", ("torch", "mlflow", "numba", "simplejpeg")),
     ],
 )
 def test_imports_do_not_bring_in_more_by_the_way(root: Path, modules: str, unwanted: tuple[str, ...]) -> None:

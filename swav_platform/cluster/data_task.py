@@ -9,9 +9,10 @@ import pyarrow as pa
 from swav_platform.cluster.stream_job import StreamJob, open_index
 from swav_platform.data.index import Index, IndexLine
 from swav_platform.data.plan import RowSpec
+from swav_platform.data.read import Killers
 from swav_platform.data.rows_reader import RowsReader
 from swav_platform.data.streams import Streams
-from swav_platform.images.guarded import Killers, make_row_guarded, spared
+from swav_platform.images.guarded import make_row_guarded, spared
 from swav_platform.images.row import Fetch, Row, from_table, make_row, to_table
 
 HELD_BYTES = 128 * 2**20

@@ -18,7 +18,7 @@ import ray.data
 
 from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import Config
-from swav_platform.data.read import ReadFailure
+from swav_platform.data.read import Killers
 from swav_platform.images.layout import RowLayout
 
 
@@ -94,13 +94,13 @@ class Segments:
         return self._splits[number][output]
 
     @ray.method(concurrency_group="attempts")
-    def begin(self, first: int) -> tuple[int, dict[int, ReadFailure]]:
+    def begin(self, first: int) -> tuple[int, Killers]:
         """A data task begins the piece whose first row is `first`: how often that has been so, and the killers known."""
         self._begun[first] += 1
         return self._begun[first], self._killers
 
     @ray.method(concurrency_group="attempts")
-    def killed(self, by: dict[int, ReadFailure]) -> None:
+    def killed(self, by: Killers) -> None:
         self._killers |= by
 
 

@@ -7,6 +7,7 @@ consumed, because a data set needs seconds to start and no rank should wait at a
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -21,8 +22,8 @@ from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.images.row import Row, RowLayout, from_table
 
 AHEAD, MOST_AHEAD = 256 * 2**20, 64
-"""Bytes of rows that a rank holds ready, where Ray keeps them, and how many rows at most: what a second or two of a busy machine
-may keep back, as while the next segment starts."""
+"""Bytes of rows that a rank may hold ready, where Ray keeps them, and how many rows at most of a stream: what a second or two of a
+busy machine may keep back, as while the next segment starts. At a seam there are two segments, so each has half of it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Pipelines:
 
     courses: tuple[Course, ...]
     segments: tuple[Any, ...]  # an actor for each course
-    ahead: int  # rows of each stream that a rank holds ready beside the one in use
+    ahead: int  # rows of each segment that a rank holds ready beside the one in use
 
 
 def open_pipelines(job: StreamJob, first: int, last: int, ranks: int) -> Pipelines:
@@ -39,8 +40,16 @@ def open_pipelines(job: StreamJob, first: int, last: int, ranks: int) -> Pipelin
     data = job.config.data
     courses = tuple(Course(s, data.streams, first, last, ranks, data.segment) for s in range(data.streams))
     segments = tuple(Segments.remote(job, course) for course in courses)  # type: ignore[attr-defined]
-    ahead = AHEAD // (data.streams * RowLayout.of(job.config).nbytes)
-    return Pipelines(courses, segments, min(max(ahead, 2), MOST_AHEAD))
+    return Pipelines(
+        courses, segments, _ahead(RowLayout.of(job.config).nbytes, ranks, data.streams // math.gcd(ranks, data.streams))
+    )
+
+
+def _ahead(row_bytes: int, ranks: int, streams: int) -> int:
+    """Rows of each of the `streams` that a rank takes from; all ranks together hold at most a quarter of Ray's object stores."""
+    stores = int(ray.cluster_resources().get("object_store_memory", 4 * AHEAD * ranks))
+    room = min(AHEAD, stores // (4 * ranks))
+    return min(max(room // (2 * streams * row_bytes), 2), MOST_AHEAD)
 
 
 def rank_rows(pipelines: Pipelines, rank: int) -> Iterator[Row]:
@@ -128,7 +137,7 @@ def _stream_rows(course: Course, segments: Any, rank: int, ahead: int) -> Genera
                     if taken == 0:
                         began = time.monotonic()  # before it, the segment started
                     pace = (time.monotonic() - began) / max(taken, 1)
-                    if following is None and taken >= rows_here // 16 and (rows_here - taken) * pace <= LEAD:
+                    if following is None and taken >= max(rows_here // 16, 1) and (rows_here - taken) * pace <= LEAD:
                         following = start(number + 1)
                     yield row
                 current, following = following or start(number + 1), None

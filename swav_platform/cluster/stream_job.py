@@ -1,4 +1,4 @@
-"""What all processes of a stream know. Imports nothing that makes images: who only schedules starts in half the time."""
+"""What all processes of a stream know. Imports nothing that makes images: who only schedules has no use for decoders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from swav_platform.config import Config
 from swav_platform.data.datasets import streams_of
 from swav_platform.data.index import Index
-from swav_platform.data.read import ReadFailure
+from swav_platform.data.read import Killers
 from swav_platform.data.streams import Streams
 
 
@@ -19,7 +19,7 @@ class StreamJob:
     config: Config
     index: str
     tasks: int
-    killers: dict[int, ReadFailure] = field(default_factory=dict)
+    killers: Killers = field(default_factory=dict)
 
     def plan(self) -> Streams:
         return streams_of(open_index(self.index), self.config.data, self.config.seed)

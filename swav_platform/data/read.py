@@ -34,6 +34,10 @@ class ReadFailure:
     outcome: Outcome = Outcome.READ_ERROR
 
 
+Killers = dict[int, ReadFailure]
+"""Samples that kill whoever decodes them, by number."""
+
+
 @dataclass
 class ReadCounts:
     """What reading samples cost: `requests` and `bytes` asked of shards, `wanted`: bytes of samples among these."""

@@ -18,7 +18,7 @@ from swav_platform.config import Config
 from swav_platform.data.index import IndexLine
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.data.plan import RowSpec
-from swav_platform.data.read import ReadFailure
+from swav_platform.data.read import Killers, ReadFailure
 from swav_platform.images.row import Fetch, StandIn, make_row, to_table
 
 DEATHS = 2
@@ -29,9 +29,6 @@ MEMORY = 4 * 2**30
 
 _GREW = 2**30  # a child that was killed with so much more memory than its parent was killed for it
 _UNEXPLAINED = 5
-
-Killers = dict[int, ReadFailure]
-"""Samples that kill whoever decodes them, by number."""
 
 
 def make_row_guarded(

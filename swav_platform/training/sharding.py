@@ -42,7 +42,8 @@ def shard(network: nn.Module, device: torch.device, size: int) -> None:
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """What a stage is a sequence of: modules of several layers."""
     for child in module.children():
-        if isinstance(module, nn.Sequential) and not isinstance(child, nn.Sequential) and list(child.children()):
+        encoder = hasattr(child, "feature_dim")
+        if isinstance(module, nn.Sequential) and not encoder and not isinstance(child, nn.Sequential) and list(child.children()):
             yield child
         else:
             yield from _blocks(child)
@@ -58,8 +59,8 @@ def own(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All ranks' parts together, on each of them; all must ask for it."""
-    return tensor.full_tensor() if is_split(tensor) else tensor
+    """All ranks' parts together, on each of them; all must ask for it. In the host's memory, where there is room for many."""
+    return tensor.full_tensor().cpu() if is_split(tensor) else tensor
 
 
 def split_like(pattern: Tensor, tensor: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def train_step(
     value = loss.item()
     grad_norm = total_norm(_gradients(moving))
     check_finite(step, value, grad_norm.item(), lr, scaler)
-    if clip is not None:
+    if clip is not None and moving:
         torch._foreach_mul_([own(g) for g in _gradients(moving)], (clip / (grad_norm + 1e-6)).clamp_max(1))
 
     found = {"train/grad_norm": grad_norm.item()} | method.health(health, value) if metrics else {}

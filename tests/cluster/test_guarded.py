@@ -17,7 +17,7 @@ from swav_platform.config import load
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Outcome
-from swav_platform.data.read import ReadFailure, read_samples
+from swav_platform.data.read import Killers, read_samples
 from swav_platform.data.sources import expand
 from swav_platform.images import row as row_module
 from swav_platform.images.decode import decode_reduced
@@ -51,7 +51,7 @@ def deadly(job: StreamJob, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Da
     return make
 
 
-def guarded(job: StreamJob, rows: int) -> tuple[list[Row], dict[int, ReadFailure]]:
+def guarded(job: StreamJob, rows: int) -> tuple[list[Row], Killers]:
     made, found = [], {}
     for table, killers in guarded_tables(job, range(rows), job.killers):
         made.append(from_table(table))
