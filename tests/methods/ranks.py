@@ -54,7 +54,7 @@ def config(case: str, size: int = 1, steps: int = STEPS) -> Config:
         "large": {"size": 48 if real else 12, "count": 2, "scale": (0.3, 1)},
         "small": {"size": 32 if real else 8, "count": 1, "scale": (0.1, 1)},
     }
-    rates = {"lr": 0.01, "start_lr": 0.01} if real else {"lr": 0.05, "start_lr": 0.01}
+    rates = {"lr": 1e-4, "start_lr": 1e-4} if real else {"lr": 0.05, "start_lr": 0.01}
     return Config.model_validate(
         {
             "data": {"row_size": R, "photometric": "worker"},
