@@ -73,17 +73,16 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of the runs of so many processes, on the small network or the real one; once a session. Three also go on with what
-    one has begun."""
-    done: dict[tuple[int, str], Path] = {}
+    """Folder of the runs of so many processes, once a session. Three also go on with what one has begun."""
+    done: dict[int, Path] = {}
 
-    def run(size: int, kind: str = "small") -> Path:
-        if (size, kind) not in done:
-            folder = done[size, kind] = tmp_path_factory.mktemp(f"{kind}{size}")
-            if size == 3 and kind == "small":
+    def run(size: int) -> Path:
+        if size not in done:
+            folder = done[size] = tmp_path_factory.mktemp(f"methods{size}")
+            if size == 3:
                 shutil.copytree(run(1), folder / "alone")
             environment = os.environ | {"PYTHONPATH": str(root)}
-            rest = [str(size), str(folder / "store"), str(folder), kind]
+            rest = [str(size), str(folder / "store"), str(folder)]
             processes = [
                 subprocess.Popen([sys.executable, str(Path(__file__).parent / "ranks.py"), str(r), *rest], env=environment)
                 for r in range(size)
@@ -93,6 +92,6 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
             finally:
                 for process in processes:
                     process.kill()
-        return done[size, kind]
+        return done[size]
 
     return run

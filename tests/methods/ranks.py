@@ -1,9 +1,9 @@
-"""Fifty steps of every method by our loop, on a small network: `python ranks.py RANK SIZE STORE FOLDER small`, one process a rank.
+"""Fifty steps of every method by our loop, on a small network: `python ranks.py RANK SIZE STORE FOLDER`, one process a rank.
 
 Each method's run is FOLDER/<case>, with batch statistics of a row or (`<case>_over_step`) of the step; rank 0 writes
 FOLDER/calls.json, the collectives so far after each step of it. In float64: k-means, nearest neighbours and labels are decisions,
 which a rounding in float32 turns over sooner or later, and from there on two runs are two runs. For the same reason the network
-is smooth (tanh). `... FOLDER real` are ten steps of SwAV on our ResNet-18, in float32.
+is smooth (tanh).
 
 Two processes also leave what is to be seen when ranks do not listen to each other: FOLDER/deaf/<case>.
 """
@@ -43,41 +43,38 @@ CASES: dict[str, dict[str, Any]] = {
     "mean_shift": {"neighbours": 3, "bank_length": 100, "momentum": 0.9},
     "simclr": {},
 }
-REAL = ("resnet18", "resnet18" + OVER_STEP)
 
 
 def config(case: str, size: int = 1, steps: int = STEPS) -> Config:
     """Three ranks make their rows' graphs anew instead of holding them, where they may, which is to be seen in no loss."""
     over_step, case = case.endswith(OVER_STEP), case.removesuffix(OVER_STEP)
-    real = case == "resnet18"
     views = {
-        "large": {"size": 48 if real else 12, "count": 2, "scale": (0.3, 1)},
-        "small": {"size": 32 if real else 8, "count": 1, "scale": (0.1, 1)},
+        "large": {"size": 12, "count": 2, "scale": (0.3, 1)},
+        "small": {"size": 8, "count": 1, "scale": (0.1, 1)},
     }
-    rates = {"lr": 1e-4, "start_lr": 1e-4} if real else {"lr": 0.05, "start_lr": 0.01}
     return Config.model_validate(
         {
             "data": {"row_size": R, "photometric": "worker"},
             "views": views,
             "model": {
                 "name": "resnet18",
-                "projection_hidden": 64 if real else 16,
-                "projection_dim": 16 if real else 8,
+                "projection_hidden": 16,
+                "projection_dim": 8,
                 "normalisation": "step" if over_step else "row",
             },
             "method": {
                 "prototypes": 12,
                 "freeze_prototypes": 2,
-                "name": "swav" if real else case.removesuffix("_heads"),
+                "name": case.removesuffix("_heads"),
                 **CASES.get(case, {}),
             },
             "train": {
                 "batch": S * R,
-                "steps": min(steps, 10) if real else steps,
+                "steps": steps,
                 "threads": 1,
                 "accumulate": "recompute" if size == 3 and not over_step else "hold",
                 "checkpoint_every": 23,
-                "optimiser": {"name": "sgd", "warmup_steps": 5, "weight_decay": 1e-4, **rates},
+                "optimiser": {"name": "sgd", "warmup_steps": 5, "weight_decay": 1e-4, "lr": 0.05, "start_lr": 0.01},
             },
         }
     )
@@ -133,8 +130,8 @@ def deafen(method: Any) -> None:
 
 def train(case: str, folder: Path, comm: Comm, deaf: bool = False, **options: Any) -> loop.TrainResult:
     """deaf: a method over rows has codes, one over steps has batch statistics of the rank's own rows alone."""
-    real, over_step = case in REAL, case.endswith(OVER_STEP)
-    settings = config(case, comm.size, (3 if real else DEAF_STEPS) if deaf else STEPS)
+    over_step = case.endswith(OVER_STEP)
+    settings = config(case, comm.size, DEAF_STEPS if deaf else STEPS)
 
     def rows(first: int, last: int) -> Iterator[Any]:
         return (row(k, settings) for k in range(first, last) if (k - first) % comm.size == comm.rank)
@@ -149,19 +146,16 @@ def train(case: str, folder: Path, comm: Comm, deaf: bool = False, **options: An
 
     def build_double(*args: Any) -> Any:
         learner = build(*args)
-        if not real:
-            learner.network.double()
+        learner.network.double()
         if deaf and not over_step:
             deafen(learner.method)
         return learner
 
     loop.snapshots.build_learner = build_double
-    if not real:
-        loop.snapshots.build_encoder = encoder  # type: ignore[assignment]
+    loop.snapshots.build_encoder = encoder  # type: ignore[assignment]
     if deaf and over_step:
         loop.normalisation.across = lambda network, ranks: across(network, Deaf(ranks))
-    prepare = (lambda r: [views.float() for views in r.views]) if real else (lambda r: r.views)
-    given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": prepare, "resume": False}
+    given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": lambda r: r.views, "resume": False}
     try:
         return loop.train(settings, comm=comm, run_dir=folder / case, **(given | options))
     finally:
@@ -183,10 +177,10 @@ def go_on(case: str, folder: Path, comm: Comm) -> None:
     train(case, folder, comm, resume=True)
 
 
-def main(rank: int, size: int, store: str, folder: Path, kind: str) -> None:
+def main(rank: int, size: int, store: str, folder: Path) -> None:
     calls: dict[str, list[dict[str, int]]] = {}
     with joined(rank, size, f"file://{store}") if size > 1 else nullcontext(LocalComm()) as comm:
-        for case in REAL if kind == "real" else [*CASES, *(case + OVER_STEP for case in CASES)]:
+        for case in [*CASES, *(case + OVER_STEP for case in CASES)]:
             seen = calls[case] = []
             train(case, folder, comm, on_progress=lambda _: seen.append(dict(getattr(comm, "calls", {}))))  # noqa: B023
             if size == 2:
@@ -199,4 +193,4 @@ def main(rank: int, size: int, store: str, folder: Path, kind: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
