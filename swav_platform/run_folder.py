@@ -72,9 +72,14 @@ class RunFolder:
             ) from None
 
     def summary(self) -> dict[str, Any] | None:
-        """What `swav pretrain` reported when the run was done; None before."""
+        """What `swav pretrain` reported when the run was done; None before. Raises UserError."""
         path = self.path / "summary.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        try:
+            return dict(json.loads(path.read_text())) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} can't be read ({error}). Delete it and resume the run with --resume: that writes it anew."
+            ) from None
 
     def config(self) -> Config:
         return load(self.path / "config.yaml")

@@ -55,6 +55,10 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     started = time.monotonic()
     shards = None if folder.exists() else _found(config)
     with folder.claimed():
+        if resume and not folder.exists():
+            logging.getLogger("swav").warning(
+                f"Run {folder.name} is new: --resume found none of that name in {folder.path.parent}."
+            )
         known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished

@@ -158,7 +158,12 @@ def test_wrong_names_leave_nothing_behind(root: Path, shards: Path, tmp_path: Pa
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew(
-    root: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from swav_platform import registry
     from swav_platform.cluster import session
@@ -172,13 +177,16 @@ def test_a_run_without_a_checkpoint_is_begun_anew(
     monkeypatch.setattr(registry, "finish_run", lambda *_: None)
     monkeypatch.setattr(session, "connected", no_ray)
     pretrain = ["pretrain", preset(root), "--data", str(shards), "--name", "n"]
-    fails(capsys, pretrain, 1, "Ray is away")
+    fails(capsys, [*pretrain, "--resume"], 1, "Ray is away")
+    assert "Run n is new" in caplog.text
     fails(capsys, [*pretrain, "method.epsilon=0.1"], 1, "Ray is away")
     folder = RunFolder(tmp_path / "runs" / "n")
     assert opened == [None, None]
     assert (folder.info()["run_id"], folder.config().method.epsilon) == ("id2", 0.1)
     (folder.path / "summary.json").write_text("{}")
     fails(capsys, pretrain, 2, "--resume")
+    (folder.path / "summary.json").write_text("{")
+    fails(capsys, [*pretrain, "--resume"], 1, "summary.json can't be read", "Delete it")
 
 
 def test_paths_of_this_machine_are_refused_for_another_cluster(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
