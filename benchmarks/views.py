@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 
 from swav_platform.config import Config, ViewGroup
+from swav_platform.data.costs import Costs
 from swav_platform.images import crops, params, photometric
 from swav_platform.images.decode import decode
 from swav_platform.images.layout import RowLayout
@@ -121,7 +122,7 @@ class Ours:
             columns[:, : len(images), len(params.GEOMETRY) :] = drawn
             first += group.count
         for slot, data in enumerate(images):
-            cut_views(data, [group[slot] for group in chance], self.policy, self.groups, self.views, self.params, slot)
+            cut_views(data, [group[slot] for group in chance], self.policy, self.groups, self.views, self.params, slot, Costs())
 
     def _colours(self, count: int) -> None:
         for views, columns in zip(self.views, self.params, strict=True):

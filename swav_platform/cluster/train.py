@@ -93,9 +93,10 @@ def _rank(loop_config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from swav_platform.cluster.prometheus import Exporter
     from swav_platform.registry import Tracker
     from swav_platform.training.collectives import DistributedComm
-    from swav_platform.training.loop import train
+    from swav_platform.training.loop import Progress, train
 
     job = TrainJob(**loop_config["job"])
     folder = RunFolder(Path(job.run_dir))
@@ -103,6 +104,13 @@ def _rank(loop_config: dict[str, Any]) -> None:
         return
     config, comm, leads = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
     tracker = Tracker(job.tracking_uri, job.run_id) if leads else None
+    exporter = Exporter(str(config.run.name))
+
+    def progressed(progress: Progress) -> None:  # only the leading rank is asked
+        assert tracker is not None
+        tracker.progress(progress)
+        exporter.progress(progress)
+
     warned = _warnings_to(folder.worker_log) if leads else None
     try:
         with folder.written() if leads else contextlib.nullcontext():
@@ -115,7 +123,7 @@ def _rank(loop_config: dict[str, Any]) -> None:
                 comm=comm,
                 run_dir=folder.path,
                 resume=True,
-                on_progress=tracker.progress if tracker else None,
+                on_progress=progressed,
                 device=str(ray.train.torch.get_device()),
             )
         if leads:

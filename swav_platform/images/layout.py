@@ -6,12 +6,13 @@ The buffer holds the views of each group, uint8 [V, R, H, W, 3], and then the pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from swav_platform.config import Config
+from swav_platform.data.costs import Costs
 from swav_platform.data.outcomes import Event
 from swav_platform.images.params import PARAMS
 
@@ -82,3 +83,4 @@ class Row:
     events: list[Event]
     packed: np.ndarray  # uint8 [nbytes]
     layout: RowLayout
+    costs: Costs = field(default_factory=Costs)

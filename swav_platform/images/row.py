@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import posixpath
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
 
 from swav_platform.config import Config, ImagePolicy, ViewGroup
+from swav_platform.data.costs import Costs
 from swav_platform.data.index import IndexLine
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.data.plan import RowSpec
@@ -49,6 +51,7 @@ def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> 
     The pixels of a position depend on its own randomness and on the image that fills it, on nothing else.
     No image can make this raise: what fails is an event of the row.
     """
+    began = time.perf_counter()
     row = _blank(spec, RowLayout.of(config))
     chance = _draw(row, config)
     tries = [(slot, int(sample)) for slot, sample in enumerate(spec.samples)]
@@ -62,6 +65,7 @@ def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> 
     row.events.sort(key=lambda event: (event.position, event.attempt))
     if config.data.photometric == "worker":
         _photometrics(row)
+    row.costs.views_seconds = time.perf_counter() - began - row.costs.read_seconds - row.costs.decode_seconds
     return row
 
 
@@ -102,7 +106,9 @@ def _attempt(
     row: Row, tries: list[tuple[int, int]], attempt: int, fetch: Fetch, chance: Chance, config: Config
 ) -> list[tuple[int, int]]:
     """Fills slots with samples; returns the (slot, sample) that failed, after noting why."""
+    began = time.perf_counter()
     fetched = fetch([sample for _, sample in tries])
+    row.costs.read_seconds += time.perf_counter() - began
     failed = []
     for slot, sample in tries:
         line, data = fetched[sample]
@@ -125,9 +131,10 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config
     """Writes the views of one image into a slot, or says why that can't be done."""
     if isinstance(data, ReadFailure):
         return Refused(data.outcome, data.detail)
+    row.costs.read_bytes += len(data)
     try:
         proposals = [group[slot] for group in chance]
-        cut_views(data, proposals, config.data.images, list(config.views.values()), row.views, row.params, slot)
+        cut_views(data, proposals, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
     except Refused as refused:
         return refused
     except MemoryError:
@@ -145,10 +152,11 @@ def cut_views(
     views: list[np.ndarray],
     columns: list[np.ndarray],
     slot: int,
+    costs: Costs,
 ) -> None:
     """Writes an image's views [V, R, H, W, 3] and the geometry among its parameters [V, R, P] into a slot of a row.
 
-    chance: proposals of each group and view. Raises Refused for an image that gives no sample.
+    chance: proposals of each group and view. costs: the decoder's time is added. Raises Refused for an image that gives no sample.
     """
 
     @functools.cache
@@ -156,7 +164,11 @@ def cut_views(
         each = zip(groups, chance, strict=True)
         return [[crops.choose(height, width, proposal, group.ratio) for proposal in mine] for group, mine in each]
 
-    pixels, *size = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
+    began = time.perf_counter()
+    try:
+        pixels, *size = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
+    finally:
+        costs.decode_seconds += time.perf_counter() - began
     for number, (group, boxes) in enumerate(zip(groups, chosen(*size), strict=True)):
         flips = [proposal.flip for proposal in chance[number]]
         for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from swav_platform.data.costs import Costs
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.images.layout import Row, RowLayout
 
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
         ("shard", pa.list_(pa.string())),
         ("stand_in_for", pa.list_(pa.string())),
         ("events", pa.list_(_EVENT)),
+        ("costs", pa.list_(pa.float64())),  # the fields of Costs
     ]
 )
 
@@ -45,7 +47,7 @@ def to_table(row: Row) -> pa.Table:
     """The row as a table of one line with SCHEMA; its `packed` is the row's own buffer."""
     events = [dataclasses.asdict(event) | {"outcome": int(event.outcome)} for event in row.events]
     groups = [number for group in row.layout.groups for number in group]
-    values: dict[str, Any] = {"row": row.row, "groups": groups, "events": events}
+    values: dict[str, Any] = {"row": row.row, "groups": groups, "events": events, "costs": dataclasses.astuple(row.costs)}
     for name in ("position", "sample", "outcome", "weight", "key", "shard", "stand_in_for"):
         values[name] = getattr(row, name)
     columns = [
@@ -85,6 +87,7 @@ def from_table(table: pa.Table) -> Row:
         events=[Event(**(event | {"outcome": Outcome(event["outcome"])})) for event in line["events"][0].as_py()],
         packed=packed,
         layout=layout,
+        costs=Costs(*line["costs"][0].as_py()),
     )
 
 

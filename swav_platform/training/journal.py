@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from swav_platform.atomic import write_text
 from swav_platform.config import Config
 from swav_platform.data.ledger import Ledger
-from swav_platform.data.outcomes import Event, Outcome
+from swav_platform.data.outcomes import Event
 from swav_platform.data.sample_log import SampleLog
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
@@ -105,11 +105,6 @@ class Journal:
     def close(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
-
-
-def quarantined(rows: Sequence[Row]) -> int:
-    """Positions whose own sample could not be used."""
-    return sum(int((row.outcome > Outcome.FILLER).sum()) for row in rows)
 
 
 def open_metrics(path: Path, steps: int) -> TextIO:

@@ -17,9 +17,10 @@ from swav_platform.methods.comm import Comm
 from swav_platform.models import normalisation
 from swav_platform.training import checkpoints, snapshots
 from swav_platform.training.collectives import gather_bytes
+from swav_platform.training.counters import Counters, from_sum, to_sum
 from swav_platform.training.device import preparer, set_torch
 from swav_platform.training.health import quarantine_error, too_many_quarantined
-from swav_platform.training.journal import Journal, quarantined
+from swav_platform.training.journal import Journal
 from swav_platform.training.meter import Meter
 from swav_platform.training.passes import Prepare
 from swav_platform.training.resume import Run, begin, identity
@@ -44,6 +45,8 @@ class Progress:
     images_per_second: float  # since the last logged step, all ranks
     wait_share: float  # of the time since then, spent waiting for rows (rank 0)
     collectives: dict[str, int]  # of the step, by what they were for
+    counters: Counters  # of the step's rows, all ranks
+    waited: float  # seconds that rank 0 waited for the step's rows
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,12 @@ def train(
                 accumulate=config.train.accumulate,
                 together=together,
                 clip=config.train.clip,
-                extra=[quarantined(own)],
+                extra=to_sum(own),
                 metrics=logged,
             )
-            meter.step(config.train.batch, fresh=logged)
-            progress = _after(run, report, lr, meter, logged)
+            counters = from_sum(report.extra)
+            meter.step(config.train.batch, counters, fresh=logged)
+            progress = _after(run, report, lr, counters, meter, logged)
             journal.rows(step, own)
             journal.line({"step": step, "loss": report.loss, "lr": lr} | progress.metrics)
             if on_progress is not None and comm.rank == 0:
@@ -164,11 +168,11 @@ def _expect(row: Row | None, number: int, rank: int) -> Row:
     return row
 
 
-def _after(run: Run, report: StepReport, lr: float, meter: Meter, logged: bool) -> Progress:
+def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: Meter, logged: bool) -> Progress:
     """Brings `run` up to the step that is done and says how it went."""
     step, run.steps, run.loss_last = run.steps, run.steps + 1, report.loss
     run.loss_first = report.loss if step == 0 else run.loss_first
-    run.quarantined += int(report.extra[0])
+    run.quarantined += counters.quarantined
     metrics = {
         "train/loss": report.loss,
         "train/lr": lr,
@@ -177,9 +181,12 @@ def _after(run: Run, report: StepReport, lr: float, meter: Meter, logged: bool) 
         "data/wait_share": meter.wait_share,
         "train/collective_share": meter.collective_share,
         "data/quarantined_total": float(run.quarantined),
+        **meter.counters.metrics(),
     }
     metrics = metrics if logged else {}
-    return Progress(step, report.loss, lr, metrics, meter.images_per_second, meter.wait_share, report.collectives)
+    return Progress(
+        step, report.loss, lr, metrics, meter.images_per_second, meter.wait_share, report.collectives, counters, meter.waited_last
+    )
 
 
 def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) -> None:

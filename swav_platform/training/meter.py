@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from swav_platform.methods.comm import Comm
+from swav_platform.training.counters import Counters
 
 
 class Meter:
-    """Images per second, and shares of time spent waiting for rows and in collectives, since the last fresh start."""
+    """Images per second, shares of time spent waiting for rows and in collectives, and what data cost, since the last fresh start."""
 
     images_per_second = wait_share = collective_share = 0.0
+    waited_last = 0.0  # seconds that the last step's rows were waited for
+    counters = Counters()
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
@@ -21,16 +24,19 @@ class Meter:
     def _afresh(self) -> None:
         self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
         self.communicated = getattr(self.comm, "seconds", 0.0)
+        self.counted = Counters()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         before = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - before
+        self.waited_last = time.perf_counter() - before
+        self.waited += self.waited_last
 
-    def step(self, images: int, fresh: bool) -> None:
-        """Counts a step's images; with `fresh`, counting starts anew after it."""
+    def step(self, images: int, counters: Counters, fresh: bool) -> None:
+        """Counts a step's images and what its data cost; with `fresh`, counting starts anew after it."""
         self.images += images
+        self.counters = self.counted = self.counted + counters
         spent = max(time.perf_counter() - self.began, 1e-9)
         self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
         self.collective_share = (getattr(self.comm, "seconds", 0.0) - self.communicated) / spent

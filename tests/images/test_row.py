@@ -91,6 +91,8 @@ def test_a_clean_row() -> None:
     assert row.stand_in_for == [None] * R
     assert row.events == []
     assert store.asked == [list(range(R))]
+    assert row.costs.read_bytes == sum(len(data) for _, data in store.fetch(range(R)).values())
+    assert min(row.costs.read_seconds, row.costs.decode_seconds, row.costs.views_seconds) > 0
 
 
 def test_the_geometry_that_is_written_down_makes_the_views() -> None:

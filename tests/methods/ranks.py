@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from swav_platform.config import Config
+from swav_platform.data.costs import Costs
 from swav_platform.data.outcomes import Outcome
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.models.normalisation import RowBatchNorm
@@ -106,7 +107,7 @@ def row(number: int, settings: Config) -> Any:
             pixels[:, i] = image + np.random.default_rng([p, size]).normal(0, 40, (count, size, size, 3))
         views.append(torch.from_numpy(pixels / 64 - 2).flatten(0, 1).permute(0, 3, 1, 2))
     outcome = np.full(R, Outcome.OK, np.uint8)
-    return SimpleNamespace(row=number, sample=sample, weight=weight, views=views, outcome=outcome, events=[])
+    return SimpleNamespace(row=number, sample=sample, weight=weight, views=views, outcome=outcome, events=[], costs=Costs())
 
 
 class Deaf:

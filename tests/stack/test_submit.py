@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,13 @@ class Cluster:
     address: str
     environment: dict[str, str]
     folder: Path  # not the one that the head was started in
+    metrics: str  # what Prometheus would ask
+
+    def counted(self) -> dict[str, float]:
+        """Values of our metrics by name and labels."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if x.startswith("ray_swav_"))}
 
     def swav(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -63,6 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "500",
     }
     environment.pop("RAY_ADDRESS", None)
     ray = Path(sys.executable).parent / "ray"
@@ -77,7 +86,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    found = Cluster(f"http://127.0.0.1:{dashboard}", environment, tmp_path_factory.mktemp("elsewhere"))
+    found = Cluster(
+        f"http://127.0.0.1:{dashboard}", environment, tmp_path_factory.mktemp("elsewhere"), f"http://127.0.0.1:{metrics}/metrics"
+    )
     try:
         deadline = time.monotonic() + 90
         while found.swav("list").returncode:
@@ -89,6 +100,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
             process.kill()
         shutil.rmtree(sessions, ignore_errors=True)
+
+
+def metrics_of(cluster: Cluster, *names: str) -> dict[str, float]:
+    """Our metrics once each of `names` is among them: agents tell them now and then."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = cluster.counted()
+        if all(any(known.startswith(f"ray_{name}") for known in found) for name in names):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
 
 
 def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: list[str]) -> None:
@@ -126,6 +148,9 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     while not any(committed.glob("*/MANIFEST.json")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    counted = metrics_of(cluster, "swav_data_images_total", "swav_data_outcomes_total", "swav_data_decode_seconds_total")
+    assert all(value > 0 for value in counted.values())
+    assert any('outcome="ok"' in name and 'run="job"' in name for name in counted), counted
     stopped = cluster.said("stop", "job")
     assert stopped["state"] == "stopped"
     assert 0 < stopped["step"] < 60

@@ -39,6 +39,7 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
         "data/wait_share",
         "data/quarantined_total",
     }
+    wanted |= {"data/read_ms", "data/decode_ms", "data/views_ms", "data/image_bytes"}
     wanted |= {"train/collective_share"}
     assert wanted | {"step", "loss", "lr"} == set(lines[0])
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:09d}" for n in (4, 8, 10)]
@@ -217,11 +218,13 @@ def test_a_disk_that_is_full_at_a_checkpoint(rig: ModuleType, whole: Path, copie
 
 def test_progress(rig: ModuleType, tmp_path: Path) -> None:
     seen = []
-    rig.train(rig.config(train__steps=4), tmp_path, on_progress=seen.append)
+    rig.train(rig.config(train__steps=4), tmp_path, on_progress=seen.append, bad=(3, 50))
     assert [p.step for p in seen] == [0, 1, 2, 3]
     assert [bool(p.metrics) for p in seen] == [True, False, True, True]
     assert all(p.images_per_second > 0 and 0 <= p.wait_share < 1 for p in seen)
     assert seen[0].metrics["health/loss_minus_ln_k"] == pytest.approx(seen[0].loss - np.log(12))
+    assert [(p.counters.images, p.counters.quarantined) for p in seen] == [(32, 1), (32, 1), (32, 0), (32, 0)]
+    assert [p.metrics.get("data/refused/corrupt") for p in seen] == [1, None, 1, None], "since the last step with metrics"
 
 
 def test_colours_changed_on_the_device(rig: ModuleType, tmp_path: Path) -> None:

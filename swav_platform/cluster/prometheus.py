@@ -1,0 +1,49 @@
+"""A run's progress in Ray's Prometheus metrics: each node's agent serves them with `ray_` before the names below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from swav_platform.data.outcomes import Outcome
+from swav_platform.training.loop import Progress
+
+
+class Exporter:
+    """Of the leading rank. Counters begin with this process, as Prometheus expects of counters."""
+
+    def __init__(self, run: str) -> None:
+        self._tags = {"run": run}
+        self._loss = self._gauge("train_loss", "Loss of the last step.")
+        self._steps = self._counter("train_steps_total", "Steps done.")
+        self._images = self._counter("data_images_total", "Positions consumed.")
+        self._outcomes = self._counter("data_outcomes_total", "Positions by the outcome of their own sample.", "outcome")
+        self._wait = self._counter("data_wait_seconds_total", "Time that the leading rank waited for rows.")
+        self._read = self._counter("data_read_seconds_total", "Time that data tasks waited for bytes.")
+        self._decode = self._counter("data_decode_seconds_total", "Time that data tasks decoded.")
+        self._views = self._counter("data_views_seconds_total", "Time that data tasks made views of decoded images.")
+        self._bytes = self._counter("data_read_bytes_total", "Encoded bytes of the images tried.")
+
+    def progress(self, progress: Progress) -> None:
+        counters, costs = progress.counters, progress.counters.costs
+        self._loss.set(progress.loss, self._tags)
+        self._add(self._steps, 1)
+        self._add(self._images, counters.images)
+        self._add(self._wait, progress.waited)
+        self._add(self._read, costs.read_seconds)
+        self._add(self._decode, costs.decode_seconds)
+        self._add(self._views, costs.views_seconds)
+        self._add(self._bytes, costs.read_bytes)
+        for outcome in Outcome:
+            self._add(self._outcomes, counters.outcomes[outcome], outcome=outcome.word)
+
+    def _add(self, counter: Any, value: float, **tags: str) -> None:
+        if value > 0:  # Ray refuses to count nothing
+            counter.inc(value, self._tags | tags)
+
+    def _counter(self, name: str, text: str, *tags: str) -> Any:
+        return Counter(f"swav_{name}", text, ("run", *tags))
+
+    def _gauge(self, name: str, text: str) -> Any:
+        return Gauge(f"swav_{name}", text, ("run",))
