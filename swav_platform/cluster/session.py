@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,22 @@ SETTINGS = {
 }
 PATIENCE = 30.0  # seconds in which workers of a run that was stopped give back their CPUs
 _ANSWERS_IN = 5.0  # seconds
+
+
+class _Aside:
+    """Where Ray prints what its processes complain of while we are connected: standard output is for answers."""
+
+    EXPECTED = (
+        "worker processes have been started"  # a data task asks for half a CPU, so there are more of them than Ray thinks right
+    )
+
+    def write(self, text: str) -> int:
+        if self.EXPECTED not in text and text.strip():
+            sys.stderr.write(text.rstrip() + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,8 @@ def connected(config: Config) -> Iterator[Room]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ended_by)
     try:
-        yield _room(config, int(ray.cluster_resources().get("CPU", 0))) if ours else _shared_room(config)
+        with contextlib.redirect_stdout(_Aside()):
+            yield _room(config, int(ray.cluster_resources().get("CPU", 0))) if ours else _shared_room(config)
     finally:
         ray.shutdown()
 

@@ -75,3 +75,11 @@ def test_a_busy_cluster_is_no_wrong_use(cpus: dict[str, float], monkeypatch: pyt
     with pytest.raises(UserError, match="2 of the 8 CPUs") as caught, session.connected(CONFIG):
         pass
     assert not isinstance(caught.value, UsageError)
+
+
+def test_what_ray_prints_is_no_answer(cpus: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    with session.connected(CONFIG):
+        print("(raylet) a worker was killed for its memory")
+        print("(raylet) WARNING: 8 PYTHON worker processes have been started on node: n, which is 4x what was expected")
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "(raylet) a worker was killed for its memory\n")
