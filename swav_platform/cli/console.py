@@ -14,6 +14,9 @@ from rich.text import Text
 
 stderr = Console(stderr=True)
 
+_UNCUT = 1000
+"""Columns of what goes into a file or a pipe: what reads it wants whole lines."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 
 
@@ -35,6 +38,11 @@ def progress() -> Progress:
     )
 
 
+def show(table: Table) -> None:
+    stdout = Console()
+    stdout.print(table, width=None if stdout.is_terminal else _UNCUT)
+
+
 def answer(result: Mapping[str, Any], as_json: bool) -> None:
     """A result as JSON, or as a table of names and values."""
     if as_json:
@@ -43,7 +51,7 @@ def answer(result: Mapping[str, Any], as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     for key, value in result.items():
         add_row(table, key.replace("_", " "), readable(value))
-    Console().print(table)
+    show(table)
 
 
 def add_row(table: Table, *cells: str) -> None:

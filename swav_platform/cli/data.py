@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from swav_platform.cli import console
@@ -196,6 +195,6 @@ def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
     table = Table("image", "shard", "reason", "detail", box=None)
     for event in bad[:most]:
         console.add_row(table, event.key, event.shard, event.outcome.word, event.detail)
-    Console().print(worst)
-    Console().print(table)
+    console.show(worst)
+    console.show(table)
     click.echo(f"{len(bad):,} images in all, with thumbnails where they could be made: {path} (--html FILE shows them)")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from swav_platform.cli import console
@@ -24,6 +23,7 @@ from swav_platform.cli.evaluate import embed_images, record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
 from swav_platform.config import Config, load
 from swav_platform.data.index import Index
+from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import RunFolder
 
@@ -57,7 +57,7 @@ class Stopwatch:
 @click.option("--seed", default=31, show_default=True, type=click.IntRange(0))
 @console.json_option
 def demo_command(overrides: tuple[str, ...], data: str | None, out: str, seed: int, as_json: bool) -> None:
-    """Images to shards to a trained encoder to answers over HTTP, in a few minutes on two cores."""
+    """Images to a trained encoder to answers over HTTP, in minutes."""
     place = Path(out).expanduser().absolute()
     # What was asked for is checked before an earlier demo is taken away.
     _recipe(["-"], place, seed, overrides, steps=FEWEST_STEPS if data else None)
@@ -200,7 +200,7 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
         facts={
             "images seen": f"{trained['images']:,} at {trained['images_per_second']:.0f} a second",
             "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.heads[0]):.3f})",
-            "bad images": trained["quarantined"],
+            "bad images": Ledger.read(folder.ledger).samples(),
             "model": trained["model_uri"],
             "MLflow run": trained["run_id"],
         },
@@ -215,12 +215,14 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
 def _show(result: dict[str, Any], watch: Stopwatch, place: Path) -> None:
     table = Table("", "", show_header=False, box=None)
     for key, value in result.items():
-        if key in ("answers", "timings", "ok", "service_url"):
+        if key in ("answers", "timings", "ok", "service_url") or value is None:
             continue
-        shown = "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
+        shown = f"{value:,.2f}" if isinstance(value, float) else str(value)
         console.add_row(table, key.replace("_", " "), shown)
     console.add_row(table, "where the time went", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.seconds.items()))
-    Console().print(table)
+    console.show(table)
+    if result["quarantined"]:
+        click.echo(f"\nBad images, by name and reason:  swav ledger {place / 'demo'}")
     click.echo(
         f"\nLook at {place / 'report.html'}\nOpen the service:  {Path(sys.executable).parent / 'swav'} serve {place / 'demo'}"
     )

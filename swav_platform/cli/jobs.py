@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from swav_platform.cli import console
@@ -105,7 +104,7 @@ def list_command(address: str | None, as_json: bool) -> None:
         step = f"{report['step']}/{report['steps']}" if report["step"] is not None else "-"
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report["started"])) if report["started"] else "-"
         console.add_row(table, report["id"], report["name"], report["state"], step, started)
-    Console().print(table)
+    console.show(table)
 
 
 def _watch(cluster: Any, job: Any, *, show: bool) -> int:

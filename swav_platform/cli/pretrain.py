@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import threading
 import time
@@ -13,7 +14,8 @@ import yaml
 
 from swav_platform.cli import console
 from swav_platform.config import Config, load
-from swav_platform.run_folder import RunFolder
+from swav_platform.errors import UsageError
+from swav_platform.run_folder import RunFolder, runs_folder
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -82,11 +84,23 @@ def pretrain_command(
 
         console.answer(write_preview(settings, preview), as_json)
         return
+    if resume and name:
+        _check_spelling(settings)
     from swav_platform.cluster.pretrain import Watcher, pretrain
 
     with ProgressDisplay() as display:
         result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started))
     console.answer(result, as_json)
+
+
+def _check_spelling(settings: Config) -> None:
+    """Raises UsageError where a run to resume is not there but one of a like name is: a slip would cost a whole run."""
+    runs, name = runs_folder(settings.run.out), str(settings.run.name)
+    known = [path.parent.name for path in runs.glob("*/run.json")]
+    if name not in known and (near := difflib.get_close_matches(name, known, 1)):
+        raise UsageError(
+            f"There is no run '{name}' to resume in {runs}, but there is '{near[0]}'. Name that one, or begin '{name}' without --resume."
+        )
 
 
 def _dry_run(settings: Config, as_json: bool) -> None:
@@ -136,11 +150,14 @@ class ProgressDisplay:
         self._thread.start()
 
     def _follow(self, metrics: Path, steps: int) -> None:
+        # Lines of an earlier attempt may tell of steps that are made again; the run puts a new file there.
+        before, ours = _identity(metrics), False
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
         said, told = 0.0, 0
         while True:
             last = self._stop.wait(0.5)
-            line = _last_line(metrics)
+            ours = ours or _identity(metrics) != before
+            line = _last_line(metrics) if ours else None
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
                 self._bars.update(task, completed=done, note=note)
@@ -150,6 +167,13 @@ class ProgressDisplay:
                     said, told = time.monotonic(), done
             if last:
                 return
+
+
+def _identity(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from services.embeddings.listener import listen
@@ -130,7 +129,7 @@ def _show(what: str, found: dict[str, Any]) -> None:
     table = Table("image", what, box=None)
     for item in found["items"]:
         console.add_row(table, str(item.get("name")), item["error"]["message"] if "error" in item else _line(what, item))
-    Console().print(table)
+    console.show(table)
 
 
 def _line(what: str, item: dict[str, Any]) -> str:

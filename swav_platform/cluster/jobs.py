@@ -36,6 +36,7 @@ PATIENCE = 60.0  # seconds that a cluster may be away while its job is followed
 ENDED = ("succeeded", "failed", "stopped")
 _STOPPED_BY_SIGNAL = (130, 143, -2, -15)
 _STEP = re.compile(r"^step (\d+)/(\d+)", re.MULTILINE)
+_ERROR = re.compile(r"^swav: (.+)", re.MULTILINE)
 _RUN_ID = re.compile(r"^run_id (\w+)", re.MULTILINE)
 
 
@@ -129,7 +130,7 @@ class Cluster:
     def report(self, job: Job) -> dict[str, Any]:
         """The keys that `submit`, `status` and `list` print with --json."""
         text = self.logs(job) if job.state != "pending" else ""
-        steps, run_ids = _STEP.findall(text), _RUN_ID.findall(text)
+        steps, run_ids, errors = _STEP.findall(text), _RUN_ID.findall(text), _ERROR.findall(text)
         return {
             "id": job.id,
             "name": job.name,
@@ -138,6 +139,7 @@ class Cluster:
             "run_id": run_ids[-1] if run_ids else None,
             "step": int(steps[-1][0]) if steps else None,
             "steps": int(steps[-1][1]) if steps else None,
+            **({"error": errors[-1]} if errors and job.state == "failed" else {}),
         }
 
     def follow(self, job: Job, show: Callable[[str], None], poll: float = 1.0) -> Job:

@@ -95,8 +95,9 @@ def connected(config: Config) -> Iterator[Room]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _no_answer("this machine" if ours else address, error) from error
+    except Exception as error:  # Ray raises bare ones, too
+        ray.shutdown()
+        raise (_no_start(error) if ours else _no_answer(address, error)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ended_by)
     try:
@@ -154,6 +155,13 @@ def _no_answer(address: str, error: BaseException) -> UserError:
     return UserError(
         f"Ray at {address} does not answer ({_first_line(error)}). Check RAY_ADDRESS and that `ray start --head` runs there, "
         f"or unset RAY_ADDRESS to start a local one."
+    )
+
+
+def _no_start(error: BaseException) -> UserError:
+    return UserError(
+        f"Ray did not start on this machine ({_first_line(error)}). If other programs keep it busy, try again when they are done, with --resume "
+        f"for a run that was begun; or name a cluster with RAY_ADDRESS."
     )
 
 

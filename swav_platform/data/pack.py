@@ -59,9 +59,9 @@ def pack(
         )
     skipped = Skipped()
     images = sorted(_images(os.fsencode(folder), out, skipped), key=lambda image: image.name)
-    files = len(images) + sum(skipped.counts.values())
+    files = len(images) + sum(count for reason, count in skipped.counts.items() if reason != "hidden_folder")
     if not images:
-        raise UserError(f"The folder '{folder}' has no image in it, only {files} other files: name a folder of images.")
+        raise UserError(f"The folder '{folder}' has no image in it ({files} other files): name a folder of images.")
     keys = _distinct_keys(images)
     batches = list(_batches(images, samples_per_shard, bytes_per_shard))
     names = [f"shard-{number:06d}.tar" for number in range(len(batches))]
@@ -84,6 +84,8 @@ def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
             folders.clear()
             continue
         seen.add(identity)
+        for name in (name for name in folders if name.startswith(b".")):
+            skipped.note("hidden_folder", naming.text(os.path.relpath(os.path.join(folder, name), root)))
         folders[:] = sorted(name for name in folders if not name.startswith(b"."))
         for name in names:
             path = os.path.join(folder, name)

@@ -21,7 +21,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-
 p, figcaption { color: var(--soft); margin: .3rem 0; } figure { margin: 1rem 0; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line); }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; } .sheet { display: flex; flex-wrap: wrap; gap: 3px; } .sheet img { width: 56px; height: 56px; object-fit: cover; }
+figure { overflow-x: auto; } svg { width: 100%; min-width: 30rem; height: auto; } .sheet { display: flex; flex-wrap: wrap; gap: 3px; } .sheet img { width: 56px; height: 56px; object-fit: cover; }
 code { overflow-wrap: anywhere; }
 """
 

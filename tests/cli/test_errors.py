@@ -189,6 +189,15 @@ def test_a_run_without_a_checkpoint_is_begun_anew(
     fails(capsys, [*pretrain, "--resume"], 1, "summary.json can't be read", "Delete it")
 
 
+def test_a_name_that_is_nearly_that_of_a_run_is_not_begun(
+    root: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "run.json").write_text("{}")
+    fails(capsys, ["pretrain", preset(root), "--data", str(shards), "--name", "mime", "--resume"], 2, "'mime'", "'mine'")
+    assert not (tmp_path / "runs" / "mime").exists()
+
+
 def test_paths_of_this_machine_are_refused_for_another_cluster(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = ["--address", "http://head.invalid:8265"]  # never contacted before paths are checked
     fails(capsys, ["submit", preset(root), "--data", "a-*.tar", *there], 2, "'a-*.tar' is a path on this machine", "head.invalid")

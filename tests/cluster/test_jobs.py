@@ -37,7 +37,7 @@ class Remembering:
         return next(d for d in self.details if d.submission_id == job_id)
 
     def get_job_logs(self, job_id: str) -> str:
-        return "step 1/2\n"
+        return "step 1/2\n" if job_id == "a" else "step 1/2\nswav: Nothing matches 'nix/*.tar'.\n"
 
     def submit_job(self, *, submission_id: str, metadata: dict[str, str], runtime_env: dict[str, Any], **_: Any) -> None:
         assert submission_id not in [d.submission_id for d in self.details]
@@ -69,6 +69,13 @@ def test_ids_never_collide(cluster: jobs.Cluster, client: Remembering) -> None:
     client.add("b", "b")
     assert cluster.submit(named("a")).id == "a-2"
     assert cluster.submit(named("b")).id == "b-3", "b-2 is another run's"
+
+
+def test_a_failed_job_says_why(cluster: jobs.Cluster, client: Remembering) -> None:
+    client.add("one", "one", "FAILED")
+    client.add("two", "two", "RUNNING")
+    assert cluster.report(cluster.job("one"))["error"] == "Nothing matches 'nix/*.tar'."
+    assert "error" not in cluster.report(cluster.job("two"))
 
 
 def test_a_run_goes_before_an_id(cluster: jobs.Cluster, client: Remembering) -> None:

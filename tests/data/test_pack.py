@@ -54,7 +54,7 @@ def packed(out: Path) -> dict[str, bytes]:
 def test_any_names_come_through_the_index(folder: Path, tmp_path: Path) -> None:
     report = pack(folder, tmp_path / "out")
     assert (report.files, report.samples, report.shards) == (len(FILES) + 4, len(FILES), 1)
-    assert report.skipped == {"hidden": 2, "not_an_image": 2}
+    assert report.skipped == {"hidden": 2, "not_an_image": 2, "hidden_folder": 1}
     found = packed(tmp_path / "out")
     assert sorted(found.values()) == sorted(FILES.values())
     assert found["A photo%2Eof%2Eme"] == b"3"

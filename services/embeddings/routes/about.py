@@ -80,7 +80,7 @@ PAGE = """<!doctype html>
 <title>swav-platform: embeddings</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem }
-pre { background: #f3f3f3; padding: 1rem; overflow: auto }
+pre { background: #f3f3f3; padding: 1rem; white-space: pre-wrap; overflow-wrap: anywhere }
 </style>
 <h1>Embeddings service</h1>
 <p>An image in; its embedding, clusters and nearest stored samples out. It runs the ABOUT.</p>
