@@ -40,7 +40,9 @@ def progress() -> Progress:
 
 def show(table: Table) -> None:
     stdout = Console()
-    stdout.print(table, width=None if stdout.is_terminal else _UNCUT)
+    if not stdout.is_terminal:
+        stdout.width = _UNCUT
+    stdout.print(table)
 
 
 def answer(result: Mapping[str, Any], as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import threading
 import time
@@ -14,8 +13,7 @@ import yaml
 
 from swav_platform.cli import console
 from swav_platform.config import Config, load
-from swav_platform.errors import UsageError
-from swav_platform.run_folder import RunFolder, runs_folder
+from swav_platform.run_folder import RunFolder
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -84,23 +82,11 @@ def pretrain_command(
 
         console.answer(write_preview(settings, preview), as_json)
         return
-    if resume and name:
-        _check_spelling(settings)
     from swav_platform.cluster.pretrain import Watcher, pretrain
 
     with ProgressDisplay() as display:
         result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started))
     console.answer(result, as_json)
-
-
-def _check_spelling(settings: Config) -> None:
-    """Raises UsageError where a run to resume is not there but one of a like name is: a slip would cost a whole run."""
-    runs, name = runs_folder(settings.run.out), str(settings.run.name)
-    known = [path.parent.name for path in runs.glob("*/run.json")]
-    if name not in known and (near := difflib.get_close_matches(name, known, 1)):
-        raise UsageError(
-            f"There is no run '{name}' to resume in {runs}, but there is '{near[0]}'. Name that one, or begin '{name}' without --resume."
-        )
 
 
 def _dry_run(settings: Config, as_json: bool) -> None:
@@ -146,12 +132,13 @@ class ProgressDisplay:
     def started(self, folder: RunFolder, steps: int) -> None:
         if not console.stderr.is_terminal:
             click.echo(f"run_id {folder.info()['run_id']}", err=True)
-        self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps), daemon=True)
+        before = _identity(folder.metrics)  # its lines may tell of steps that are made again; the run puts a new file there
+        self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps, before), daemon=True)
         self._thread.start()
 
-    def _follow(self, metrics: Path, steps: int) -> None:
-        # Lines of an earlier attempt may tell of steps that are made again; the run puts a new file there.
-        before, ours = _identity(metrics), False
+    def _follow(self, metrics: Path, steps: int, before: int | None = None) -> None:
+        """before: the file of an earlier attempt, which is not shown."""
+        ours = False
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
         said, told = 0.0, 0
         while True:

@@ -139,7 +139,7 @@ class Cluster:
             "run_id": run_ids[-1] if run_ids else None,
             "step": int(steps[-1][0]) if steps else None,
             "steps": int(steps[-1][1]) if steps else None,
-            **({"error": errors[-1]} if errors and job.state == "failed" else {}),
+            "error": errors[-1] if errors and job.state == "failed" else None,
         }
 
     def follow(self, job: Job, show: Callable[[str], None], poll: float = 1.0) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -56,9 +57,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     shards = None if folder.exists() else _found(config)
     with folder.claimed():
         if resume and not folder.exists():
-            logging.getLogger("swav").warning(
-                f"Run {folder.name} is new: --resume found none of that name in {folder.path.parent}."
-            )
+            logging.getLogger("swav").warning(_is_new(folder))
         known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
@@ -105,6 +104,13 @@ def _check_names(config: Config) -> None:
     """Before anything is begun: else a worker would be the first to find them wrong."""
     check_name(config.model)
     build_method(config)
+
+
+def _is_new(folder: RunFolder) -> str:
+    runs = folder.path.parent
+    near = difflib.get_close_matches(folder.name, [path.parent.name for path in runs.glob("*/run.json")], 1)
+    hint = f" Did you mean {near[0]}? Then stop this one." if near else ""
+    return f"Run {folder.name} is new: there was none of that name in {runs} to go on with.{hint}"
 
 
 def _known(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:

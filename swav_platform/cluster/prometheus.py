@@ -15,7 +15,7 @@ class Exporter:
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
-        self._loss = self._gauge("train_loss", "Loss of the last step.")
+        self._loss = Gauge("swav_train_loss", "Loss of the last step.", ("run",))
         self._steps = self._counter("train_steps_total", "Steps done.")
         self._images = self._counter("data_images_total", "Positions consumed.")
         self._outcomes = self._counter("data_outcomes_total", "Positions by the outcome of their own sample.", "outcome")
@@ -44,6 +44,3 @@ class Exporter:
 
     def _counter(self, name: str, text: str, *tags: str) -> Any:
         return Counter(f"swav_{name}", text, ("run", *tags))
-
-    def _gauge(self, name: str, text: str) -> Any:
-        return Gauge(f"swav_{name}", text, ("run",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -30,16 +31,17 @@ PATIENCE = 30.0  # seconds in which workers of a run that was stopped give back 
 _ANSWERS_IN = 5.0  # seconds
 
 
-class _Aside:
+class _Aside(io.TextIOBase):
     """Where Ray prints what its processes complain of while we are connected: standard output is for answers."""
 
-    EXPECTED = (
-        "worker processes have been started"  # a data task asks for half a CPU, so there are more of them than Ray thinks right
-    )
+    # A data task asks for half a CPU, so there are more processes than Ray thinks right.
+    EXPECTED = "worker processes have been started"
+
+    _begun = ""  # of a line
 
     def write(self, text: str) -> int:
-        if self.EXPECTED not in text and text.strip():
-            sys.stderr.write(text.rstrip() + "\n")
+        *lines, self._begun = (self._begun + text).split("\n")
+        sys.stderr.write("".join(f"{line}\n" for line in lines if self.EXPECTED not in line))
         return len(text)
 
     def flush(self) -> None:
@@ -70,7 +72,7 @@ def check_address() -> None:
 def connected(config: Config) -> Iterator[Room]:
     """Connects for the time of the block.
 
-    Raises UserError when the address does not answer or others have taken the CPUs, UsageError when training workers
+    Raises UserError when Ray does not start, the address does not answer or others have taken the CPUs, UsageError when training workers
     would leave no CPU to data tasks (Ray Data would then wait for ever without a word).
     """
     check_address()
@@ -96,10 +98,12 @@ def connected(config: Config) -> Iterator[Room]:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises bare ones, too
-        ray.shutdown()
+        with contextlib.suppress(Exception):
+            ray.shutdown()  # what did start
         raise (_no_start(error) if ours else _no_answer(address, error)) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ended_by)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended_by)
     try:
         with contextlib.redirect_stdout(_Aside()):
             yield _room(config, int(ray.cluster_resources().get("CPU", 0))) if ours else _shared_room(config)

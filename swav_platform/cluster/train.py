@@ -104,12 +104,11 @@ def _rank(loop_config: dict[str, Any]) -> None:
         return
     config, comm, leads = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
     tracker = Tracker(job.tracking_uri, job.run_id) if leads else None
-    exporter = Exporter(str(config.run.name))
+    listeners = [tracker.progress, Exporter(str(config.run.name)).progress] if tracker else []
 
-    def progressed(progress: Progress) -> None:  # only the leading rank is asked
-        assert tracker is not None
-        tracker.progress(progress)
-        exporter.progress(progress)
+    def tell(progress: Progress) -> None:
+        for listener in listeners:
+            listener(progress)
 
     warned = _warnings_to(folder.worker_log) if leads else None
     try:
@@ -123,7 +122,7 @@ def _rank(loop_config: dict[str, Any]) -> None:
                 comm=comm,
                 run_dir=folder.path,
                 resume=True,
-                on_progress=progressed,
+                on_progress=tell,
                 device=str(ray.train.torch.get_device()),
             )
         if leads:

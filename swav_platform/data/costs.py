@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Costs:
-    """Of one row, in its data task. Equal rows may differ in it."""
+    """Of one row, in its data task, by the attempt that made it. Equal rows may differ in it."""
 
     read_seconds: float = 0.0  # until the bytes were there; the first row of a window reads for all
     decode_seconds: float = 0.0

@@ -20,7 +20,7 @@ _SAMPLES, _BYTES = 10_000, 256 * 2**20  # of a shard
 @dataclass(frozen=True)
 class PackReport:
     """`files`: seen in the folder; `samples`: of these packed, in `shards` tars; `skipped`: the others, by reason, and
-    `examples`: some of their names."""
+    hidden folders, whose files nobody looks at; `examples`: some of their names."""
 
     files: int
     samples: int
@@ -84,8 +84,9 @@ def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
             folders.clear()
             continue
         seen.add(identity)
-        for name in (name for name in folders if name.startswith(b".")):
-            skipped.note("hidden_folder", naming.text(os.path.relpath(os.path.join(folder, name), root)))
+        for name in folders:
+            if name.startswith(b"."):
+                skipped.note("hidden_folder", naming.text(os.path.relpath(os.path.join(folder, name), root)))
         folders[:] = sorted(name for name in folders if not name.startswith(b"."))
         for name in names:
             path = os.path.join(folder, name)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from swav_platform.data.costs import Costs
 from swav_platform.data.outcomes import Outcome
 
@@ -24,37 +22,37 @@ class Counters:
 
     @property
     def images(self) -> int:
-        return sum(self.outcomes) - self.outcomes[Outcome.FILLER]
+        """Positions, fillers among them: each is a row's place that was made and paid for."""
+        return sum(self.outcomes)
 
     @property
-    def refused(self) -> dict[Outcome, int]:
-        """Positions whose own sample could not be used, by the reason; only reasons that occurred."""
+    def reasons(self) -> dict[Outcome, int]:
+        """Quarantined positions, those whose own sample could not be used, by the reason; only reasons that occurred."""
         return {outcome: self.outcomes[outcome] for outcome in Outcome if outcome > Outcome.FILLER and self.outcomes[outcome]}
 
     @property
     def quarantined(self) -> int:
-        return sum(self.refused.values())
+        return sum(self.reasons.values())
 
     def __add__(self, other: Counters) -> Counters:
         return from_sum([a + b for a, b in zip(_flat(self), _flat(other), strict=True)])
 
     def metrics(self) -> dict[str, float]:
-        """By MLflow's names: milliseconds and bytes for each image, and how many positions were refused for what."""
+        """By MLflow's names: milliseconds and bytes for each image, and how many positions were quarantined for what."""
         images = max(self.images, 1)
         return {
             "data/read_ms": 1000 * self.costs.read_seconds / images,
             "data/decode_ms": 1000 * self.costs.decode_seconds / images,
             "data/views_ms": 1000 * self.costs.views_seconds / images,
             "data/image_bytes": self.costs.read_bytes / images,
-            **{f"data/refused/{outcome.word}": float(count) for outcome, count in self.refused.items()},
+            **{f"data/quarantined/{outcome.word}": float(count) for outcome, count in self.reasons.items()},
         }
 
 
 def to_sum(rows: Sequence[Row]) -> list[float]:
     """This rank's part of a step's counters. Summed over ranks in float32: counts stay exact, costs nearly so."""
-    outcomes = np.bincount(np.concatenate([row.outcome for row in rows]), minlength=len(Outcome)) if rows else Counters().outcomes
-    costs = np.sum([astuple(row.costs) for row in rows], axis=0) if rows else astuple(Costs())
-    return [*map(float, outcomes), *map(float, costs)]
+    outcomes = [float(sum((row.outcome == outcome).sum() for row in rows)) for outcome in Outcome]
+    return [*outcomes, *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
 
 
 def from_sum(numbers: Sequence[float]) -> Counters:

@@ -181,7 +181,7 @@ def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: M
         "data/wait_share": meter.wait_share,
         "train/collective_share": meter.collective_share,
         "data/quarantined_total": float(run.quarantined),
-        **meter.counters.metrics(),
+        **meter.data.metrics(),
     }
     metrics = metrics if logged else {}
     return Progress(

@@ -15,7 +15,7 @@ class Meter:
 
     images_per_second = wait_share = collective_share = 0.0
     waited_last = 0.0  # seconds that the last step's rows were waited for
-    counters = Counters()
+    data = Counters()
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
@@ -24,7 +24,7 @@ class Meter:
     def _afresh(self) -> None:
         self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
         self.communicated = getattr(self.comm, "seconds", 0.0)
-        self.counted = Counters()
+        self._data = Counters()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -36,7 +36,7 @@ class Meter:
     def step(self, images: int, counters: Counters, fresh: bool) -> None:
         """Counts a step's images and what its data cost; with `fresh`, counting starts anew after it."""
         self.images += images
-        self.counters = self.counted = self.counted + counters
+        self.data = self._data = self._data + counters
         spent = max(time.perf_counter() - self.began, 1e-9)
         self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
         self.collective_share = (getattr(self.comm, "seconds", 0.0) - self.communicated) / spent

@@ -69,8 +69,8 @@ def train_step(
     The loss is the sum over images of weight x loss, divided by `batch` (images of the step on all ranks). Losses, gradients and
     statistics are functions of the step's rows: ranks may hold different numbers of them.
     together: all rows in one pass (batch norm over the step). clip: length to which the step's gradient is cut.
-    extra: numbers to sum over ranks on the way, in float32: whole ones are exact up to 2^24. Raises UserError, before any weight moves, for a loss or
-    a gradient that is no number; under fp16 such a gradient only lowers the scale of the loss, and no weight moves.
+    extra: numbers to sum over ranks on the way, in float32: whole ones are exact up to 2^24. Raises UserError, before any weight
+    moves, for a loss or a gradient that is no number; under fp16 such a gradient only lowers the scale of the loss, and no weight moves.
     """
     network, method, optimiser, scaler = learner.network, learner.method, learner.optimiser, learner.scaler
     network.train()

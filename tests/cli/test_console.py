@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from rich.table import Table
 
 from swav_platform.atomic import write_text
@@ -37,10 +36,18 @@ def test_answers_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
 def test_cells_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("image", "why", box=None)
     console.add_row(table, ODD, "[/]")
-    Console().print(table)
+    console.show(table)
     shown = capsys.readouterr().out
     assert ODD in shown
     assert "[/]" in shown
+
+
+def test_lines_in_files_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    table = Table("image", "why", box=None)
+    console.add_row(table, "x" * 300, "truncated")
+    console.show(table)
+    assert "x" * 300 + " truncated" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_ledger_shows_odd_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,5 +104,5 @@ def test_plain_progress_says_a_step_once(
 
     display = pretrain.ProgressDisplay()
     monkeypatch.setattr(display, "_stop", Looks())
-    display._follow(folder.metrics, 8)
+    display._follow(folder.metrics, 8, folder.metrics.stat().st_ino)
     assert capsys.readouterr().err.splitlines() == ["step 1/8 loss 1.500", "step 3/8 loss 1.500"]

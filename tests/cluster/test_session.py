@@ -77,6 +77,19 @@ def test_a_busy_cluster_is_no_wrong_use(cpus: dict[str, float], monkeypatch: pyt
     assert not isinstance(caught.value, UsageError)
 
 
+@pytest.mark.parametrize(
+    ("address", "said"), [("local", "did not start on this machine"), ("127.0.0.1:1", "127.0.0.1:1 does not")]
+)
+def test_a_ray_that_fails_is_explained(address: str, said: str, cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=f"{said}.*timed out during startup"), session.connected(CONFIG):
+        pass
+
+
 def test_what_ray_prints_is_no_answer(cpus: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     with session.connected(CONFIG):
         print("(raylet) a worker was killed for its memory")

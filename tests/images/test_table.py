@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from swav_platform.data.costs import Costs
 from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.images.row import Row, RowLayout, from_table, to_table, view_hashes
 
@@ -35,6 +36,7 @@ def row(number: int = 7, events: bool = True) -> Row:
         else [],
         packed=packed,
         layout=LAYOUT,
+        costs=Costs(1.5, 2.5, 3.5, 4.0),
     )
 
 

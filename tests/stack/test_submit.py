@@ -116,7 +116,7 @@ def metrics_of(cluster: Cluster, *names: str) -> dict[str, float]:
 def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: list[str]) -> None:
     (cluster.folder / "recipe.yaml").touch()
     job = ["submit", "recipe.yaml", "--data", os.path.relpath(shards, cluster.folder), "--name", "job", *tiny]
-    job += ["train.steps=60", "train.workers=2", "train.checkpoint_every=10", f"data.sample_log={cluster.folder / 'log'}"]
+    job += ["train.steps=120", "train.workers=2", "train.checkpoint_every=10", f"data.sample_log={cluster.folder / 'log'}"]
 
     follower = subprocess.Popen(
         # Who starts the tests in a shell's background has Ctrl-C ignored in all that they start.
@@ -137,6 +137,10 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     assert follower.returncode == 0
     assert "Detached" in rest
 
+    counted = metrics_of(cluster, "swav_data_images_total", "swav_data_outcomes_total", "swav_data_decode_seconds_total")
+    assert all(value > 0 for value in counted.values())
+    assert any('outcome="ok"' in name and 'run="job"' in name for name in counted), counted
+
     listed = cluster.said("list")["jobs"]
     assert [(j["name"], j["state"]) for j in listed] == [("job", "running")]
     twice = cluster.swav(*job)
@@ -148,12 +152,9 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     while not any(committed.glob("*/MANIFEST.json")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    counted = metrics_of(cluster, "swav_data_images_total", "swav_data_outcomes_total", "swav_data_decode_seconds_total")
-    assert all(value > 0 for value in counted.values())
-    assert any('outcome="ok"' in name and 'run="job"' in name for name in counted), counted
     stopped = cluster.said("stop", "job")
     assert stopped["state"] == "stopped"
-    assert 0 < stopped["step"] < 60
+    assert 0 < stopped["step"] < 120
     assert stopped["run_id"]
 
     again = cluster.swav(
@@ -161,10 +162,10 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     )
     assert again.returncode == 0, again.stderr
     ended = json.loads(again.stdout.splitlines()[-1])
-    assert (ended["id"], ended["state"], ended["step"]) == ("job-2", "succeeded", 60)
+    assert (ended["id"], ended["state"], ended["step"]) == ("job-2", "succeeded", 120)
     assert ended["run_id"] == stopped["run_id"]
     steps = [json.loads(line)["step"] for line in (cluster.folder / "runs" / "job" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(60))
+    assert steps == list(range(120))
     check = subprocess.run([*SWAV, "ledger", "--check", str(cluster.folder / "log"), "--json"], capture_output=True, text=True)
     assert json.loads(check.stdout)["ok"]
 

@@ -224,7 +224,7 @@ def test_progress(rig: ModuleType, tmp_path: Path) -> None:
     assert all(p.images_per_second > 0 and 0 <= p.wait_share < 1 for p in seen)
     assert seen[0].metrics["health/loss_minus_ln_k"] == pytest.approx(seen[0].loss - np.log(12))
     assert [(p.counters.images, p.counters.quarantined) for p in seen] == [(32, 1), (32, 1), (32, 0), (32, 0)]
-    assert [p.metrics.get("data/refused/corrupt") for p in seen] == [1, None, 1, None], "since the last step with metrics"
+    assert [p.metrics.get("data/quarantined/corrupt") for p in seen] == [1, None, 1, None], "since the last step with metrics"
 
 
 def test_colours_changed_on_the_device(rig: ModuleType, tmp_path: Path) -> None:
