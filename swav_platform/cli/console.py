@@ -39,6 +39,7 @@ def progress() -> Progress:
 
 
 def show(table: Table) -> None:
+    """A table on stdout: as wide as the terminal, in files and pipes with whole lines."""
     stdout = Console()
     if not stdout.is_terminal:
         stdout.width = _UNCUT

@@ -136,7 +136,7 @@ class ProgressDisplay:
         self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps, before), daemon=True)
         self._thread.start()
 
-    def _follow(self, metrics: Path, steps: int, before: int | None = None) -> None:
+    def _follow(self, metrics: Path, steps: int, before: int | None) -> None:
         """before: the file of an earlier attempt, which is not shown."""
         ours = False
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from swav_platform.data.costs import Costs
 from swav_platform.data.outcomes import Outcome
 
@@ -51,8 +53,8 @@ class Counters:
 
 def to_sum(rows: Sequence[Row]) -> list[float]:
     """This rank's part of a step's counters. Summed over ranks in float32: counts stay exact, costs nearly so."""
-    outcomes = [float(sum((row.outcome == outcome).sum() for row in rows)) for outcome in Outcome]
-    return [*outcomes, *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
+    outcomes = np.bincount(np.concatenate([row.outcome for row in rows]), minlength=len(Outcome))
+    return [*map(float, outcomes), *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
 
 
 def from_sum(numbers: Sequence[float]) -> Counters:
