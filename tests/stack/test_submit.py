@@ -116,7 +116,7 @@ def metrics_of(cluster: Cluster, *names: str) -> dict[str, float]:
 def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: list[str]) -> None:
     (cluster.folder / "recipe.yaml").touch()
     job = ["submit", "recipe.yaml", "--data", os.path.relpath(shards, cluster.folder), "--name", "job", *tiny]
-    job += ["train.steps=60", "train.workers=2", "train.checkpoint_every=10", f"data.sample_log={cluster.folder / 'log'}"]
+    job += ["train.steps=120", "train.workers=2", "train.checkpoint_every=10", f"data.sample_log={cluster.folder / 'log'}"]
 
     follower = subprocess.Popen(
         # Who starts the tests in a shell's background has Ctrl-C ignored in all that they start.
@@ -154,18 +154,18 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
         time.sleep(0.2)
     stopped = cluster.said("stop", "job")
     assert stopped["state"] == "stopped"
-    assert 0 < stopped["step"] < 60
+    assert 0 < stopped["step"] < 120
     assert stopped["run_id"]
 
     again = cluster.swav(
-        *[argument.replace("checkpoint_every=10", "checkpoint_every=40") for argument in job], "--wait", "--json"
+        *[argument.replace("checkpoint_every=10", "checkpoint_every=50") for argument in job], "--wait", "--json"
     )
     assert again.returncode == 0, again.stderr
     ended = json.loads(again.stdout.splitlines()[-1])
-    assert (ended["id"], ended["state"], ended["step"]) == ("job-2", "succeeded", 60)
+    assert (ended["id"], ended["state"], ended["step"]) == ("job-2", "succeeded", 120)
     assert ended["run_id"] == stopped["run_id"]
     steps = [json.loads(line)["step"] for line in (cluster.folder / "runs" / "job" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(60))
+    assert steps == list(range(120))
     check = subprocess.run([*SWAV, "ledger", "--check", str(cluster.folder / "log"), "--json"], capture_output=True, text=True)
     assert json.loads(check.stdout)["ok"]
 
