@@ -22,9 +22,8 @@ setup:
 demo: setup
 	@$(BIN)/swav demo $${DATA:+--data "$$DATA"}
 
-# Two files at a time: tests that start processes mostly wait for them.
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest
 
 unit: setup
 	@$(BIN)/python -m pytest -m "not stack"
