@@ -46,7 +46,7 @@ class Cluster:
             lines = answer.read().decode().splitlines()
         return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if x.startswith("ray_swav_"))}
 
-    def swav(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def swav(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*SWAV, *arguments, "--address", self.address],
             capture_output=True,
@@ -90,7 +90,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         f"http://127.0.0.1:{dashboard}", environment, tmp_path_factory.mktemp("elsewhere"), f"http://127.0.0.1:{metrics}/metrics"
     )
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 90
         while found.swav("list").returncode:
             assert time.monotonic() < deadline, found.swav("list").stderr
             assert head.poll() is None
@@ -148,7 +148,7 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     assert "swav stop job" in twice.stderr
 
     committed = cluster.folder / "runs" / "job" / "checkpoints"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 120
     while not any(committed.glob("*/MANIFEST.json")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
