@@ -22,8 +22,9 @@ setup:
 demo: setup
 	@$(BIN)/swav demo $${DATA:+--data "$$DATA"}
 
+# Two files at a time, since tests that start processes mostly wait for them; in alphabetical order, so that the longest do not come last.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: setup
 	@$(BIN)/python -m pytest -m "not stack"

@@ -16,6 +16,7 @@ FLOORS = {
     "config": 0,
     "errors": 0,
     "atomic": 0,
+    "memory": 0,
     "client": 0,
     "run_folder": 0,
     "data": 1,

@@ -6,14 +6,12 @@ answer the outcome, and pixels or a thumbnail. Errors in codecs end this process
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
 import signal
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -26,6 +24,7 @@ from swav_platform.images.decode import plain_jpeg
 from swav_platform.images.pillow import small_jpeg, to_rgb, with_pillow
 from swav_platform.images.refused import Refused
 from swav_platform.images.sandbox import give_up
+from swav_platform.memory import keep_freed
 
 LENGTHS = struct.Struct("<II")
 Answer = tuple[dict[str, Any], Any]
@@ -38,7 +37,7 @@ def serve(memory: int) -> None:
     """Answers on standard output until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent, whose end closes the pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    _keep_memory()
+    keep_freed(largest=2**25, total=2**26)  # getting an image's memory anew costs a millisecond
     _warm_up()
     give_up(memory)
     _write(b"up")
@@ -71,14 +70,6 @@ def answer(request: Mapping[str, Any], data: bytes) -> Answer:
         return {"outcome": Outcome.DECODE_MEMORY, "detail": f"{name} needs more memory than a decoder gets"}, b""
     except Exception as error:
         return {"outcome": Outcome.CORRUPT, "detail": f"{name}: {type(error).__name__}: {str(error)[:200]}"}, b""
-
-
-def _keep_memory() -> None:
-    """Up to 64 MiB stay with malloc from one image to the next: getting them anew from the kernel costs a millisecond."""
-    with suppress(AttributeError):  # glibc only
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**26)  # M_TRIM_THRESHOLD
 
 
 def _warm_up() -> None:

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from swav_platform.config import Config
+from swav_platform.memory import keep_freed
 from swav_platform.training.collectives import available_cores
 from swav_platform.training.passes import Prepare
 
 
-def set_torch(config: Config) -> None:
+def set_torch(config: Config, device: torch.device) -> None:
     """Threads, and with `train.deterministic` only kernels that give the same bits again.
 
-    Without it cuDNN tries its algorithms and keeps the fastest: shapes are the same in every step.
+    Without it cuDNN tries its algorithms and keeps the fastest: shapes are the same in every step. For the same reason a CPU's
+    memory stays with the process from step to step, as torch itself keeps a GPU's.
     """
+    if device.type == "cpu":
+        keep_freed(largest=2**30, total=2**31 - 1)
     torch.set_num_threads(config.train.threads or max(1, available_cores() // config.train.workers))
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used

@@ -86,7 +86,7 @@ def train(
     number; too many unreadable images; something that can't be written. What was committed stays.
     """
     began, device, folder = time.perf_counter(), torch.device(device), run_dir / "checkpoints"
-    set_torch(config)
+    set_torch(config, device)
     learner, who = snapshots.build_learner(config, device, comm.size), identity(config, index_digest)
     together = config.model.normalisation == "step"
     if together:

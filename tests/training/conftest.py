@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -68,9 +69,15 @@ def ranks(root: Path, rig: ModuleType, tmp_path_factory: pytest.TempPathFactory)
     return run
 
 
-def start(root: Path, size: int, folder: Path) -> None:
+@pytest.fixture(scope="session")
+def ranks_of(root: Path) -> Callable[..., None]:
+    """ranks_of(size, folder, *words): so many processes run rig.py to its end."""
+    return functools.partial(start, root)
+
+
+def start(root: Path, size: int, folder: Path, *words: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(root)}
-    rest = [str(size), str(folder / "store"), str(folder)]
+    rest = [str(size), str(folder / "store"), str(folder), *words]
     processes = [subprocess.Popen([sys.executable, str(RIG), str(r), *rest], env=environment) for r in range(size)]
     try:
         assert [process.wait(timeout=900) for process in processes] == [0] * size
