@@ -22,9 +22,9 @@ setup:
 demo: setup
 	@$(BIN)/swav demo $${DATA:+--data "$$DATA"}
 
-# Two files at a time, since tests that start processes mostly wait for them; in alphabetical order, so that the longest do not come last.
+# Two files at a time, in the order of their names: else files of few, long tests come last.
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 unit: setup
 	@$(BIN)/python -m pytest -m "not stack"

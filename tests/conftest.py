@@ -14,6 +14,17 @@ from PIL import Image
 from webdataset import TarWriter
 
 ROOT = Path(__file__).resolve().parents[1]
+RAY_ROOMS = ("cluster", "stack")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What goes to one process where tests are dealt to several (`make test`): a file, and all files that start Ray.
+
+    Two Rays that start at one time want the same ports and wait for each other.
+    """
+    for item in items:
+        group = "ray" if item.path.parent.name in RAY_ROOMS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

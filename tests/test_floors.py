@@ -42,6 +42,7 @@ NO_TORCH = (
     "swav_platform/client.py",
     "swav_platform/errors.py",
     "swav_platform/config.py",
+    "swav_platform/memory.py",
 )
 TORCH_ALLOWED = ("swav_platform/images/photometric.py",)
 

@@ -81,7 +81,7 @@ def train(
 
     samples: of the index; the number of steps follows from it. rows: called once, from the first row that no checkpoint has.
     on_progress: called by rank 0 after each step. prepare: how a row becomes the network's input; absent, as
-    `config.data.photometric` says. Sets torch's threads and choice of kernels.
+    `config.data.photometric` says. Sets torch's threads and choice of kernels, and on a CPU what becomes of freed memory, for the whole process.
     Raises UserError: a run is there and not to be resumed, or another configuration's; a stream out of order; a loss that is no
     number; too many unreadable images; something that can't be written. What was committed stays.
     """

@@ -63,7 +63,7 @@ def ranks(root: Path, rig: ModuleType, tmp_path_factory: pytest.TempPathFactory)
             _break(rig, folder / "broken", double=True)
             with pytest.raises(ConnectionError):  # after the checkpoint of four steps
                 rig.train_split("sgd", folder / "split_later", shard="none", stop=4 * 8 + 3)
-            start(root, size, folder)
+            start(root, "small", size, folder)
         return done[size]
 
     return run
@@ -71,13 +71,13 @@ def ranks(root: Path, rig: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def ranks_of(root: Path) -> Callable[..., None]:
-    """ranks_of(size, folder, *words): so many processes run rig.py to its end."""
+    """ranks_of(program, size, folder): so many processes run a program of rig.py to its end."""
     return functools.partial(start, root)
 
 
-def start(root: Path, size: int, folder: Path, *words: str) -> None:
+def start(root: Path, program: str, size: int, folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(root)}
-    rest = [str(size), str(folder / "store"), str(folder), *words]
+    rest = [str(size), str(folder / "store"), str(folder), program]
     processes = [subprocess.Popen([sys.executable, str(RIG), str(r), *rest], env=environment) for r in range(size)]
     try:
         assert [process.wait(timeout=900) for process in processes] == [0] * size

@@ -1,6 +1,6 @@
 """A small run over rows made up from their numbers: for tests in this process, and as a program, one process a rank.
 
-`python rig.py RANK SIZE STORE FOLDER` trains to the end in FOLDER/whole and FOLDER/short and goes on with the run in FOLDER/broken;
+`python rig.py RANK SIZE STORE FOLDER small` trains to the end in FOLDER/whole and FOLDER/short and goes on with the run in FOLDER/broken;
 two also train with split weights, in FOLDER/split_<name>; rank 0 writes FOLDER/calls.json, the collectives so far after each step of the first, each rank what it gathered.
 `... FOLDER resnet18` trains a ResNet-18 in FOLDER/resnet18_<scope> instead.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +144,13 @@ def train_split(name: str, folder: Path, comm: Comm | None = None, shard: str = 
     return train(split(name, shard), folder, comm, double=name in ("over_step", "mean_shift"), **options)
 
 
-def resnet18(scope: str) -> Config:
-    """Ten steps of a real ResNet-18 in float32. Batch norm over the step joins pixels of all rows, and its roundings grow faster."""
-    lr = {"row": 0.02, "step": 0.005}[scope]
+RATES = {"row": 0.02, "step": 0.005}
+"""Batch norm over the step joins pixels of all rows, and its roundings grow faster."""
+
+
+def resnet18(scope: str, lr: float | None = None) -> Config:
+    """Ten steps of a real ResNet-18 in float32."""
+    lr = lr or RATES[scope]
     views = {"views__large__size": 32, "views__small__size": 24, "views__small__count": 1}
     model = {"model__name": "resnet18", "model__stem": "imagenet", "model__normalisation": scope}
     rates = {"train__optimiser__name": "lars", "train__optimiser__lr": lr, "train__optimiser__start_lr": lr / 2}
@@ -186,11 +189,11 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
 
 
 def main_resnet18(rank: int, size: int, store: str, folder: Path) -> None:
-    with joined(rank, size, f"file://{store}") if size > 1 else nullcontext(LocalComm()) as comm:
-        for scope in ("row", "step") if size < 3 else ("row",):  # the small network compares scope `step` with three and four
+    with joined(rank, size, f"file://{store}") as comm:
+        for scope in ("row", "step") if size == 2 else ("row",):  # tests/methods compare scope `step` over three and four, too
             train(resnet18(scope), folder / f"resnet18_{scope}", comm)
 
 
 if __name__ == "__main__":
-    todo = main_resnet18 if sys.argv[5:] == ["resnet18"] else main
+    todo = {"small": main, "resnet18": main_resnet18}[sys.argv[5]]
     todo(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
