@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -27,11 +28,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error.strerror or error}): free some space or name another folder."
+            f"{path} could not be written ({error.strerror or error}): {cure(error)} or name another folder."
         ) from error
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+_CURES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+    errno.EEXIST: "take away the file that is where a folder should be",
+    errno.ENOTDIR: "take away the file that is where a folder should be",
+    errno.EISDIR: "take away the folder that is where a file should be",
+}
+
+
+def cure(error: OSError) -> str:
+    """What to do about a file that could not be written."""
+    return _CURES.get(error.errno or 0, "look at its file system")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -431,7 +431,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}; name an existing YAML file.") from None
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.y*ml")], 1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else " Name an existing YAML file."
+        raise ConfigError(f"There is no configuration file {path}.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The configuration file {path} can't be read ({error}); check its permissions and that it is text."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import glob
 import json
@@ -187,4 +188,12 @@ def find(run: str, out: str | None = None) -> RunFolder:
     if inside:
         raise UsageError(f"{run} holds several runs ({', '.join(p.parent.name for p in inside)}); name one of them.")
     looked = ", ".join(str(p) for p in places)
-    raise UsageError(f"There is no run '{run}' (looked at {looked}). Name a run's folder, or say with --out where runs lie.")
+    raise UsageError(
+        f"There is no run '{run}' (looked at {looked}).{near_run(run, runs_folder(out))} Name a run's folder, or say with --out where runs lie."
+    )
+
+
+def near_run(name: str, runs: Path) -> str:
+    """' Did you mean …?' with the run in `runs` whose name is nearest; empty if none is near."""
+    near = difflib.get_close_matches(name, [path.parent.name for path in runs.glob("*/run.json")], 1)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def run_ranks(root: Path) -> Callable[..., None]:
+    """run_ranks(script, size, folder, *more): so many processes `script RANK SIZE STORE FOLDER *more`, to their end."""
+
+    def run(script: Path, size: int, folder: Path, *more: object) -> None:
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        rest = [str(part) for part in (size, folder / "store", folder, *more)]
+        processes = [subprocess.Popen([sys.executable, str(script), str(rank), *rest], env=environment) for rank in range(size)]
+        try:
+            assert [process.wait(timeout=900) for process in processes] == [0] * size
+        finally:
+            for process in processes:
+                process.kill()
+
+    return run
 
 
 @pytest.fixture(scope="session")

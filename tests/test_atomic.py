@@ -36,6 +36,13 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_file_where_a_folder_should_be_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="take away the file that is where a folder should be or name another folder"):
+        write(tmp_path / "file" / "below", "text")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_writers_at_the_same_time_leave_one_whole_text(tmp_path: Path) -> None:
     texts = [str(i) * 100_000 for i in range(4)]
     writers = [threading.Thread(target=write_text, args=(tmp_path / "x.json", text)) for text in texts]

@@ -73,6 +73,12 @@ def test_wrong_files_are_explained(tmp_path: Path) -> None:
             load(path)
 
 
+def test_the_nearest_recipe_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "small.yaml", "seed: 1\n")
+    with pytest.raises(ConfigError, match=r"no configuration file \S+/smal\.yaml\. Did you mean \S+/small\.yaml\?"):
+        load(tmp_path / "smal.yaml")
+
+
 def test_digest_tells_what_changes_results() -> None:
     same = load(None, ["train.workers=2", "train.checkpoint_every=7", "run.name=other", "data.tasks=5", "tracking.uri=x"])
     assert same.digest() == Config().digest()

@@ -16,7 +16,7 @@ FLOORS = {
     "config": 0,
     "errors": 0,
     "atomic": 0,
-    "memory": 0,
+    "malloc": 0,
     "client": 0,
     "run_folder": 0,
     "data": 1,
@@ -42,7 +42,7 @@ NO_TORCH = (
     "swav_platform/client.py",
     "swav_platform/errors.py",
     "swav_platform/config.py",
-    "swav_platform/memory.py",
+    "swav_platform/malloc.py",
 )
 TORCH_ALLOWED = ("swav_platform/images/photometric.py",)
 

@@ -52,3 +52,9 @@ def test_a_name_is_no_pattern(tmp_path: Path) -> None:
     for name in ("fir*", "f[i]rst", "?irst"):
         with pytest.raises(UsageError, match="no run"):
             find(name)
+
+
+def test_the_nearest_run_is_named(tmp_path: Path) -> None:
+    made(tmp_path / "runs" / "photos")
+    with pytest.raises(UsageError, match=r"no run 'fotos' .*Did you mean photos\?"):
+        find("fotos")

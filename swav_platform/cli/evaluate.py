@@ -148,4 +148,6 @@ def embed_images(
             thumbnails=thumbnails,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    if label and not result["labelled"]:
+        console.say(f"None of the {result['samples']:,} images has a label by '{label}'; look at --label.")
     return index, result

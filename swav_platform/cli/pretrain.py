@@ -102,6 +102,8 @@ def _dry_run(settings: Config, as_json: bool) -> None:
     click.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
     for part in ("schedule", "memory", "communication"):
         click.echo(f"# {part}: " + ", ".join(f"{k} {console.readable(v)}" for k, v in found[part].items()))
+    if found["schedule"]["steps"] is None:
+        click.echo("# steps and images are known with data.index (see `swav index`), train.steps or train.images")
     for warning in found["warnings"]:
         click.echo(f"# warning: {warning}")
 
@@ -132,6 +134,7 @@ class ProgressDisplay:
     def started(self, folder: RunFolder, steps: int) -> None:
         if not console.stderr.is_terminal:
             click.echo(f"run_id {folder.info()['run_id']}", err=True)
+        console.say(f"Run {folder.name} in {folder.path}")
         before = _identity(folder.metrics)  # its lines may tell of steps that are made again; the run puts a new file there
         self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps, before), daemon=True)
         self._thread.start()

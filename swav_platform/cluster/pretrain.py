@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -25,10 +24,12 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
 from swav_platform.models.encoders import check_name
-from swav_platform.run_folder import RunFolder, runs_folder
-from swav_platform.training import checkpoints
+from swav_platform.run_folder import RunFolder, near_run, runs_folder
+from swav_platform.training import checkpoints, preflight
 from swav_platform.training.export import export_package
 from swav_platform.training.resume import code_version
+
+log = logging.getLogger("swav")
 
 _REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
 
@@ -57,11 +58,15 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     shards = None if folder.exists() else _found(config)
     with folder.claimed():
         if resume and not folder.exists():
-            logging.getLogger("swav").warning(_is_new(folder))
+            log.warning(_is_new(folder))
         known = _known(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
+        if folder.exists() and not known:
+            log.warning(f"Run {folder.name} came to no checkpoint before, and is begun anew.")
         index = _index(config, folder, watch, known, shards)
+        for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
+            log.warning(f"Warning: {warning}")
         run_id = _open_run(config, folder, index, known)
         uri = registry.tracking_uri(config)
         try:
@@ -76,6 +81,9 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             registry.finish_run(uri, run_id, "FINISHED")
         except BaseException as error:
             _close_quietly(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            if not isinstance(error, Exception):
+                with contextlib.suppress(UserError):  # all its checkpoints are damaged
+                    log.warning(_stands_at(folder))
             raise
         summary = {
             "run": folder.name,
@@ -107,10 +115,16 @@ def _check_names(config: Config) -> None:
 
 
 def _is_new(folder: RunFolder) -> str:
-    runs = folder.path.parent
-    near = difflib.get_close_matches(folder.name, [path.parent.name for path in runs.glob("*/run.json")], 1)
-    hint = f" Did you mean {near[0]}? Then stop this one." if near else ""
-    return f"Run {folder.name} is new: there was none of that name in {runs} to go on with.{hint}"
+    near = near_run(folder.name, folder.path.parent)
+    return f"Run {folder.name} is new: there was none of that name in {folder.path.parent} to go on with.{near and near + ' Then stop this one.'}"
+
+
+def _stands_at(folder: RunFolder) -> str:
+    """Of a run that was interrupted."""
+    newest = checkpoints.latest_valid(folder.checkpoints)
+    if newest is None:
+        return f"Run {folder.name} came to no checkpoint yet: started again, it begins anew."
+    return f"The newest checkpoint of run {folder.name} is {newest}: start it again with --resume to go on from there."
 
 
 def _known(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:
@@ -213,7 +227,7 @@ def _repeat_warnings(folder: RunFolder) -> None:
     """Ray keeps what its workers say to itself."""
     with contextlib.suppress(OSError):
         for line in dict.fromkeys(folder.worker_log.read_text(encoding="utf-8").splitlines()):
-            logging.getLogger("swav").warning(line)
+            log.warning(line)
 
 
 def _close_quietly(uri: str, run_id: str, status: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from swav_platform.cluster.data_task import rows
@@ -24,5 +25,5 @@ def preview(config: Config, path: Path) -> dict[str, object]:
         job = StreamJob(config, str(index.path), tasks=1)
         row = next(rows(job, 0, 1))
     write_text(path, contact_sheet(row, config))
-    bad = [event.outcome.word for event in row.events]
+    bad = Counter(event.outcome.word for event in row.events)
     return {"preview": str(path), "positions": min(16, len(row.position)), "bad": bad}

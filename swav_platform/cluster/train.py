@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -41,7 +43,8 @@ class TrainJob:
 def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
     """Trains on config.train.workers ranks and returns the run's result.
 
-    A lost worker restarts the group from the newest checkpoint, `failures` times. Raises UserError.
+    A lost worker restarts the group from the newest checkpoint, `failures` times. Raises UserError, KeyboardInterrupt on SIGINT,
+    and what the handler of SIGTERM raises.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -63,7 +66,8 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
         ),
     )
     try:
-        trainer.fit()
+        with _own_signals():
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(
             f"Training of run {config.run.name} ended early: {_root_cause(error)}. What was committed is in "
@@ -74,6 +78,34 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
     if "error" in result:
         raise UserError(result["error"])
     return result
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM as they are elsewhere: Ray takes the first for itself, and of what a handler raises it leaves a bare SystemExit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    on_interrupt, on_end = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    raised: list[BaseException] = []
+
+    def kept(number: int, frame: Any) -> None:
+        try:
+            if callable(on_end):
+                on_end(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    if callable(on_end):
+        signal.signal(signal.SIGTERM, kept)
+    try:
+        yield
+    except SystemExit as ended:
+        raise (raised[0] if raised else KeyboardInterrupt()) from ended
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+        signal.signal(signal.SIGTERM, on_end)
 
 
 def _has_gpus(workers: int) -> bool:

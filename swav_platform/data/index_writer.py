@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swav_platform.atomic import write_text
+from swav_platform.atomic import cure, write_text
 from swav_platform.data.balance import Weights, passes, repeats
 from swav_platform.data.index_reader import Index
 from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable, is_whole, renumbered
@@ -135,7 +135,7 @@ def _aside(out: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise UserError(
-            f"The index in {out} could not be written ({error.strerror or error}): free some space or name another folder."
+            f"The index in {out} could not be written ({error.strerror or error}): {cure(error)} or name another folder."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -30,14 +30,14 @@ def embed(
     thumbnails: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Writes out/embeddings.parquet and out/embeddings.json; returns samples, refused by reason, dim, out.
+    """Writes out/embeddings.parquet and out/embeddings.json; returns samples, labelled (of these), refused by reason, dim, out.
 
     Columns: key, shard, sample, label, cluster (nearest prototype), score (its cosine), embedding (float16, unit
     length), thumbnail (JPEG).
     """
     package = load_package(package_folder)
     function = encoder_function(package.encoder, package.meta["input_size"])
-    refused, written, dim, told = Counter[str](), 0, int(package.meta["feature_dim"]), out / "embeddings.json"
+    refused, labelled, written, dim, told = Counter[str](), 0, 0, int(package.meta["feature_dim"]), out / "embeddings.json"
     with replacing(out / "embeddings.parquet") as aside:
         with pq.ParquetWriter(aside, _schema(dim)) as file:
             seen = 0
@@ -46,12 +46,14 @@ def embed(
                     values = function(batch.images)
                     file.write_table(_table(batch, values, *assign(package, values), thumbnails))
                     written += len(batch.images)
+                    labelled += sum(line.label is not None for line in batch.lines)
                 seen += len(batch.images) + batch.refused.total()
                 refused += batch.refused
                 progress(seen, index.samples)
         told.unlink(missing_ok=True)  # it must never speak for another table
     report = {
         "samples": written,
+        "labelled": labelled,
         "refused": refused,
         "dim": dim,
         "model": package_digest(package_folder),

@@ -60,7 +60,8 @@ def evaluate_knn(
 ) -> dict[str, Any]:
     """kNN accuracy of a run's encoder beside the same network at random initialisation (and beside `baselines`).
 
-    progress(done, total) counts images. `bank` and `query` of the answer count those that could be read and have a label.
+    progress(done, total) counts images. `bank` and `query` of the answer count those that could be read and have a label,
+    `refused` by reason those of both that could not be read.
     Raises UserError when a side has none of them.
     """
     config, package = folder.config(), load_package(folder.package)
@@ -83,7 +84,8 @@ def evaluate_knn(
         _check_side(side, pattern, label, found)
     result: dict[str, Any] = {name: round(knn_top1(banks[name], queries[name], k, temperature), 2) for name in functions}
     result |= {"bank": len(_labelled(banks["knn_top1"]).values), "query": len(_labelled(queries["knn_top1"]).values)}
-    return {**result, "k": k, "temperature": temperature}
+    refused = banks["knn_top1"].refused + queries["knn_top1"].refused
+    return {**result, "refused": refused, "k": k, "temperature": temperature}
 
 
 def _side(folder: RunFolder, side: str, pattern: str, label: str, size: int | None, config: Config) -> tuple[Index, list[int]]:

@@ -24,7 +24,7 @@ from swav_platform.images.decode import plain_jpeg
 from swav_platform.images.pillow import small_jpeg, to_rgb, with_pillow
 from swav_platform.images.refused import Refused
 from swav_platform.images.sandbox import give_up
-from swav_platform.memory import keep_freed
+from swav_platform.malloc import keep_freed
 
 LENGTHS = struct.Struct("<II")
 Answer = tuple[dict[str, Any], Any]

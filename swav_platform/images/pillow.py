@@ -6,7 +6,6 @@ These functions read what anybody may have made with code that has had errors. T
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
+from swav_platform import malloc
 from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
 from swav_platform.images.header import MAX_INFLATED
@@ -77,20 +77,14 @@ def _load_fax(data: bytes, image: Image.Image) -> None:
     another image.
     """
     try:
-        _fill_memory(0xFF)
+        malloc.fill(0xFF)
         image.load()
-        _fill_memory(0x5A)
+        malloc.fill(0x5A)
         with Image.open(BytesIO(data), formats=("TIFF",)) as again:
             if again.tobytes() != image.tobytes():
                 raise Refused(Outcome.CORRUPT, "TIFF: part of its fax lines can't be read")
     finally:
-        _fill_memory(0)
-
-
-def _fill_memory(value: int) -> None:
-    """What is freed is filled with a value, what is allocated with its complement; 0: neither (glibc's M_PERTURB)."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(-6, value)
+        malloc.fill(0)
 
 
 def _reason(error: Exception, data: bytes, name: str) -> Refused:

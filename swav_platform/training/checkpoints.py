@@ -5,7 +5,6 @@ Without a manifest that fits its files a checkpoint does not exist, so a crash a
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -20,20 +19,13 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from swav_platform.atomic import cure
 from swav_platform.errors import UserError
 
 MANIFEST = "MANIFEST.json"
 log = logging.getLogger("swav")
 
 _NAME = re.compile(r"step-\d{9}")
-_CURES = {
-    errno.ENOSPC: "Free space there, or keep fewer checkpoints (train.keep_checkpoints)",
-    errno.EDQUOT: "Free space there, or keep fewer checkpoints (train.keep_checkpoints)",
-    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
-    errno.EACCES: "Give this user the right to write there",
-    errno.EPERM: "Give this user the right to write there",
-    errno.EROFS: "Choose a folder that can be written to with run.out",
-}
 
 
 @dataclass(frozen=True)
@@ -71,10 +63,9 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         _sync(folder)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
-        cure = _CURES.get(error.errno or 0, "Look at that folder's file system")
         raise UserError(
-            f"The checkpoint {path} can't be written: {error.strerror or error}. {cure}, then go on with --resume; "
-            f"earlier checkpoints are untouched."
+            f"The checkpoint {path} can't be written ({error.strerror or error}): {cure(error)}, then go on with --resume. "
+            f"Earlier checkpoints are untouched; train.keep_checkpoints says how many are kept."
         ) from error
     return path
 

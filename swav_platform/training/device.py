@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swav_platform.config import Config
-from swav_platform.memory import keep_freed
+from swav_platform.malloc import keep_freed
 from swav_platform.training.collectives import available_cores
 from swav_platform.training.passes import Prepare
 

@@ -18,7 +18,7 @@ from swav_platform.run_folder import RunFolder
 
 @pytest.fixture(autouse=True)
 def _without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swav_platform.evaluation.embed.embed", lambda *_, **__: {})
+    monkeypatch.setattr("swav_platform.evaluation.embed.embed", lambda *_, **__: {"samples": 6, "labelled": 0})
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def test_labels_are_those_of_what_the_run_learned_from(folder: Path) -> None:
     assert keys(index) == [(key, key[0]) for key in ("b/0", "b/1", "b/2", "a/0", "a/2")]
     plain, _ = embed_images(run)
     assert [key for key, _ in keys(plain)] == [key for key, _ in keys(index)]
+
+
+def test_labels_that_are_nowhere_are_told_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = learned(folder, {"sources": [f"{folder}/a.tar"]})
+    embed_images(run, folder / "to", label="json:nowhere")
+    assert "None of the 6 images has a label by 'json:nowhere'" in capsys.readouterr().err
+    embed_images(run)
+    assert capsys.readouterr().err == ""
 
 
 def test_labels_where_a_run_was_given_an_index(folder: Path) -> None:

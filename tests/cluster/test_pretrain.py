@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,18 @@ def test_killed_and_resumed_is_as_if_unbroken(unbroken: Path, shards: Path, tiny
     assert result["steps"] == 8
     assert losses(unbroken, "killed") == losses(unbroken, "unbroken"), "to the last bit"
     assert log_check(unbroken, "killed")["ok"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_says_how_to_go_on(tmp_path: Path, shards: Path, tiny: list[str], number: int, code: int) -> None:
+    arguments = command(tmp_path, shards, "long", *tiny, "train.steps=100000", "train.keep_checkpoints=2")
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    wait_for(lambda: list((tmp_path / "long" / "checkpoints").glob("*/MANIFEST.json")))
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    assert re.search(r"newest checkpoint of run long is \S+/step-\d{9}: .*--resume", said), said
+    assert "Traceback" not in said
 
 
 def wait_for(happened: Any, seconds: float = 120) -> None:

@@ -1,4 +1,4 @@
-"""The published SwAV trajectories, run by our step: `python trajectory.py GOLDEN RANK SIZE STORE OUT`, one process a rank.
+"""The published SwAV trajectories, run by our step: `python trajectory.py RANK SIZE STORE FOLDER GOLDEN`, one process a rank.
 
 Rank 0 writes OUT (npz): per `<plain|queue>/<f32|f64>` the losses, codes, final weights, momentum and queue. With several ranks
 also `local/*`: the same with a Sinkhorn that knows nothing of other ranks.
@@ -94,7 +94,7 @@ def run(golden: Path, kind: str, dtype: torch.dtype, comm: Comm, local: bool = F
     return result
 
 
-def main(golden: Path, rank: int, size: int, store: Path, out: Path) -> None:
+def main(rank: int, size: int, store: Path, folder: Path, golden: Path) -> None:
     torch.set_num_threads(1)
     found: dict[str, np.ndarray] = {}
     with joined(rank, size, f"file://{store}") if size > 1 else nullcontext(LocalComm()) as comm:
@@ -104,8 +104,8 @@ def main(golden: Path, rank: int, size: int, store: Path, out: Path) -> None:
         if size > 1:
             found |= {f"local/{k}": v for k, v in run(golden, "plain", torch.float64, comm, local=True).items()}
     if rank == 0:
-        np.savez(out, **found)
+        np.savez(folder / "out.npz", **found)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))

@@ -36,7 +36,7 @@ def test_preview_shows_the_views_of_the_first_positions(
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", config, "--data", str(shards), *tiny, "--preview", str(page), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert answer == {"preview": str(page), "positions": 8, "bad": []}
+    assert answer == {"preview": str(page), "positions": 8, "bad": {}}
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"<h2>Position (\d+) ", text) == [str(n) for n in range(8)]
     pictures = [Image.open(BytesIO(base64.b64decode(code))) for code in re.findall(r"base64,([^\"]+)", text)]

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -72,7 +69,7 @@ def script() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def runs(run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Folder of the runs of so many processes, once a session. Three also go on with what one has begun."""
     done: dict[int, Path] = {}
 
@@ -81,17 +78,7 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
             folder = done[size] = tmp_path_factory.mktemp(f"methods{size}")
             if size == 3:
                 shutil.copytree(run(1), folder / "alone")
-            environment = os.environ | {"PYTHONPATH": str(root)}
-            rest = [str(size), str(folder / "store"), str(folder)]
-            processes = [
-                subprocess.Popen([sys.executable, str(Path(__file__).parent / "ranks.py"), str(r), *rest], env=environment)
-                for r in range(size)
-            ]
-            try:
-                assert [process.wait(timeout=900) for process in processes] == [0] * size
-            finally:
-                for process in processes:
-                    process.kill()
+            run_ranks(Path(__file__).parent / "ranks.py", size, folder)
         return done[size]
 
     return run

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import functools
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +50,7 @@ def _break(rig: ModuleType, folder: Path, double: bool = False) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ranks(root: Path, rig: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def ranks(rig: ModuleType, ranks_of: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """Folder in which so many processes ran rig.py; once a session."""
     done: dict[int, Path] = {}
 
@@ -63,24 +60,13 @@ def ranks(root: Path, rig: ModuleType, tmp_path_factory: pytest.TempPathFactory)
             _break(rig, folder / "broken", double=True)
             with pytest.raises(ConnectionError):  # after the checkpoint of four steps
                 rig.train_split("sgd", folder / "split_later", shard="none", stop=4 * 8 + 3)
-            start(root, "small", size, folder)
+            ranks_of("small", size, folder)
         return done[size]
 
     return run
 
 
 @pytest.fixture(scope="session")
-def ranks_of(root: Path) -> Callable[..., None]:
+def ranks_of(run_ranks: Callable[..., None]) -> Callable[..., None]:
     """ranks_of(program, size, folder): so many processes run a program of rig.py to its end."""
-    return functools.partial(start, root)
-
-
-def start(root: Path, program: str, size: int, folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    rest = [str(size), str(folder / "store"), str(folder), program]
-    processes = [subprocess.Popen([sys.executable, str(RIG), str(r), *rest], env=environment) for r in range(size)]
-    try:
-        assert [process.wait(timeout=900) for process in processes] == [0] * size
-    finally:
-        for process in processes:
-            process.kill()
+    return lambda program, size, folder: run_ranks(RIG, size, folder, program)
