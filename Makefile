@@ -24,7 +24,7 @@ demo: setup
 
 # Two files at a time, in the order of their names: else files of few, long tests come last.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: setup
 	@$(BIN)/python -m pytest -m "not stack"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,20 @@ ROOT = Path(__file__).resolve().parents[1]
 RAY_ROOMS = ("cluster", "stack")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to one process where tests are dealt to several (`make test`): a file, and all files that start Ray.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deals tests to several processes (`make test`): a file goes to one process, and all files that start Ray go to the same.
 
     Two Rays that start at one time want the same ports and wait for each other.
     """
-    for item in items:
-        group = "ray" if item.path.parent.name in RAY_ROOMS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "ray" if Path(file).parent.name in RAY_ROOMS else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
