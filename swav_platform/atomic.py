@@ -41,7 +41,8 @@ _CURES = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EACCES: "give this user the right to write there",
     errno.EPERM: "give this user the right to write there",
-    errno.EEXIST: "take away the file that is where a folder should be",
+    errno.EROFS: "make its file system writable",
+    errno.EEXIST: "take away what is there already",
     errno.ENOTDIR: "take away the file that is where a folder should be",
     errno.EISDIR: "take away the folder that is where a file should be",
 }

@@ -38,7 +38,7 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_should_be_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="take away the file that is where a folder should be or name another folder"):
+    with pytest.raises(UserError, match=r"take away .* or name another folder"):
         write(tmp_path / "file" / "below", "text")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -66,7 +66,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             log.warning(f"Run {folder.name} came to no checkpoint before, and is begun anew.")
         index = _index(config, folder, watch, known, shards)
         for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
-            log.warning(f"Warning: {warning}")
+            log.warning(warning)
         run_id = _open_run(config, folder, index, known)
         uri = registry.tracking_uri(config)
         try:
@@ -82,8 +82,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         except BaseException as error:
             _close_quietly(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             if not isinstance(error, Exception):
-                with contextlib.suppress(UserError):  # all its checkpoints are damaged
-                    log.warning(_stands_at(folder))
+                _say_how_to_go_on(folder)
             raise
         summary = {
             "run": folder.name,
@@ -116,15 +115,19 @@ def _check_names(config: Config) -> None:
 
 def _is_new(folder: RunFolder) -> str:
     near = near_run(folder.name, folder.path.parent)
-    return f"Run {folder.name} is new: there was none of that name in {folder.path.parent} to go on with.{near and near + ' Then stop this one.'}"
+    hint = f"{near} Then stop this one." if near else ""
+    return f"Run {folder.name} is new: there was none of that name in {folder.path.parent} to go on with.{hint}"
 
 
-def _stands_at(folder: RunFolder) -> str:
-    """Of a run that was interrupted."""
-    newest = checkpoints.latest_valid(folder.checkpoints)
-    if newest is None:
-        return f"Run {folder.name} came to no checkpoint yet: started again, it begins anew."
-    return f"The newest checkpoint of run {folder.name} is {newest}: start it again with --resume to go on from there."
+def _say_how_to_go_on(folder: RunFolder) -> None:
+    """Of a run that was interrupted. Last of all: who ends processes may not wait until checkpoints have been looked through."""
+    with contextlib.suppress(UserError):  # they are all damaged
+        if (newest := checkpoints.latest_valid(folder.checkpoints)) is None:
+            log.warning(f"Run {folder.name} came to no checkpoint yet: started again, it begins anew.")
+        else:
+            log.warning(
+                f"The newest checkpoint of run {folder.name} is {newest}: start it again with --resume to go on from there."
+            )
 
 
 def _known(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:

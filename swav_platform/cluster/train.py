@@ -44,7 +44,7 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
     """Trains on config.train.workers ranks and returns the run's result.
 
     A lost worker restarts the group from the newest checkpoint, `failures` times. Raises UserError, KeyboardInterrupt on SIGINT,
-    and what the handler of SIGTERM raises.
+    and the SystemExit of SIGTERM's handler.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -82,18 +82,21 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM as they are elsewhere: Ray takes the first for itself, and of what a handler raises it leaves a bare SystemExit."""
+    """SIGINT ends the block by KeyboardInterrupt, SIGTERM by the SystemExit that its handler raises.
+
+    Ray Train takes SIGINT for itself, and `ray.get` loses the code of a SystemExit that comes from a handler.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     on_interrupt, on_end = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    raised: list[BaseException] = []
+    raised: list[SystemExit] = []
 
     def kept(number: int, frame: Any) -> None:
         try:
             if callable(on_end):
                 on_end(number, frame)
-        except BaseException as error:
+        except SystemExit as error:
             raised.append(error)
             raise
 
@@ -101,8 +104,8 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, kept)
     try:
         yield
-    except SystemExit as ended:
-        raise (raised[0] if raised else KeyboardInterrupt()) from ended
+    except SystemExit:
+        raise (raised[0] if raised else KeyboardInterrupt()) from None
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
         signal.signal(signal.SIGTERM, on_end)

@@ -62,7 +62,7 @@ def evaluate_knn(
 
     progress(done, total) counts images. `bank` and `query` of the answer count those that could be read and have a label,
     `refused` by reason those of both that could not be read.
-    Raises UserError when a side has none of them.
+    Raises UserError when a side has no image that can be read and has a label.
     """
     config, package = folder.config(), load_package(folder.package)
     size = package.meta["input_size"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from swav_platform.atomic import write_text
+from swav_platform.atomic import cure, write_text
 from swav_platform.config import Config
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Event
@@ -43,8 +43,7 @@ class Journal:
                 probe.unlink()
         except OSError as error:
             raise UserError(
-                f"{error.filename} can't be written ({error.strerror}); mend its permissions or name another place "
-                f"(run.out, data.sample_log)."
+                f"{error.filename} can't be written ({error.strerror}): {cure(error)} or name another place (run.out, data.sample_log)."
             ) from error
         if steps:
             self.commit(steps)  # a crash may have come between the checkpoint and this
@@ -67,8 +66,8 @@ class Journal:
             self.metrics.flush()
         except OSError as error:
             raise UserError(
-                f"{self.metrics.name} can't be written: {error.strerror or error}. Free space there, then go on with --resume; "
-                f"checkpoints are untouched."
+                f"{self.metrics.name} can't be written ({error.strerror or error}): {cure(error)}, then go on with --resume. "
+                f"Checkpoints are untouched."
             ) from error
 
     def gather(self) -> Ledger:
@@ -88,7 +87,7 @@ class Journal:
                 os.fsync(self.metrics.fileno())
             except OSError as error:
                 raise UserError(
-                    f"{self.metrics.name} can't be written ({error.strerror}); free space there and go on with --resume."
+                    f"{self.metrics.name} can't be written ({error.strerror}): {cure(error)}, then go on with --resume."
                 ) from error
 
     def commit(self, steps: int) -> None:

@@ -182,10 +182,19 @@ def test_a_run_without_a_checkpoint_is_begun_anew(
     fails(capsys, [*pretrain, "--resume"], 1, "Ray is away")
     assert "Run n is new" in caplog.text
     assert "Did you mean nn?" in caplog.text
-    fails(capsys, [*pretrain, "method.epsilon=0.1"], 1, "Ray is away")
+    fails(capsys, [*pretrain, "method.epsilon=0.1", "method.queue_length=200"], 1, "Ray is away")
+    assert "Run n came to no checkpoint before, and is begun anew" in caplog.text
+    assert "method.queue_length=200 is cut to 128" in caplog.text, "what looks wrong is said at the start"
     folder = RunFolder(tmp_path / "runs" / "n")
     assert opened == [None, None]
     assert (folder.info()["run_id"], folder.config().method.epsilon) == ("id2", 0.1)
+
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "connected", interrupted)
+    fails(capsys, pretrain, 130, "Interrupted")
+    assert "Run n came to no checkpoint yet: started again, it begins anew" in caplog.text
     (folder.path / "summary.json").write_text("{}")
     fails(capsys, pretrain, 2, "--resume")
     (folder.path / "summary.json").write_text("{")

@@ -117,9 +117,12 @@ def test_killed_and_resumed_is_as_if_unbroken(unbroken: Path, shards: Path, tiny
 def test_interrupted_it_says_how_to_go_on(tmp_path: Path, shards: Path, tiny: list[str], number: int, code: int) -> None:
     arguments = command(tmp_path, shards, "long", *tiny, "train.steps=100000", "train.keep_checkpoints=2")
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    wait_for(lambda: list((tmp_path / "long" / "checkpoints").glob("*/MANIFEST.json")))
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    try:
+        wait_for(lambda: process.poll() is not None or list((tmp_path / "long" / "checkpoints").glob("*/MANIFEST.json")))
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == code, said
     assert re.search(r"newest checkpoint of run long is \S+/step-\d{9}: .*--resume", said), said
     assert "Traceback" not in said

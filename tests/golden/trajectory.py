@@ -1,6 +1,6 @@
 """The published SwAV trajectories, run by our step: `python trajectory.py RANK SIZE STORE FOLDER GOLDEN`, one process a rank.
 
-Rank 0 writes OUT (npz): per `<plain|queue>/<f32|f64>` the losses, codes, final weights, momentum and queue. With several ranks
+Rank 0 writes FOLDER/out.npz: per `<plain|queue>/<f32|f64>` the losses, codes, final weights, momentum and queue. With several ranks
 also `local/*`: the same with a Sinkhorn that knows nothing of other ranks.
 """
 

@@ -1,0 +1,59 @@
+"""Signals while Ray Train has the main thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from swav_platform.cluster.train import _own_signals
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[tuple[Any, Any]]:
+    """Those of SIGINT and SIGTERM: the second raises SystemExit(143)."""
+
+    def ended(number: int, frame: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    yield signal.getsignal(signal.SIGINT), ended
+    signal.signal(signal.SIGTERM, before)
+
+
+def restored(handlers: tuple[Any, Any]) -> bool:
+    return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_what_the_handler_of_sigterm_raises_comes_through(handlers: tuple[Any, Any]) -> None:
+    with pytest.raises(SystemExit) as ended, _own_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+    assert ended.value.__cause__ is None
+    assert restored(handlers)
+
+
+def test_also_where_ray_lost_its_code(handlers: tuple[Any, Any]) -> None:
+    def fit() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit:
+            raise SystemExit from None
+
+    with pytest.raises(SystemExit) as ended, _own_signals():
+        fit()
+    assert ended.value.code == 143
+    assert restored(handlers)
+
+
+def test_an_end_without_sigterm_was_an_interrupt(handlers: tuple[Any, Any]) -> None:
+    def fit() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray Train takes it for itself, too
+        raise SystemExit(0)
+
+    with pytest.raises(KeyboardInterrupt), _own_signals():
+        fit()
+    assert restored(handlers)
