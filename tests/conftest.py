@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RAY_ROOMS = ("cluster", "stack")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray comes first: it takes longest, and one process has to do all of it."""
+    items.sort(key=lambda item: item.path.parent.name not in RAY_ROOMS)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Deals tests to several processes (`make test`): a file goes to one process, and all files that start Ray go to the same.
