@@ -22,7 +22,8 @@ setup:
 demo: setup
 	@$(BIN)/swav demo $${DATA:+--data "$$DATA"}
 
-# Two files at a time in the order of tests/conftest.py, else files of few, long tests come last. A thread each: two that wait for each other at barriers cost more than they give.
+# Two files at a time in the order of tests/conftest.py, else files of few, long tests come last. A thread each, as two
+# that wait for each other at barriers cost more than they give.
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
