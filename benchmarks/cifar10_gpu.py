@@ -15,8 +15,9 @@ import argparse
 import io
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from swav_platform.training.loop import train
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_gpu.yaml"
 MARKS = (8, 16, 24)  # minutes
+AHEAD = 2  # rows whose views are made before they are asked for
 
 
 class SliceOver(Exception):
@@ -73,9 +75,13 @@ def unpack(file: Path, part: str) -> tuple[np.ndarray, list[str]]:
     with np.load(file) as z:
         raw, ends = z[f"{part}_bytes"].tobytes(), z[f"{part}_sizes"].cumsum()
         labels = [str(label) for label in z[f"{part}_labels"]]
-    starts = [0, *ends[:-1].tolist()]
-    pixels = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in zip(starts, ends.tolist(), strict=True)]
-    return np.stack(pixels), labels
+    each = [raw[a:b] for a, b in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+    with ThreadPoolExecutor() as threads:
+        return np.stack(list(threads.map(_pixels, each, chunksize=500))), labels
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 class Views:
@@ -87,34 +93,48 @@ class Views:
         data = config.data
         self.plan = Plan(PlanSpec(len(images), config.seed, data.row_size, data.block, data.window))
         self.until = time.monotonic() + seconds
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # so that the thread does not wait for steps
 
     def rows(self, first: int, last: int) -> Iterator[Row]:
+        """Rows with their views on the device; those of the next rows are made by a thread while a step is at work."""
         per_slice = self.config.rows_per_step * self.config.train.checkpoint_every
-        layout, size = RowLayout.of(self.config), self.config.data.row_size
-        for k in range(first, last):
-            if k > first and k % per_slice == 0 and time.monotonic() > self.until:
-                raise SliceOver
-            spec = self.plan.row(k)
-            yield Row(
-                row=k,
-                views=[],
-                params=[],
-                position=spec.positions,
-                sample=spec.samples,
-                outcome=np.zeros(size, np.uint8),
-                weight=np.ones(size, np.float32),
-                key=[""] * size,
-                shard=[""] * size,
-                stand_in_for=[None] * size,
-                events=[],
-                packed=np.zeros(0, np.uint8),
-                layout=layout,
-            )
+        with ThreadPoolExecutor(1) as beside:
+            coming: deque[Future[Row]] = deque(beside.submit(self.row, k) for k in range(first, min(first + AHEAD, last)))
+            for k in range(first, last):
+                if k > first and k % per_slice == 0 and time.monotonic() > self.until:
+                    raise SliceOver
+                row = coming.popleft().result()
+                if k + AHEAD < last:
+                    coming.append(beside.submit(self.row, k + AHEAD))
+                yield row
 
-    def prepare(self, row: Row) -> list[Tensor]:
+    def row(self, number: int) -> Row:
+        layout, size = RowLayout.of(self.config), self.config.data.row_size
+        spec = self.plan.row(number)
+        with torch.cuda.stream(self.stream):
+            views = self.views(spec.positions, spec.samples)
+        if self.stream is not None:
+            self.stream.synchronize()
+        return Row(
+            row=number,
+            views=views,  # type: ignore[arg-type]
+            params=[],
+            position=spec.positions,
+            sample=spec.samples,
+            outcome=np.zeros(size, np.uint8),
+            weight=np.ones(size, np.float32),
+            key=[""] * size,
+            shard=[""] * size,
+            stand_in_for=[None] * size,
+            events=[],
+            packed=np.zeros(0, np.uint8),
+            layout=layout,
+        )
+
+    def views(self, positions: np.ndarray, samples: np.ndarray) -> list[Tensor]:
         groups = list(self.config.views.values())
-        drawn = uniforms(self.config.seed, row.position, sum(g.count for g in groups), params.SLOTS)
-        images = self.images[torch.from_numpy(row.sample).to(self.device)].permute(0, 3, 1, 2).float()
+        drawn = uniforms(self.config.seed, positions, sum(g.count for g in groups), params.SLOTS)
+        images = self.images[torch.from_numpy(samples).to(self.device)].permute(0, 3, 1, 2).float()
         views, first = [], 0
         for group in groups:
             mine = drawn[:, first : first + group.count].swapaxes(0, 1)  # [V, R, SLOTS]
@@ -150,14 +170,13 @@ class Views:
 
 
 @torch.no_grad()
-def knn(config: Config, checkpoint: Path, file: Path, device: torch.device) -> float:
+def knn(config: Config, checkpoint: Path, splits: list[tuple[np.ndarray, list[str]]], device: torch.device) -> float:
     weights = checkpoints.load(checkpoint).model
     encoder = build_encoder(config.model)
     encoder.load_state_dict({k.removeprefix("encoder."): t for k, t in weights.items() if k.startswith("encoder.")})
     encoder.to(device).eval()
     sides = []
-    for part in ("train", "test"):
-        images, labels = unpack(file, part)
+    for images, labels in splits:
         values = [
             F.normalize(encoder(photometric.normalise(torch.from_numpy(x).to(device)[None])), dim=1) for x in _chunks(images)
         ]
@@ -172,7 +191,8 @@ def _chunks(images: np.ndarray) -> list[np.ndarray]:
 
 def run(file: Path, folder: Path, seconds: float, device: torch.device, overrides: list[str]) -> dict[str, Any]:
     config = load(RECIPE, ["train.checkpoint_every=100", "train.keep_checkpoints=2", *overrides])
-    images, _ = unpack(file, "train")
+    splits = [unpack(file, part) for part in ("train", "test")]
+    images = splits[0][0]
     folder.mkdir(parents=True, exist_ok=True)
     notes = folder / "notes.json"
     known: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {"minutes": 0.0, "knn": {}}
@@ -184,7 +204,7 @@ def run(file: Path, folder: Path, seconds: float, device: torch.device, override
     views = Views(config, images, device, limit)
     began, done = time.monotonic(), True
     try:
-        how = {"samples": len(images), "index_digest": file.name, "comm": LocalComm(), "prepare": views.prepare}
+        how = {"samples": len(images), "index_digest": file.name, "comm": LocalComm(), "prepare": lambda row: row.views}
         train(config, rows=views.rows, run_dir=folder, resume=True, device=device, **how)  # type: ignore[arg-type]
     except SliceOver:
         done = False
@@ -193,9 +213,9 @@ def run(file: Path, folder: Path, seconds: float, device: torch.device, override
     assert newest is not None
     for mark in MARKS:
         if known["minutes"] >= mark and str(mark) not in known["knn"]:
-            known["knn"][str(mark)] = round(knn(config, newest, file, device), 2)
+            known["knn"][str(mark)] = round(knn(config, newest, splits, device), 2)
     if done and "last" not in known["knn"]:
-        known["knn"]["last"] = round(knn(config, newest, file, device), 2)
+        known["knn"]["last"] = round(knn(config, newest, splits, device), 2)
     notes.write_text(json.dumps(known))
     steps = checkpoints.steps_of(newest)
     rate = steps * config.train.batch / known["minutes"] / 60
@@ -216,7 +236,7 @@ def main() -> None:
     training.add_argument("overrides", nargs="*")
     training.add_argument("--seconds", type=float, default=540.0)
     training.add_argument("--device", default="cuda")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
     if options.verb == "pack":
         pack(options.shards, options.file)
     else:

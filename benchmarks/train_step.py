@@ -17,6 +17,7 @@ On a GPU also images_per_second, memory_ratio (ours / plain), share_of_peak, and
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,30 +172,37 @@ def compare(setting: Setting, device: torch.device) -> dict[str, Any]:
 
 def on_gpu(setting: Setting, device: torch.device) -> dict[str, Any]:
     """Memory, share of the peak, and the paper's claim on multi-crop. Each alone, so that peaks are its own."""
-    found: dict[str, Any] = {}
-    for name, crops in CROPS.items():
-        at = Setting(crops, setting.batch, setting.precision, setting.pairs, setting.model, setting.prototypes)
-        step = our_step(at.config("train.compile=true"), device, LocalComm(), inputs(at.config(), device, torch.channels_last))
-        found[name] = _alone(step, device, at)
-    plain = PlainLoop(setting.config(), device, torch.channels_last)
-    views = inputs(setting.config(), device, torch.channels_last)
-    reference = _alone(lambda: plain.step(views), device, setting)
-    ours = found["2x224+6x96"]
+
+    def ours(crops: Sequence[tuple[int, int]]) -> Callable[[], object]:
+        config = replace(setting, crops=crops).config("train.compile=true")
+        return our_step(config, device, LocalComm(), inputs(config, device, torch.channels_last))
+
+    def plain() -> Callable[[], object]:
+        loop = PlainLoop(setting.config(), device, torch.channels_last)
+        views = inputs(setting.config(), device, torch.channels_last)
+        return lambda: loop.step(views)
+
+    found = {name: _alone(lambda: ours(crops), device, setting) for name, crops in CROPS.items()}  # noqa: B023
+    reference, whole = _alone(plain, device, setting), found["2x224+6x96"]
     flops = RESNET50 * sum(count * (size / 224) ** 2 for size, count in setting.crops)
     return {
-        "memory_ratio": round(ours["gib"] / reference["gib"], 3),
-        "share_of_peak": round(ours["images_per_second"] * flops / PEAK, 4),
+        "memory_ratio": round(whole["gib"] / reference["gib"], 3),
+        "share_of_peak": round(whole["images_per_second"] * flops / PEAK, 4),
         "crops": found,
+        "plain": reference,
     }
 
 
-def _alone(step: Callable[[], object], device: torch.device, setting: Setting) -> dict[str, float]:
+def _alone(make: Callable[[], Callable[[], object]], device: torch.device, setting: Setting) -> dict[str, float]:
+    gc.collect()  # compiled networks lie in cycles
     torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    step = make()
     step(), step()
     torch.cuda.reset_peak_memory_stats()
     median = statistics.median(seconds(step, device) for _ in range(setting.pairs))
-    gib = torch.cuda.max_memory_allocated() / 2**30
-    return {"images_per_second": round(setting.batch / median, 1), "gib": round(gib, 2)}
+    gib = (torch.cuda.max_memory_allocated() - before) / 2**30
+    return {"images_per_second": round(setting.batch / median, 1), "gib": round(gib, 2), "left_gib": round(before / 2**30, 2)}
 
 
 def two_ranks(name: str) -> dict[str, float]:
@@ -212,7 +220,7 @@ def one_rank(setting: Setting, rank: int, store: str) -> dict[str, float]:
     device = torch.device("cpu")
     with joined(rank, 2, f"file://{store}") as comm:
         # half the images a rank, so that the step is the one that was measured above
-        half = Setting(setting.crops, setting.batch // 2, setting.precision, setting.pairs, setting.model, setting.prototypes)
+        half = replace(setting, batch=setting.batch // 2)
         inside, collectives = [0.0], [0.0]
         from swav_platform.methods.swav import Swav
 
@@ -246,11 +254,14 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--setting", choices=list(SETTINGS), help="toy: seconds, for tests")
     parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--pairs", type=int)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     name = options.setting or options.device
     setting, device = SETTINGS[name], torch.device(options.device)
+    if options.pairs:
+        setting = replace(setting, pairs=options.pairs)
     if options.rank is not None:
         print(json.dumps(one_rank(setting, options.rank, options.store)))
         return
@@ -258,6 +269,7 @@ def main() -> None:
         global clock
         clock = time.process_time
         torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # as both loops have it
     found = compare(setting, device)
     found |= on_gpu(setting, device) if device.type == "cuda" else two_ranks(name)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"

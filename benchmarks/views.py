@@ -1,6 +1,7 @@
 """How much cheaper are our views than the published recipe's? One core; image bytes in, eight views out (2 x 224 + 6 x 96).
 
     python benchmarks/views.py [--data DIR] [--camera DIR] [--pairs N]
+    python benchmarks/views.py --deferred cuda      that figure alone, on a GPU
 
 DIR holds tars of JPEG photographs (or JPEG files); without it photographs from installed wheels are taken. The recipe
 (published_recipe.py) runs on stock Pillow in an environment of its own, made once in the user's cache, and on the
@@ -11,7 +12,7 @@ all_on_core     the whole recipe over ours, normalised floats out of both
 geometry        the recipe's decode and crops over ours
 geometry_of_decode   our decode alone over our decode and crops: a share
 device_mode     the whole recipe over what our data worker does when colours are left to the trainer's device
-deferred_ms     what is then left to do, milliseconds an image on a core
+deferred_ms     what is then left to do, milliseconds an image on a core (with --deferred cuda: on a GPU, in rows of 256)
 camera          geometry on photographs of 8 to 22 megapixels: full-size decode first over ours
 """
 
@@ -139,6 +140,33 @@ def seconds(work: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
+def deferred_on(device: torch.device, pairs: int) -> dict[str, object]:
+    """What a trainer's device does to an image, in rows of 256 from pinned memory, by the clock. Colours do not hang on what is seen."""
+    config, generator = Config(), np.random.default_rng(0)
+    groups = list(config.views.values())
+    layout = RowLayout(256, tuple((group.size, group.count) for group in groups))
+    packed = torch.from_numpy(generator.integers(0, 256, layout.nbytes, dtype=np.uint8)).pin_memory()
+    drawn = uniforms(31, np.arange(256), sum(group.count for group in groups), params.SLOTS)
+    views, columns, first = layout.views(packed.numpy()), layout.params(packed.numpy()), 0
+    for group, column in zip(groups, columns, strict=True):
+        mine = drawn[:, first : first + group.count]
+        column[..., len(params.GEOMETRY) :] = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
+        first += group.count
+    times = []
+    for _ in range(pairs + 3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        there = [torch.from_numpy(v).to(device, non_blocking=True) for v in views]
+        torch.cuda.synchronize()
+        moved = time.perf_counter()
+        for v, p in zip(there, columns, strict=True):
+            photometric.apply(v, p)
+        torch.cuda.synchronize()
+        times.append((moved - began, time.perf_counter() - moved))
+    ms = [round(statistics.median(t) * 1000 / 256, 4) for t in zip(*times[3:], strict=True)]
+    return {"moved_ms": ms[0], "deferred_ms": ms[1], "hardware": torch.cuda.get_device_name(device), "n": pairs}
+
+
 def photographs() -> Path:
     """JPEG photographs of the wheels of scikit-image and scikit-learn, and of sizes in between, in the cache."""
     from swav_platform.images.patches import photographs as found
@@ -159,7 +187,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--camera", type=Path)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--deferred", type=torch.device)
     options = parser.parse_args()
+    if options.deferred:
+        print(json.dumps(deferred_on(options.deferred, options.pairs)))
+        return
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by the recipe's processes
     data = options.data or photographs()
