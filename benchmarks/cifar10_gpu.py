@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from swav_platform.training.loop import train
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_gpu.yaml"
 MARKS = (8, 16, 24)  # minutes
-AHEAD = 2  # rows whose views are made before they are asked for
+TOGETHER = 4  # rows whose views are made at once
 
 
 class SliceOver(Exception):
@@ -96,40 +98,50 @@ class Views:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # so that the thread does not wait for steps
 
     def rows(self, first: int, last: int) -> Iterator[Row]:
-        """Rows with their views on the device; those of the next rows are made by a thread while a step is at work."""
+        """Rows with their views on the device; those of the next rows are made by a thread while steps are at work."""
         per_slice = self.config.rows_per_step * self.config.train.checkpoint_every
+        parts = iter([range(k, min(k + TOGETHER, last)) for k in range(first, last, TOGETHER)])
         with ThreadPoolExecutor(1) as beside:
-            coming: deque[Future[Row]] = deque(beside.submit(self.row, k) for k in range(first, min(first + AHEAD, last)))
-            for k in range(first, last):
-                if k > first and k % per_slice == 0 and time.monotonic() > self.until:
-                    raise SliceOver
-                row = coming.popleft().result()
-                if k + AHEAD < last:
-                    coming.append(beside.submit(self.row, k + AHEAD))
-                yield row
+            coming = deque(beside.submit(self.made, part) for part in islice(parts, 2))
+            while coming:
+                made = coming.popleft().result()
+                coming += [beside.submit(self.made, part) for part in islice(parts, 1)]
+                for row in made:
+                    if row.row > first and row.row % per_slice == 0 and time.monotonic() > self.until:
+                        raise SliceOver
+                    yield row
 
-    def row(self, number: int) -> Row:
+    def made(self, numbers: range) -> list[Row]:
+        """Several rows at once: what costs time is to start the many small kernels of colour changes."""
         layout, size = RowLayout.of(self.config), self.config.data.row_size
-        spec = self.plan.row(number)
+        specs = [self.plan.row(number) for number in numbers]
         with torch.cuda.stream(self.stream):
-            views = self.views(spec.positions, spec.samples)
+            together = self.views(np.concatenate([s.positions for s in specs]), np.concatenate([s.samples for s in specs]))
+            parts = [views.unflatten(0, (-1, len(specs), size)).unbind(1) for views in together]
+            own = [
+                [part.flatten(0, 1).contiguous(memory_format=torch.channels_last) for part in row]
+                for row in zip(*parts, strict=True)
+            ]
         if self.stream is not None:
             self.stream.synchronize()
-        return Row(
-            row=number,
-            views=views,  # type: ignore[arg-type]
-            params=[],
-            position=spec.positions,
-            sample=spec.samples,
-            outcome=np.zeros(size, np.uint8),
-            weight=np.ones(size, np.float32),
-            key=[""] * size,
-            shard=[""] * size,
-            stand_in_for=[None] * size,
-            events=[],
-            packed=np.zeros(0, np.uint8),
-            layout=layout,
-        )
+        return [
+            Row(
+                row=number,
+                views=views,
+                params=[],
+                position=spec.positions,
+                sample=spec.samples,
+                outcome=np.zeros(size, np.uint8),
+                weight=np.ones(size, np.float32),
+                key=[""] * size,
+                shard=[""] * size,
+                stand_in_for=[None] * size,
+                events=[],
+                packed=np.zeros(0, np.uint8),
+                layout=layout,
+            )
+            for number, spec, views in zip(numbers, specs, own, strict=True)
+        ]
 
     def views(self, positions: np.ndarray, samples: np.ndarray) -> list[Tensor]:
         groups = list(self.config.views.values())
@@ -240,6 +252,7 @@ def main() -> None:
     if options.verb == "pack":
         pack(options.shards, options.file)
     else:
+        sys.setswitchinterval(1e-4)  # two threads that start many kernels: neither is to wait for the other's 5 ms
         print(json.dumps(run(options.file, options.run, options.seconds, torch.device(options.device), options.overrides)))
 
 
