@@ -1,7 +1,7 @@
 """Does it learn on a GPU? ResNet-18, SwAV with multi-crop on CIFAR-10 by configs/pretrain/cifar10_gpu.yaml, in slices that resume.
 
     python benchmarks/cifar10_gpu.py pack DIR_OF_SHARDS FILE           the images' bytes and labels as one file
-    python benchmarks/cifar10_gpu.py train FILE RUN [--seconds 540] [--device cuda] [key=value ...]
+    python benchmarks/cifar10_gpu.py train FILE RUN [key=value ...] [--seconds 540] [--device cuda]
 
 Each `train` goes on where the one before ended and stops at the first checkpoint after --seconds. DIR_OF_SHARDS holds
 cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. All images lie on the device, where views are cut from them too.

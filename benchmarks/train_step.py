@@ -10,7 +10,7 @@ vs_plain_loop: time of the plain loop / ours, both channels_last. channels_last_
 eager_vs_plain_loop, compiled_vs_plain_loop: the same without and with torch.compile; vs_plain_loop is the better one.
 convolution_share: of the plain step's CPU time; the rest bounds what anything but faster convolutions can gain. codes_and_loss_share: of our step, Sinkhorn, loss and its gradient.
 collective_share: of a step of two ranks, in collectives of the method, waiting for the other rank included.
---busy: one thread and CPU time instead of time of the clock, for machines that others use too.
+--pairs: how often each is measured. --busy: one thread and CPU time instead of time of the clock, for machines that others use too.
 On a GPU also images_per_second, memory_ratio (ours / plain), share_of_peak, and time and memory of three kinds of multi-crop.
 """
 
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def on_gpu(setting: Setting, device: torch.device) -> dict[str, Any]:
         views = inputs(setting.config(), device, torch.channels_last)
         return lambda: loop.step(views)
 
-    found = {name: _alone(lambda: ours(crops), device, setting) for name, crops in CROPS.items()}  # noqa: B023
+    found = {name: _alone(partial(ours, crops), device, setting) for name, crops in CROPS.items()}
     reference, whole = _alone(plain, device, setting), found["2x224+6x96"]
     flops = RESNET50 * sum(count * (size / 224) ** 2 for size, count in setting.crops)
     return {
@@ -202,7 +203,7 @@ def _alone(make: Callable[[], Callable[[], object]], device: torch.device, setti
     torch.cuda.reset_peak_memory_stats()
     median = statistics.median(seconds(step, device) for _ in range(setting.pairs))
     gib = (torch.cuda.max_memory_allocated() - before) / 2**30
-    return {"images_per_second": round(setting.batch / median, 1), "gib": round(gib, 2), "left_gib": round(before / 2**30, 2)}
+    return {"images_per_second": round(setting.batch / median, 1), "gib": round(gib, 2)}
 
 
 def two_ranks(name: str) -> dict[str, float]:

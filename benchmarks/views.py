@@ -114,14 +114,8 @@ class Ours:
 
     def _row(self, start: int) -> None:
         images = self.images[start : start + 32]
-        numbers = uniforms(31, np.arange(start, start + len(images)), sum(g.count for g in self.groups), params.SLOTS)
-        chance, first = [], 0
-        for group, columns in zip(self.groups, self.params, strict=True):
-            mine = numbers[:, first : first + group.count]
-            chance.append(crops.proposals(mine, group))
-            drawn = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
-            columns[:, : len(images), len(params.GEOMETRY) :] = drawn
-            first += group.count
+        numbers = draw(self.groups, range(start, start + len(images)), self.params)
+        chance = [crops.proposals(mine, group) for mine, group in zip(numbers, self.groups, strict=True)]
         for slot, data in enumerate(images):
             cut_views(data, [group[slot] for group in chance], self.policy, self.groups, self.views, self.params, slot, Costs())
 
@@ -132,6 +126,16 @@ class Ours:
             else:
                 for view, column in zip(views, columns, strict=True):
                     photometric.apply(view[None, :count], column[None, :count])
+
+
+def draw(groups: list[ViewGroup], positions: range, columns: list[np.ndarray]) -> list[np.ndarray]:
+    """Colour changes of views at `positions` go into `columns`; returns each group's uniform numbers."""
+    numbers = uniforms(31, np.array(positions), sum(group.count for group in groups), params.SLOTS)
+    each = np.split(numbers, np.cumsum([group.count for group in groups])[:-1], axis=1)
+    for mine, group, column in zip(each, groups, columns, strict=True):
+        drawn = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
+        column[:, : len(positions), len(params.GEOMETRY) :] = drawn
+    return each
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -146,12 +150,8 @@ def deferred_on(device: torch.device, pairs: int) -> dict[str, object]:
     groups = list(config.views.values())
     layout = RowLayout(256, tuple((group.size, group.count) for group in groups))
     packed = torch.from_numpy(generator.integers(0, 256, layout.nbytes, dtype=np.uint8)).pin_memory()
-    drawn = uniforms(31, np.arange(256), sum(group.count for group in groups), params.SLOTS)
-    views, columns, first = layout.views(packed.numpy()), layout.params(packed.numpy()), 0
-    for group, column in zip(groups, columns, strict=True):
-        mine = drawn[:, first : first + group.count]
-        column[..., len(params.GEOMETRY) :] = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
-        first += group.count
+    views, columns = layout.views(packed.numpy()), layout.params(packed.numpy())
+    draw(groups, range(256), columns)
     times = []
     for _ in range(pairs + 3):
         torch.cuda.synchronize()
