@@ -155,22 +155,31 @@ def not_recording(module: nn.Module) -> Iterator[None]:
 def collect(module: nn.Module) -> Tensor:
     """Statistics since the last call, summed: per layer means [C], variances [C], number of passes [1]. Starts afresh."""
     sums = [layer.sums for layer in _layers(module)]
-    collected = torch.cat(sums) if sums else torch.zeros(0)
-    for one in sums:
-        one.zero_()
+    if not sums:
+        return torch.zeros(0)
+    collected = torch.cat(sums)
+    torch._foreach_zero_(sums)
     return collected
 
 
 @torch.no_grad()
 def commit(module: nn.Module, sums: Tensor) -> None:
-    """Moves running statistics by the mean of `sums`, the `collect` of all ranks added up."""
-    start = 0
-    for layer in _layers(module):
-        size = 2 * layer.channels
-        passes = sums[start + size]
-        mean, var = (sums[start : start + size] / passes.clamp_min(1)).view(2, -1)
-        share = layer.momentum * (passes > 0)  # by arithmetic, so that a GPU is not waited for
-        layer.running_mean.lerp_(mean, share)
-        layer.running_var.lerp_(var, share)
-        layer.num_batches_tracked += passes > 0
-        start += size + 1
+    """Moves running statistics by the mean of `sums`, the `collect` of all ranks added up.
+
+    All layers in a handful of operations, by arithmetic alone: a GPU is neither waited for nor given a kernel a layer.
+    """
+    layers = list(_layers(module))
+    if not layers:
+        return
+    sizes = [size for layer in layers for size in (2 * layer.channels, 1)]
+    pieces = sums.split(sizes)
+    values, counts = pieces[::2], pieces[1::2]
+    passes = torch.cat([count.expand(len(value)) for count, value in zip(counts, values, strict=True)])
+    means = torch.cat(values) / passes.clamp_min(1)
+    channels = [layer.channels for layer in layers for _ in range(2)]  # of means, of variances
+    shares = (passes > 0).to(means.dtype).split(channels)
+    torch._foreach_mul_(shares, [layer.momentum for layer in layers for _ in range(2)])
+    running = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
+    torch._foreach_lerp_(running, means.split(channels), shares)
+    moved = (torch.cat(counts) > 0).long()
+    torch._foreach_add_([layer.num_batches_tracked for layer in layers], moved.unbind())

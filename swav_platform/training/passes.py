@@ -28,20 +28,28 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True)
 class Passes:
     """How rows go through `network`. accumulate: what of them is kept between `look` and `backward`. together: all in one pass,
-    for a batch norm over the step; each row for itself otherwise."""
+    for a batch norm over the step; each row for itself otherwise. learns: some weight is to move; where none is, rows go
+    forward once, without graphs."""
 
     network: nn.Module
     prepare: Prepare
     precision: Precision = "fp32"
     accumulate: Accumulate = "hold"
     together: bool = False
+    learns: bool = True
+
+    @property
+    def twice(self) -> bool:
+        """Rows go forward a second time in `backward`."""
+        return self.learns and self.accumulate == "recompute"
 
     def look(self, rows: Sequence[Row]) -> tuple[RowOutputs, ...]:
         """What codes are made from. With `recompute` there is no graph and running statistics stay: all views take part even so,
         since the projection head's batch norm sees them together, and codes are to be those of `hold` to the last bit."""
         with ExitStack() as stack:
-            if self.accumulate == "recompute":
+            if self.twice or not self.learns:
                 stack.enter_context(torch.no_grad())
+            if self.twice:
                 stack.enter_context(not_recording(self.network))
             return tuple(self._forward(rows))
 
@@ -50,13 +58,19 @@ class Passes:
     ) -> Tensor:
         """Adds up gradients and returns this rank's part of the loss. Row by row, so that a row's graph is gone before the next
         one's gradients are made."""
-        graphs = self._again(rows) if self.accumulate == "recompute" else iter(outputs.rows)
+        graphs = self._again(rows) if self.twice else iter(outputs.rows)
         if self.together:
-            return _backward([(row, method.loss(row, targets)) for row in graphs], batch, scaler)
+            return self._backward([(row, method.loss(row, targets)) for row in graphs], batch, scaler)
         return sum(
-            (_backward([(row, method.loss(row, targets))], batch, scaler) for row in graphs),
+            (self._backward([(row, method.loss(row, targets))], batch, scaler) for row in graphs),
             start=outputs.rows[0].weight.new_zeros(()),
         )
+
+    def _backward(self, losses: Sequence[tuple[RowOutputs, Tensor]], batch: int, scaler: GradScaler) -> Tensor:
+        loss = torch.stack([(row.weight * of_image).sum() for row, of_image in losses]).sum() / batch
+        if self.learns:
+            scaler.scale(loss).backward()
+        return loss.detach()
 
     def _again(self, rows: Sequence[Row]) -> Iterator[RowOutputs]:
         for row in rows:
@@ -67,19 +81,16 @@ class Passes:
         for group in groups:
             sizes = [len(row.weight) for row in group]
             views = _joined([self.prepare(row) for row in group], sizes)
+            device = views[0].device
+            # Before the network: a copy from here to a GPU waits for all that was queued.
+            samples = [torch.tensor(row.sample, device=device) for row in group]
+            weights = [torch.tensor(row.weight, dtype=torch.float32, device=device) for row in group]
             low = _LOW.get(self.precision, torch.bfloat16)
-            with torch.autocast(views[0].device.type, low, enabled=self.precision in _LOW):
+            with torch.autocast(device.type, low, enabled=self.precision in _LOW):
                 outputs = self.network(views, sum(sizes))
-            for row, *own in zip(group, *(of_all.split(sizes, dim=1) for of_all in outputs), strict=True):
-                sample = torch.tensor(row.sample, device=own[0].device)
-                weight = torch.tensor(row.weight, dtype=own[0].dtype, device=own[0].device)
-                yield RowOutputs(int(row.row), sample, weight, *own)
-
-
-def _backward(losses: Sequence[tuple[RowOutputs, Tensor]], batch: int, scaler: GradScaler) -> Tensor:
-    loss = torch.stack([(row.weight * of_image).sum() for row, of_image in losses]).sum() / batch
-    scaler.scale(loss).backward()
-    return loss.detach()
+            of_rows = zip(*(of_all.split(sizes, dim=1) for of_all in outputs), strict=True)
+            for row, sample, weight, own in zip(group, samples, weights, of_rows, strict=True):
+                yield RowOutputs(int(row.row), sample, weight.to(own[0].dtype), *own)
 
 
 def _joined(rows: Sequence[list[Tensor]], sizes: Sequence[int]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 from torch.amp.grad_scaler import GradScaler
 
 from swav_platform.config import Config
@@ -21,6 +22,8 @@ from swav_platform.training.optimisers import build_optimiser, load_optimiser_te
 from swav_platform.training.sharding import shard, split_like, whole
 from swav_platform.training.step import Learner
 from swav_platform.training.warm_start import load_encoder
+
+ACTIVATIONS_KEPT = 0.75  # of those that a compiled encoder would keep
 
 
 def build_learner(config: Config, device: torch.device, ranks: int = 1) -> Learner:
@@ -58,7 +61,12 @@ def check_even(config: Config, ranks: int) -> None:
 
 
 def compile_encoders(network: nn.Module) -> None:
-    """In place, so that names of weights stay. One graph a resolution: shapes do not change while a run goes on."""
+    """In place, so that names of weights stay. One graph a resolution: shapes do not change while a run goes on.
+
+    The output of a batch norm and that of the ReLU after it are not both kept for the way back: what is cheap to make again is
+    made again, until a quarter of what would be kept is saved.
+    """
+    functorch.activation_memory_budget = ACTIVATIONS_KEPT
     for module in network.modules():
         if hasattr(module, "feature_dim"):
             module.compile(dynamic=False)

@@ -75,7 +75,9 @@ def train_step(
     network, method, optimiser, scaler = learner.network, learner.method, learner.optimiser, learner.scaler
     network.train()
     optimiser.zero_grad()
-    passes = Passes(network, prepare, precision, accumulate, together)
+    frozen = method.frozen(step)
+    learns = any(p.requires_grad and name not in frozen for name, p in network.named_parameters())
+    passes = Passes(network, prepare, precision, accumulate, together, learns)
     calls: Counter[str] = Counter()
     with _counted(comm, "normalisation", calls):
         outputs = StepOutputs(step, passes.look(rows))
@@ -84,7 +86,6 @@ def train_step(
     with _counted(comm, "normalisation", calls):
         loss = passes.backward(method, rows, outputs, targets, batch, scaler)
 
-    frozen = method.frozen(step)
     for name, p in network.named_parameters():
         if name in frozen:
             p.grad = None

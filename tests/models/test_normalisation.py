@@ -59,6 +59,21 @@ def test_statistics_of_ranks_add_up() -> None:
         assert torch.allclose(one.state_dict()[name], value, atol=1e-5), name
 
 
+def test_each_layer_moves_by_its_own_width_momentum_and_passes() -> None:
+    layers = nn.ModuleList([RowBatchNorm(5), RowBatchNorm(3, momentum=0.5), RowBatchNorm(4)])
+    first, second = rows(2)
+    for layer, x in ((layers[0], first), (layers[0], second), (layers[1], second[:, :3])):
+        layer(x)
+    commit(layers, collect(layers))
+    want = 0.1 * torch.stack([first.mean((0, 2, 3)), second.mean((0, 2, 3))]).mean(0)
+    assert torch.allclose(layers[0].running_mean, want, atol=1e-5)
+    assert torch.allclose(layers[1].running_mean, 0.5 * second[:, :3].mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(layers[1].running_var, 0.5 + 0.5 * second[:, :3].var((0, 2, 3)), atol=1e-4)
+    assert layers[2].running_mean.eq(0).all(), "no pass"
+    assert layers[2].running_var.eq(1).all()
+    assert [int(layer.num_batches_tracked) for layer in layers] == [1, 1, 0]
+
+
 def test_collecting_starts_afresh() -> None:
     layer = RowBatchNorm(5)
     layer(rows(1)[0])

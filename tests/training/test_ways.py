@@ -11,6 +11,7 @@ import torch
 
 from swav_platform.config import ConfigError
 from swav_platform.errors import UserError
+from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.training import checkpoints
 from swav_platform.training.averages import split
 from swav_platform.training.checkpoints import latest_valid, load
@@ -167,3 +168,29 @@ def test_where_nothing_moves_there_is_nothing_to_cut(rig: ModuleType, tmp_path: 
     """SeLa's first epoch only collects features."""
     settings = rig.config(method__name="sela", train__steps=1, train__clip=0.01)
     assert rig.train(settings, tmp_path).steps == 1
+
+
+@pytest.mark.parametrize("accumulate", ["hold", "recompute"])
+def test_a_step_that_moves_no_weight_goes_forward_once_and_not_back(
+    rig: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: str
+) -> None:
+    """Running statistics move with it all the same."""
+    passes = []
+
+    def only(self: torch.nn.Module, views: list[torch.Tensor], positions: int) -> tuple[torch.Tensor, ...]:
+        passes.append(positions)
+        return forward(self, views, positions)
+
+    def back(*_: object, **__: object) -> None:
+        raise AssertionError("went back")
+
+    forward = MultiCropNetwork.forward
+    monkeypatch.setattr(MultiCropNetwork, "forward", only)
+    monkeypatch.setattr(torch.Tensor, "backward", back)
+    rig.train(rig.config(method__name="sela", train__steps=1, train__accumulate=accumulate), tmp_path)
+    assert passes == [4] * 8
+    model = final(tmp_path).model
+    assert model["encoder.bn1.running_mean"].abs().sum() > 0
+    assert model["encoder.bn1.num_batches_tracked"] == 1
+    with pytest.raises(AssertionError, match="went back"):
+        rig.train(rig.config(train__steps=1), tmp_path / "swav")
