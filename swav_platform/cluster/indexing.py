@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from typing import Any
 import ray
 
 from swav_platform.cluster import session
+from swav_platform.cluster.signals import own_signals
 from swav_platform.data.index import Request, read_in_threads
 from swav_platform.data.shard import ShardSamples
 
@@ -26,18 +25,8 @@ def _read(requests: list[Request]) -> list[ShardSamples]:
 @contextmanager
 def cluster_reader() -> Iterator[Callable[[list[Request]], Iterator[ShardSamples]]]:
     """What reads shards on the cluster at RAY_ADDRESS, or on a Ray of our own. Raises UserError if it does not answer."""
-    session.check_address()
-    for name, value in session.SETTINGS.items():
-        os.environ.setdefault(name, value)
-    ours = not ray.is_initialized()
-    if ours:
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with session.ray_at_hand(), own_signals():
         yield read_on_cluster
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def read_on_cluster(requests: list[Request]) -> Iterator[ShardSamples]:

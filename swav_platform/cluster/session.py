@@ -6,14 +6,14 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 
@@ -69,11 +69,10 @@ def check_address() -> None:
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[Room]:
-    """Connects for the time of the block.
+def ray_at_hand(cpus: int | None = None) -> Iterator[bool]:
+    """Connects for the time of the block, unless this process is connected, and says whether that Ray is a local one of our own.
 
-    Raises UserError when Ray does not start, the address does not answer or others have taken the CPUs, UsageError when training workers
-    would leave no CPU to data tasks (Ray Data would then wait for ever without a word).
+    cpus: that a local one has; None, those of the machine. Raises UserError when Ray does not start or the address does not answer.
     """
     check_address()
     for name, value in SETTINGS.items():
@@ -81,34 +80,34 @@ def connected(config: Config) -> Iterator[Room]:
     import ray
 
     if ray.is_initialized():
-        yield _shared_room(config)
+        yield False
         return
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray joins a head that `ray start` left on this machine
     ours = address == "local"
-    ended_by = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
+    of_local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if ours else {}
     try:
-        if not ours:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local",  # else Ray joins a head that `ray start` left on this machine
-                num_cpus=max(os.cpu_count() or 1, config.train.workers + config.data.tasks),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        with own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **of_local)
     except Exception as error:  # Ray raises bare ones, too
         with contextlib.suppress(Exception):
             ray.shutdown()  # what did start
         raise (_no_start(error) if ours else _no_answer(address, error)) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ended_by)
     try:
         with contextlib.redirect_stdout(_Aside()):
-            yield _room(config, int(ray.cluster_resources().get("CPU", 0))) if ours else _shared_room(config)
+            yield ours
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[Room]:
+    """`ray_at_hand` with the CPUs that `config` asks for.
+
+    Raises UserError also when others have taken the CPUs, UsageError when training workers would leave no CPU to data tasks (Ray Data
+    would then wait for ever without a word).
+    """
+    with ray_at_hand(max(os.cpu_count() or 1, config.train.workers + config.data.tasks)) as ours:
+        yield _room(config) if ours else _shared_room(config)
 
 
 def _check_labels(config: Config) -> None:
@@ -125,7 +124,10 @@ def _check_labels(config: Config) -> None:
         )
 
 
-def _room(config: Config, cpus: int) -> Room:
+def _room(config: Config) -> Room:
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
     if config.data.node_labels:
         _check_labels(config)
     free = cpus - config.train.workers
@@ -141,7 +143,7 @@ def _shared_room(config: Config) -> Room:
     """The part of a cluster that others leave to us."""
     import ray
 
-    room = _room(config, int(ray.cluster_resources().get("CPU", 0)))
+    room = _room(config)
     deadline = time.monotonic() + PATIENCE
     while (free := int(ray.available_resources().get("CPU", 0))) < config.train.workers + room.tasks:
         if time.monotonic() > deadline:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from typing import Any
 
 from swav_platform.atomic import write_text
 from swav_platform.cluster.session import Room
+from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config, from_tree
 from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UserError
@@ -66,7 +65,7 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
         ),
     )
     try:
-        with _own_signals():
+        with own_signals():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(
@@ -78,37 +77,6 @@ def fit(job: TrainJob, room: Room, *, failures: int = 3) -> dict[str, Any]:
     if "error" in result:
         raise UserError(result["error"])
     return result
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """SIGINT ends the block by KeyboardInterrupt, SIGTERM by the SystemExit that its handler raises.
-
-    Ray Train takes SIGINT for itself, and `ray.get` loses the code of a SystemExit that comes from a handler.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    on_interrupt, on_end = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    raised: list[SystemExit] = []
-
-    def kept(number: int, frame: Any) -> None:
-        try:
-            if callable(on_end):
-                on_end(number, frame)
-        except SystemExit as error:
-            raised.append(error)
-            raise
-
-    if callable(on_end):
-        signal.signal(signal.SIGTERM, kept)
-    try:
-        yield
-    except SystemExit:
-        raise (raised[0] if raised else KeyboardInterrupt()) from None
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
-        signal.signal(signal.SIGTERM, on_end)
 
 
 def _has_gpus(workers: int) -> bool:

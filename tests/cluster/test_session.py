@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_a_ray_that_fails_is_explained(address: str, said: str, cpus: dict[str, 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match=f"{said}.*timed out during startup"), session.connected(CONFIG):
         pass
+
+
+def test_the_handler_of_sigterm_stays(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts its own in place when it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    with session.ray_at_hand():
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_ray_prints_is_no_answer(cpus: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Signals while Ray Train has the main thread."""
+"""Signals while Ray has the main thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from swav_platform.cluster.train import _own_signals
+from swav_platform.cluster.signals import own_signals
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def restored(handlers: tuple[Any, Any]) -> bool:
 
 
 def test_what_the_handler_of_sigterm_raises_comes_through(handlers: tuple[Any, Any]) -> None:
-    with pytest.raises(SystemExit) as ended, _own_signals():
+    with pytest.raises(SystemExit) as ended, own_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 143
     assert ended.value.__cause__ is None
@@ -43,7 +43,7 @@ def test_also_where_ray_lost_its_code(handlers: tuple[Any, Any]) -> None:
         except SystemExit:
             raise SystemExit from None
 
-    with pytest.raises(SystemExit) as ended, _own_signals():
+    with pytest.raises(SystemExit) as ended, own_signals():
         fit()
     assert ended.value.code == 143
     assert restored(handlers)
@@ -54,6 +54,6 @@ def test_an_end_without_sigterm_was_an_interrupt(handlers: tuple[Any, Any]) -> N
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray Train takes it for itself, too
         raise SystemExit(0)
 
-    with pytest.raises(KeyboardInterrupt), _own_signals():
+    with pytest.raises(KeyboardInterrupt), own_signals():
         fit()
     assert restored(handlers)
