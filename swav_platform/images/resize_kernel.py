@@ -55,7 +55,8 @@ def _filter(begin, extent, limit, size, bicubic):  # type: ignore[no-untyped-def
             exact[tap] = (_cubic(x) if bicubic else _triangle(x)) if inside else 0.0
             total += exact[tap]
         first[place] = start
-        weights[place] = exact / total
+        for tap in range(taps):  # a loop, as an array for the quotients would be allocated at every place
+            weights[place, tap] = exact[tap] / total
     return first, weights
 
 
