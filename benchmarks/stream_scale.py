@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,18 @@ print(json.dumps({"samples": index.samples, "shards": len(index.shards), "plan_f
 """
 
 
-def make_tars() -> list[bytes]:
+def noise(chance: np.random.Generator) -> bytes:
+    return chance.bytes(int(chance.integers(8_000, 16_000)))
+
+
+def make_tars(image: Callable[[np.random.Generator], bytes] = noise) -> list[bytes]:
     chance = np.random.default_rng(0)
     tars = []
     for _ in range(TARS):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for number in range(OF_TAR):
-                content = chance.bytes(int(chance.integers(8_000, 16_000)))
+                content = image(chance)
                 info = tarfile.TarInfo(f"{number:04d}.jpg")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

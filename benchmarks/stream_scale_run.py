@@ -1,0 +1,126 @@
+"""How much later does the first row come to the trainer when a data set has 100,000 shards instead of ten?
+
+The data sets of stream_scale.py, their images JPEGs. A fresh process starts a local Ray, opens the index, and takes the rows of one step
+from the pipelines as a rank does; for ten shards and for many in turns. Run it from the project's folder; the last line is one
+JSON object: seconds from opening the index to the first row, requests and bytes of the step's rows, and the highest resident size
+of any process of each run (`more_mb`: by how much that of many shards is above that of ten). `rows`: rows of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from stream_scale import TARS, Server, make_tars, write_index
+
+from swav_platform.cluster import session
+from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.cluster.stream_job import StreamJob
+from swav_platform.config import load
+from swav_platform.data.datasets import plan_of
+from swav_platform.data.index import Index
+
+SETTINGS = ("data.row_size=64", "data.tasks=1", "train.batch=256")
+TASKS = 1
+
+
+def photograph(chance: np.random.Generator) -> bytes:
+    """A JPEG of about 10 kB."""
+    coarse = Image.fromarray(chance.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((160, 160)).save(buffer, "JPEG", quality=int(chance.integers(80, 95)))
+    return buffer.getvalue()
+
+
+def take(index: Path) -> dict[str, float]:
+    """In a process of its own: the step's rows."""
+    config = load(None, [*SETTINGS, f"data.index={index}"])
+    with session.connected(config):
+        began = time.perf_counter()
+        opened = Index.open(index)
+        plan_of(opened, config.data, config.seed)
+        pipelines = open_pipelines(StreamJob(config, str(opened.path), TASKS), 0, config.rows_per_step, 1)
+        seconds, seen = [], 0
+        for row in rank_rows(pipelines, 0):
+            seconds.append(time.perf_counter() - began)
+            seen += int((row.weight > 0).sum())
+        if seen != config.train.batch:
+            raise SystemExit(f"{seen} of {config.train.batch} images could be read")
+        return {"first_row_s": seconds[0], "rows": len(seconds), "peak_mb": max(peaks())}
+
+
+def peaks() -> list[float]:
+    """The highest resident size, in MB, that this process and those below it have had."""
+    parents, found = {}, []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                lines = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines() if ":" in line)
+            except OSError:
+                continue  # it has just ended
+            parents[int(entry.name)] = int(lines["PPid"])
+            found.append((int(entry.name), float(lines.get("VmHWM", "0 kB").split()[0]) / 1e3))
+
+    def ours(process: int) -> bool:
+        while process not in (0, 1, os.getpid()):
+            process = parents.get(process, 0)
+        return process == os.getpid()
+
+    return [size for process, size in found if ours(process)]
+
+
+def probe(index: Path, server: Server) -> dict[str, float]:
+    server.asked[:] = [0, 0]
+    done = subprocess.run([sys.executable, __file__, "--take", str(index)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"requests": server.asked[0], "bytes": server.asked[1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--take", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.take:
+        print(json.dumps(take(given.take)))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        server = Server(make_tars(photograph))
+        few, many = write_index(Path(place) / "few", server, TARS), write_index(Path(place) / "many", server, given.shards)
+        pairs = [(probe(few, server), probe(many, server)) for _ in range(given.rounds)]
+
+    def middle(which: int, name: str) -> float:
+        return statistics.median(pair[which][name] for pair in pairs)
+
+    answer = {
+        "shards": given.shards,
+        "first_row_s": round(middle(1, "first_row_s"), 2),
+        "first_row_s_ten_shards": round(middle(0, "first_row_s"), 2),
+        "later_s": round(statistics.median(b["first_row_s"] - a["first_row_s"] for a, b in pairs), 2),
+        "requests_many_over_few": round(middle(1, "requests") / middle(0, "requests"), 3),
+        "bytes_many_over_few": round(middle(1, "bytes") / middle(0, "bytes"), 3),
+        "requests": int(middle(1, "requests")),
+        "bytes": int(middle(1, "bytes")),
+        "peak_mb": round(max(b["peak_mb"] for _, b in pairs), 1),
+        "more_mb": round(max(b["peak_mb"] - a["peak_mb"] for a, b in pairs), 1),
+        "rows": int(middle(1, "rows")),
+        "rounds": given.rounds,
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
