@@ -43,9 +43,8 @@ def main() -> None:
     assert trained is not None, f"{run} is not done"
     sizes = ["--bank-size", "10000", "--query-size", "2000"]
     scored = swav("evaluate", "knn", str(folder.path), "--bank", train, "--query", test, *sizes)
-    losses = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()]
     if options.curve:
-        options.curve.write_text(curve(losses, math.log(folder.config().method.heads[0])))
+        options.curve.write_text(curve(folder.losses(), math.log(folder.config().method.heads[0])))
     kept = ("steps", "images", "seconds", "images_per_second", "loss_first", "loss_last")
     gain = round(scored["knn_top1"] - scored["knn_top1_random_init"], 2)
     print(json.dumps({k: trained[k] for k in kept} | scored | {"knn_gain": gain, "cores": os.cpu_count(), "n": 1}))

@@ -2,8 +2,9 @@
 
 The data sets of stream_scale.py, their images JPEGs. A fresh process starts a local Ray, opens the index, and takes the rows of one step
 from the pipelines as a rank does; for ten shards and for many in turns. Run it from the project's folder; the last line is one
-JSON object: seconds from opening the index to the first row, requests and bytes of the step's rows, and the highest resident size
-of any process of each run (`more_mb`: by how much that of many shards is above that of ten). `rows`: rows of the step.
+JSON object: medians of the seconds from opening the index to the first row, of requests and bytes of the step's rows; and the highest
+resident size that any process alive at the end has had in any round (`more_mb`: by how much that of many shards is above that of
+ten). `rows`: rows of the step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from swav_platform.data.datasets import plan_of
 from swav_platform.data.index import Index
 
 SETTINGS = ("data.row_size=64", "data.tasks=1", "train.batch=256")
-TASKS = 1
 
 
 def photograph(chance: np.random.Generator) -> bytes:
@@ -49,7 +49,7 @@ def take(index: Path) -> dict[str, float]:
         began = time.perf_counter()
         opened = Index.open(index)
         plan_of(opened, config.data, config.seed)
-        pipelines = open_pipelines(StreamJob(config, str(opened.path), TASKS), 0, config.rows_per_step, 1)
+        pipelines = open_pipelines(StreamJob(config, str(opened.path), config.data.tasks), 0, config.rows_per_step, 1)
         seconds, seen = [], 0
         for row in rank_rows(pipelines, 0):
             seconds.append(time.perf_counter() - began)
@@ -81,7 +81,9 @@ def peaks() -> list[float]:
 
 def probe(index: Path, server: Server) -> dict[str, float]:
     server.asked[:] = [0, 0]
-    done = subprocess.run([sys.executable, __file__, "--take", str(index)], stdout=subprocess.PIPE, text=True, check=False)
+    local = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, __file__, "--take", str(index)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=local)
     if done.returncode:
         raise SystemExit(done.returncode)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

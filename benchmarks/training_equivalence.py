@@ -1,10 +1,10 @@
 """Does training notice who makes the views? CIFAR-10 by configs/pretrain/cifar10_cpu.yaml with our views or the published recipe's.
 
-    python benchmarks/training_equivalence.py DIR_OF_SHARDS --arm ours|recipe --seed 31 [--steps N] [--out DIR] [key=value ...]
+    python benchmarks/training_equivalence.py DIR_OF_SHARDS --arm ours|recipe --seed 31 [--steps N] [--out DIR] [--curve FILE.svg] [key=value ...]
     python benchmarks/training_equivalence.py --summary FILE...
 
 DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. An arm is one run of the plain loop (no Ray) and its
-kNN; it prints one JSON line. The arms of a seed share the initial weights, the plan (the same samples at the same positions), the
+kNN; it prints one JSON line, and --curve draws its losses. The arms of a seed share the initial weights, the plan (the same samples at the same positions), the
 schedule and the images of the evaluation; they differ in how bytes become views:
 
 ours     the product's rows, colours changed by the trainer
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -43,6 +44,7 @@ from swav_platform.config import Config, ViewGroup, load
 from swav_platform.data.datasets import open_or_build
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.evaluation.knn import evaluate_knn
+from swav_platform.evaluation.report import curve
 from swav_platform.images import photometric
 from swav_platform.images.layout import Row
 from swav_platform.images.table import from_table, to_table
@@ -153,7 +155,7 @@ def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict
     folder = RunFolder(out / f"{arm}-{config.seed}")
     began = time.perf_counter()
     result = pretrain(config, arm, folder)
-    losses = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()]
+    losses = folder.losses()
     end = losses[-max(1, len(losses) // 20) :]
     scored = score(folder, shards, {"bank_size": 10_000, "query_size": 2_000})
     everything = score(folder, shards, {})
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, help="Keep the runs' folders here.")
+    parser.add_argument("--curve", type=Path, metavar="FILE.svg")
     parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE")
     options = parser.parse_intermixed_args()
     if options.summary:
@@ -244,7 +247,13 @@ def main() -> None:
         parser.error("say DIR_OF_SHARDS and --arm, or --summary FILE...")
     overrides = [f"seed={options.seed}", *([f"train.steps={options.steps}"] if options.steps else []), *options.overrides]
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(run_arm(options.shards, options.arm, options.out or Path(scratch), overrides)))
+        out = options.out or Path(scratch)
+        print(json.dumps(run_arm(options.shards, options.arm, out, overrides)))
+        if options.curve:
+            folder = RunFolder(out / f"{options.arm}-{options.seed}")
+            config = folder.config()
+            has_prototypes = config.method.name not in ("simclr", "mean_shift")
+            options.curve.write_text(curve(folder.losses(), math.log(config.method.heads[0]) if has_prototypes else None))
 
 
 if __name__ == "__main__":

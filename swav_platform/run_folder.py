@@ -82,6 +82,10 @@ class RunFolder:
                 f"{path} can't be read ({error}). Delete it and resume the run with --resume: that writes it anew."
             ) from None
 
+    def losses(self) -> list[float]:
+        """Of each step that was written down."""
+        return [json.loads(line)["loss"] for line in self.metrics.read_text().splitlines()]
+
     def config(self) -> Config:
         return load(self.path / "config.yaml")
 

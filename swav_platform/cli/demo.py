@@ -191,7 +191,6 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
     from swav_platform.evaluation.report import largest_clusters, write_report
 
     config = folder.config()
-    losses = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()]
     named = {"SwAV": "knn_top1", "random initialisation": "knn_top1_random_init", "colour histogram": "knn_top1_colour_histogram"}
     stored = folder.embeddings / "embeddings.parquet"
     write_report(
@@ -205,7 +204,7 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
             "MLflow run": trained["run_id"],
         },
         scores={name: scores[key] for name, key in named.items() if key in scores},
-        losses=losses,
+        losses=folder.losses(),
         prototypes=sum(config.method.heads),
         embeddings=stored,
     )

@@ -14,8 +14,8 @@ def own_signals() -> Iterator[None]:
     """SIGINT ends the block by KeyboardInterrupt, SIGTERM by the SystemExit that its handler raises; both handlers are there again
     after it.
 
-    Ray puts a handler of its own for SIGTERM in place when it is started, Ray Train takes SIGINT, and `ray.get` loses the code of a
-    SystemExit that comes from a handler.
+    Ray puts a handler of its own for SIGTERM in place while it starts, which exits; Ray Train takes SIGINT, and `ray.get` loses the
+    code of a SystemExit that comes from a handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,6 +36,8 @@ def own_signals() -> Iterator[None]:
     try:
         yield
     except SystemExit:
+        if not raised and callable(on_end) and signal.getsignal(signal.SIGTERM) not in (kept, signal.SIG_DFL):
+            on_end(signal.SIGTERM, None)  # another's handler had it
         raise (raised[0] if raised else KeyboardInterrupt()) from None
     finally:
         signal.signal(signal.SIGINT, on_interrupt)

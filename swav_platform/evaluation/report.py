@@ -93,10 +93,10 @@ def _loss(losses: Sequence[float], ln_k: float) -> str:
     )
 
 
-def curve(losses: Sequence[float], ln_k: float) -> str:
-    """The loss of each step as an SVG that stands alone, with ln K as a dashed line."""
+def curve(losses: Sequence[float], ln_k: float | None) -> str:
+    """The loss of each step as an SVG that stands alone, with ln K as a dashed line, where there are prototypes."""
     width, height, left, bottom = 640, 220, 40, 24
-    low, high = min(losses) * 0.97, max(*losses, ln_k) * 1.02
+    low, high = min(losses) * 0.97, max(*losses, ln_k or 0.0) * 1.02
 
     def x(step: int) -> float:
         return left + (width - left - 4) * step / max(1, len(losses) - 1)
@@ -109,10 +109,13 @@ def curve(losses: Sequence[float], ln_k: float) -> str:
         f'<text x="{left - 6}" y="{y(v):.1f}" text-anchor="end">{v:.1f}</text>'
         for v in (float(t) for t in np.linspace(low, high, 4))
     )
+    said, level = "", ""
+    if ln_k is not None:
+        said = f"; ln K is {ln_k:.2f}"
+        level = f'<line x1="{left}" x2="{width}" y1="{y(ln_k):.1f}" y2="{y(ln_k):.1f}" stroke="#7a8291" stroke-dasharray="4 4"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#7a8291" '
-        f'role="img" aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}; ln K is {ln_k:.2f}">'
-        f'<line x1="{left}" x2="{width}" y1="{y(ln_k):.1f}" y2="{y(ln_k):.1f}" stroke="#7a8291" stroke-dasharray="4 4"/>'
+        f'role="img" aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}{said}">{level}'
         f'<polyline points="{line}" fill="none" stroke="#2f86de" stroke-width="1.6"/>{ticks}'
         f'<text x="{left}" y="{height - 4}">step 0</text>'
         f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">step {len(losses) - 1}</text></svg>'

@@ -50,7 +50,7 @@ class PositionOrderedState:
 class Method(Protocol):
     """One self-supervised objective over the rows of a step. Knows neither ranks nor Ray.
 
-    A step goes: `start_epoch` where one begins, the network's forward pass, `targets`, `loss` row by row, the optimiser,
+    A step goes: `start_epoch` where one begins, `frozen`, the network's forward pass, `targets`, `loss` row by row, the optimiser,
     `after_step`. Where ranks meet, it is in a method with a `comm`.
     """
 
@@ -60,7 +60,7 @@ class Method(Protocol):
         """The network to train: called with a list of [V_g * R, 3, H, W] and R, gives the last fields of RowOutputs in order."""
 
     def frozen(self, step: int) -> frozenset[str]:
-        """Names of parameters that `step` leaves as they are."""
+        """Names of parameters that `step` leaves as they are, the same on all ranks. With all of them the step goes forward only."""
 
     def start_epoch(self, epoch: int, comm: Comm) -> None:
         """Called before the first step whose first row is of `epoch`; the first epoch is 0."""

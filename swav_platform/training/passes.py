@@ -29,7 +29,7 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Passes:
     """How rows go through `network`. accumulate: what of them is kept between `look` and `backward`. together: all in one pass,
     for a batch norm over the step; each row for itself otherwise. learns: some weight is to move; where none is, rows go
-    forward once, without graphs."""
+    forward alone, once (`hold`), without graphs."""
 
     network: nn.Module
     prepare: Prepare
@@ -38,27 +38,22 @@ class Passes:
     together: bool = False
     learns: bool = True
 
-    @property
-    def twice(self) -> bool:
-        """Rows go forward a second time in `backward`."""
-        return self.learns and self.accumulate == "recompute"
-
     def look(self, rows: Sequence[Row]) -> tuple[RowOutputs, ...]:
         """What codes are made from. With `recompute` there is no graph and running statistics stay: all views take part even so,
         since the projection head's batch norm sees them together, and codes are to be those of `hold` to the last bit."""
         with ExitStack() as stack:
-            if self.twice or not self.learns:
+            if self.accumulate == "recompute" or not self.learns:
                 stack.enter_context(torch.no_grad())
-            if self.twice:
+            if self.accumulate == "recompute":
                 stack.enter_context(not_recording(self.network))
             return tuple(self._forward(rows))
 
     def backward(
         self, method: Method, rows: Sequence[Row], outputs: StepOutputs, targets: Targets, batch: int, scaler: GradScaler
     ) -> Tensor:
-        """Adds up gradients and returns this rank's part of the loss. Row by row, so that a row's graph is gone before the next
+        """Adds up gradients, where a weight is to move, and returns this rank's part of the loss. Row by row, so that a row's graph is gone before the next
         one's gradients are made."""
-        graphs = self._again(rows) if self.twice else iter(outputs.rows)
+        graphs = self._again(rows) if self.accumulate == "recompute" else iter(outputs.rows)
         if self.together:
             return self._backward([(row, method.loss(row, targets)) for row in graphs], batch, scaler)
         return sum(
@@ -82,7 +77,7 @@ class Passes:
             sizes = [len(row.weight) for row in group]
             views = _joined([self.prepare(row) for row in group], sizes)
             device = views[0].device
-            # Before the network: a copy from here to a GPU waits for all that was queued.
+            # Before the group's network: a copy from here to a GPU waits for all that was queued.
             samples = [torch.tensor(row.sample, device=device) for row in group]
             weights = [torch.tensor(row.weight, dtype=torch.float32, device=device) for row in group]
             low = _LOW.get(self.precision, torch.bfloat16)

@@ -23,7 +23,7 @@ from swav_platform.training.sharding import shard, split_like, whole
 from swav_platform.training.step import Learner
 from swav_platform.training.warm_start import load_encoder
 
-ACTIVATIONS_KEPT = 0.75  # of those that a compiled encoder would keep
+ACTIVATIONS_KEPT = 0.75  # at most, of those that a compiled encoder would keep
 
 
 def build_learner(config: Config, device: torch.device, ranks: int = 1) -> Learner:
@@ -61,10 +61,11 @@ def check_even(config: Config, ranks: int) -> None:
 
 
 def compile_encoders(network: nn.Module) -> None:
-    """In place, so that names of weights stay. One graph a resolution: shapes do not change while a run goes on.
+    """In place, so that names of weights stay. One graph a resolution, two where steps go forward only: shapes do not change while a
+    run goes on.
 
-    The output of a batch norm and that of the ReLU after it are not both kept for the way back: what is cheap to make again is
-    made again, until a quarter of what would be kept is saved.
+    Of what would be kept for the way back (of a batch norm and the ReLU after it both outputs) a part is made again, the cheapest
+    first. The share is a setting of the whole process.
     """
     functorch.activation_memory_budget = ACTIVATIONS_KEPT
     for module in network.modules():

@@ -64,7 +64,7 @@ def train_step(
     extra: Sequence[float] = (),
     metrics: bool = False,
 ) -> StepReport:
-    """Moves the weights by the step whose rows `rows` are this rank's share of.
+    """Moves the weights by the step whose rows `rows` are this rank's share of. Where all are frozen, rows go forward only.
 
     The loss is the sum over images of weight x loss, divided by `batch` (images of the step on all ranks). Losses, gradients and
     statistics are functions of the step's rows: ranks may hold different numbers of them.
@@ -77,7 +77,7 @@ def train_step(
     optimiser.zero_grad()
     frozen = method.frozen(step)
     learns = any(p.requires_grad and name not in frozen for name, p in network.named_parameters())
-    passes = Passes(network, prepare, precision, accumulate, together, learns)
+    passes = Passes(network, prepare, precision, accumulate if learns else "hold", together, learns)
     calls: Counter[str] = Counter()
     with _counted(comm, "normalisation", calls):
         outputs = StepOutputs(step, passes.look(rows))

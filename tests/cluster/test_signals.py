@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_also_where_ray_lost_its_code(handlers: tuple[Any, Any]) -> None:
 
     with pytest.raises(SystemExit) as ended, own_signals():
         fit()
+    assert ended.value.code == 143
+    assert restored(handlers)
+
+
+def test_also_where_another_handler_had_it(handlers: tuple[Any, Any]) -> None:
+    """As Ray's while it starts."""
+
+    def start() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, own_signals():
+        start()
     assert ended.value.code == 143
     assert restored(handlers)
 
