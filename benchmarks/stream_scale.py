@@ -19,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +158,35 @@ def write_index(out: Path, server: Server, shards: int) -> Path:
     return out
 
 
-def probe(index: Path, server: Server) -> dict[str, float]:
+Pair = tuple[dict[str, float], dict[str, float]]
+"""What a command found for ten shards, and for many."""
+
+
+def in_turns(command: Sequence[str], server: Server, out: Path, shards: int, rounds: int) -> list[Pair]:
+    """Runs `command INDEX` in processes of their own, whose last line is a JSON object; indexes are left in `out`."""
+    few, many = write_index(out / "few", server, TARS), write_index(out / "many", server, shards)
+    return [(_probe(command, few, server), _probe(command, many, server)) for _ in range(rounds)]
+
+
+def _probe(command: Sequence[str], index: Path, server: Server) -> dict[str, float]:
     server.asked[:] = [0, 0]
-    done = subprocess.run([sys.executable, "-c", PROBE, str(index)], capture_output=True, text=True, check=False)
+    alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([*command, str(index)], stdout=subprocess.PIPE, text=True, check=False, env=alone)
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise SystemExit(done.returncode)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found | {"requests": server.asked[0], "bytes": server.asked[1]}  # as the server counted them
+
+
+def middle(pairs: Sequence[Pair], which: int, name: str) -> float:
+    return statistics.median(pair[which][name] for pair in pairs)
+
+
+def traffic(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Requests and bytes: for many shards over those for ten, and as they are."""
+    names = ("requests", "bytes")
+    ratios = {f"{name}_many_over_few": round(middle(pairs, 1, name) / middle(pairs, 0, name), 3) for name in names}
+    return ratios | {name: int(middle(pairs, 1, name)) for name in names}
 
 
 def main() -> None:
@@ -174,32 +196,20 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="leave the index files in this folder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        out = given.keep or Path(place)
-        server = Server(make_tars())
-        few, many = write_index(out / "few", server, TARS), write_index(out / "many", server, given.shards)
-        pairs = [(probe(few, server), probe(many, server)) for _ in range(given.rounds)]
-
-    def middle(which: int, name: str) -> float:
-        return statistics.median(pair[which][name] for pair in pairs)
-
-    print(
-        json.dumps(
-            {
-                "shards": given.shards,
-                "samples": int(pairs[0][1]["samples"]),
-                "plan_first_row_s": round(middle(1, "plan_first_row_s"), 4),
-                "first_row_s": round(middle(1, "first_row_s"), 4),
-                "first_row_s_ten_shards": round(middle(0, "first_row_s"), 4),
-                "memory_mb": round(max(pair[1]["memory_mb"] for pair in pairs), 1),
-                "requests_many_over_few": round(middle(1, "requests") / middle(0, "requests"), 3),
-                "bytes_many_over_few": round(middle(1, "bytes") / middle(0, "bytes"), 3),
-                "requests": int(middle(1, "requests")),
-                "bytes": int(middle(1, "bytes")),
-                "far_row_over_near_row": round(statistics.median(p[1]["far_row_s"] / p[1]["near_row_s"] for p in pairs), 3),
-                "rounds": given.rounds,
-            }
-        )
-    )
+        command = [sys.executable, "-c", PROBE]
+        pairs = in_turns(command, Server(make_tars()), given.keep or Path(place), given.shards, given.rounds)
+    answer = {
+        "shards": given.shards,
+        "samples": int(pairs[0][1]["samples"]),
+        "plan_first_row_s": round(middle(pairs, 1, "plan_first_row_s"), 4),
+        "first_row_s": round(middle(pairs, 1, "first_row_s"), 4),
+        "first_row_s_ten_shards": round(middle(pairs, 0, "first_row_s"), 4),
+        "memory_mb": round(max(many["memory_mb"] for _, many in pairs), 1),
+        **traffic(pairs),
+        "far_row_over_near_row": round(statistics.median(many["far_row_s"] / many["near_row_s"] for _, many in pairs), 3),
+        "rounds": given.rounds,
+    }
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from stream_scale import TARS, Server, make_tars, write_index
+from stream_scale import Server, in_turns, make_tars, middle, traffic
 
 from swav_platform.cluster import session
 from swav_platform.cluster.stream import open_pipelines, rank_rows
@@ -79,17 +78,6 @@ def peaks() -> list[float]:
     return [size for process, size in found if ours(process)]
 
 
-def probe(index: Path, server: Server) -> dict[str, float]:
-    server.asked[:] = [0, 0]
-    local = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, __file__, "--take", str(index)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=local)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found | {"requests": server.asked[0], "bytes": server.asked[1]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=100_000)
@@ -100,25 +88,17 @@ def main() -> None:
         print(json.dumps(take(given.take)))
         return
     with tempfile.TemporaryDirectory() as place:
-        server = Server(make_tars(photograph))
-        few, many = write_index(Path(place) / "few", server, TARS), write_index(Path(place) / "many", server, given.shards)
-        pairs = [(probe(few, server), probe(many, server)) for _ in range(given.rounds)]
-
-    def middle(which: int, name: str) -> float:
-        return statistics.median(pair[which][name] for pair in pairs)
-
+        command = [sys.executable, __file__, "--take"]
+        pairs = in_turns(command, Server(make_tars(photograph)), Path(place), given.shards, given.rounds)
     answer = {
         "shards": given.shards,
-        "first_row_s": round(middle(1, "first_row_s"), 2),
-        "first_row_s_ten_shards": round(middle(0, "first_row_s"), 2),
-        "later_s": round(statistics.median(b["first_row_s"] - a["first_row_s"] for a, b in pairs), 2),
-        "requests_many_over_few": round(middle(1, "requests") / middle(0, "requests"), 3),
-        "bytes_many_over_few": round(middle(1, "bytes") / middle(0, "bytes"), 3),
-        "requests": int(middle(1, "requests")),
-        "bytes": int(middle(1, "bytes")),
-        "peak_mb": round(max(b["peak_mb"] for _, b in pairs), 1),
-        "more_mb": round(max(b["peak_mb"] - a["peak_mb"] for a, b in pairs), 1),
-        "rows": int(middle(1, "rows")),
+        "first_row_s": round(middle(pairs, 1, "first_row_s"), 2),
+        "first_row_s_ten_shards": round(middle(pairs, 0, "first_row_s"), 2),
+        "later_s": round(statistics.median(many["first_row_s"] - few["first_row_s"] for few, many in pairs), 2),
+        **traffic(pairs),
+        "peak_mb": round(max(many["peak_mb"] for _, many in pairs), 1),
+        "more_mb": round(max(many["peak_mb"] - few["peak_mb"] for few, many in pairs), 1),
+        "rows": int(middle(pairs, 1, "rows")),
         "rounds": given.rounds,
     }
     print(json.dumps(answer))

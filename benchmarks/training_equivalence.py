@@ -1,11 +1,12 @@
 """Does training notice who makes the views? CIFAR-10 by configs/pretrain/cifar10_cpu.yaml with our views or the published recipe's.
 
-    python benchmarks/training_equivalence.py DIR_OF_SHARDS --arm ours|recipe --seed 31 [--steps N] [--out DIR] [--curve FILE.svg] [key=value ...]
+    python benchmarks/training_equivalence.py DIR_OF_SHARDS --arm ours|recipe --seed 31 [--steps N] [--out DIR]
+                                              [--curve FILE.svg] [key=value ...]
     python benchmarks/training_equivalence.py --summary FILE...
 
 DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. An arm is one run of the plain loop (no Ray) and its
-kNN; it prints one JSON line, and --curve draws its losses. The arms of a seed share the initial weights, the plan (the same samples at the same positions), the
-schedule and the images of the evaluation; they differ in how bytes become views:
+kNN; it prints one JSON line, and --curve draws its losses. The arms of a seed share the initial weights, the plan (the same
+samples at the same positions), the schedule and the images of the evaluation; they differ in how bytes become views:
 
 ours     the product's rows, colours changed by the trainer
 recipe   published_recipe.py on Pillow, view after view, with the ranges of the configuration's groups and with torch's and numpy's

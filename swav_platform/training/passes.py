@@ -51,8 +51,8 @@ class Passes:
     def backward(
         self, method: Method, rows: Sequence[Row], outputs: StepOutputs, targets: Targets, batch: int, scaler: GradScaler
     ) -> Tensor:
-        """Adds up gradients, where a weight is to move, and returns this rank's part of the loss. Row by row, so that a row's graph is gone before the next
-        one's gradients are made."""
+        """Adds up gradients, where a weight is to move, and returns this rank's part of the loss. Row by row, so that a row's
+        graph is gone before the next one's gradients are made."""
         graphs = self._again(rows) if self.accumulate == "recompute" else iter(outputs.rows)
         if self.together:
             return self._backward([(row, method.loss(row, targets)) for row in graphs], batch, scaler)

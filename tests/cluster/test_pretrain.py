@@ -39,7 +39,7 @@ def pretrain(folder: Path, shards: Path, name: str, *more: str) -> dict[str, Any
 
 
 def losses(folder: Path, name: str) -> list[float]:
-    return [json.loads(line)["loss"] for line in RunFolder(folder / name).metrics.read_text().splitlines()]
+    return RunFolder(folder / name).losses()
 
 
 def log_check(folder: Path, name: str) -> dict[str, Any]:

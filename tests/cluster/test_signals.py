@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,28 +37,24 @@ def test_what_the_handler_of_sigterm_raises_comes_through(handlers: tuple[Any, A
     assert restored(handlers)
 
 
-def test_also_where_ray_lost_its_code(handlers: tuple[Any, Any]) -> None:
-    def fit() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except SystemExit:
-            raise SystemExit from None
-
-    with pytest.raises(SystemExit) as ended, own_signals():
-        fit()
-    assert ended.value.code == 143
-    assert restored(handlers)
-
-
-def test_also_where_another_handler_had_it(handlers: tuple[Any, Any]) -> None:
-    """As Ray's while it starts."""
-
-    def start() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+def lost() -> None:
+    """`ray.get` loses the code."""
+    try:
         os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit:
+        raise SystemExit from None
 
+
+def taken() -> None:
+    """Ray's handler has it while Ray starts."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("work", [lost, taken])
+def test_also_where_ray_came_between(handlers: tuple[Any, Any], work: Callable[[], None]) -> None:
     with pytest.raises(SystemExit) as ended, own_signals():
-        start()
+        work()
     assert ended.value.code == 143
     assert restored(handlers)
 
