@@ -87,7 +87,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "swav_platform", "demo", "--json", *arguments],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         cwd=folder,
         env=environment,
     )

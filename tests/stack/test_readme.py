@@ -183,7 +183,7 @@ class Scratch:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -293,7 +293,7 @@ def service(scratch: Scratch, done: Done) -> Iterator[str]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not answers(url):
             assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline, "the service did not get ready"
