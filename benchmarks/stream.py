@@ -7,6 +7,7 @@ start     seconds from the start to the first row
 
     python benchmarks/stream.py [--data PATTERN] [--question compare] [--rounds 3] [--rows 256]
 
+A segment of `seams` has to last longer than one takes to start, 3 s on a quick core and 8 s on a slow one: give it 512 rows there.
 Two data tasks on as many cores as there are. Prints one JSON line; ratios > 1 mean that ours is better.
 """
 
@@ -39,11 +40,12 @@ from swav_platform.data.sources import expand
 from swav_platform.images.row import from_table, make_row, to_table
 
 TASKS = 2
+MARGIN = 48  # rows: three pieces of 16, what as many tasks may have made before one of them is taken
 
 SETTINGS = {
     "compare": ["data.row_size=64"],  # what one GPU takes at once
     "streams": ["views.large.size=16", "views.small.size=8", "views.small.count=2", "data.row_size=1"],
-    "seams": ["data.row_size=4"],  # rows that half a core makes as fast as they are consumed
+    "seams": ["data.row_size=4"],
 }
 
 Stream = Iterator[np.ndarray]  # packed rows, uint8 [nbytes]
@@ -133,19 +135,24 @@ def _end(actors: Any) -> None:
 
 
 def rate(stream: Stream) -> dict[str, float]:
-    """Rows a second from the first to the last one, all that were made taken; with the start counted in; seconds to the first."""
+    """Rows a second between `MARGIN` rows after the first and `MARGIN` before the last; of all, the start counted in; seconds to the first.
+
+    While the timed rows come all workers are busy, and at both ends of them as much is made and not yet taken.
+    """
     began = time.perf_counter()
-    place = first = None
-    count = 0
+    place = None
+    came = []
     for packed in stream:
         place = np.empty_like(packed) if place is None else place
         np.copyto(place, packed)  # as into pinned memory
-        count += 1
-        first = first or time.perf_counter()
-    now = time.perf_counter()
-    assert first is not None
+        came.append(time.perf_counter())
     time.sleep(1)  # what has ended lets go of its CPUs
-    return {"rows": (count - 1) / (now - first), "with_start": count / (now - began), "first": first - began}
+    steady = came[MARGIN - 1 : len(came) - MARGIN]
+    return {
+        "rows": (len(steady) - 1) / (steady[-1] - steady[0]),
+        "with_start": len(came) / (came[-1] - began),
+        "first": came[0] - began,
+    }
 
 
 def wait_share(stream: Stream, work: float) -> float:
@@ -165,7 +172,7 @@ def compare(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            found[name].append(rate(way(job, rows)))
+            found[name].append(rate(way(job, rows + 2 * MARGIN)))
 
     def against(other: str, what: str) -> list[float]:
         return [round(a[what] / b[what], 3) for a, b in zip(found["ours"], found[other], strict=True)]
@@ -229,9 +236,20 @@ def streams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
     }
 
 
+def seconds_of_a_row(job: StreamJob) -> float:
+    """CPU time of making one, kernels loaded."""
+    rows = Rows(job, 65)
+    rows[0]
+    began = time.process_time()
+    for number in range(1, 65):
+        rows[number]
+    return (time.process_time() - began) / 64
+
+
 def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
-    """Two ranks that step together over 21 segments of 7 s each."""
+    """Two ranks that step together over 21 segments, at the pace of rows that half a core makes."""
     ranks, changes = 2, 20
+    pace = 2 * seconds_of_a_row(job)
     job = replace(job, config=job.config.model_copy(update={"data": job.config.data.model_copy(update={"segment": rows})}))
     pipelines = open_pipelines(job, 0, (changes + 1) * rows, ranks)
     waits: list[list[float]] = [[] for _ in range(ranks)]
@@ -246,7 +264,7 @@ def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
             waits[rank].append(time.perf_counter() - before)
             with contextlib.suppress(threading.BrokenBarrierError):
                 together.wait(60)
-            time.sleep(7 * ranks / rows)
+            time.sleep(ranks * pace)
 
     threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
@@ -264,6 +282,7 @@ def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
         "within_bound": all(max(w) <= 1.5 * m + 0.05 for w, m in zip(at_seams, medians, strict=True)),
         "changes": changes,
         "rows_per_segment": rows,
+        "seconds_per_segment": round(rows * pace, 1),
     }
 
 
@@ -289,7 +308,7 @@ def main() -> None:
     parser.add_argument("--data", default=str(beside))
     parser.add_argument("--question", choices=QUESTIONS, default="compare")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=256, help="of a way; of a segment")
+    parser.add_argument("--rows", type=int, default=256, help="timed, of a way; of a segment")
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import gcd
 from typing import Any
 
@@ -56,10 +57,11 @@ class Course:
 class Pause:
     """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy.
 
-    A step costs it the same for one row or many. So tasks may be a few rows ahead of it (`_unseen`).
+    A step costs it the same for one row or many. So tasks may be some rows ahead of it (`_unseen`), and one more of them runs than
+    there are cores for, which works on while the loop has yet to see that another has ended (`task_share`).
     """
 
-    SECONDS = 0.1
+    SECONDS = 0.2
 
     def before_execution_starts(self, executor: Any) -> None: ...
 
@@ -113,9 +115,9 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
     context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
     context._max_num_blocks_in_streaming_gen_buffer = _unseen(job.config)  # a task waits when it has made so many
-    chunks = [{"first": c.start, "last": c.stop} for c in job.plan().chunks(course.stream, first, last)]
+    work = [{"pieces": [[p.start, p.stop] for p in pieces]} for pieces in shared_out(job, course.stream, first, last)]
     tasks, cpus = task_share(job.tasks, course.streams)
-    return ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+    return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _make_tables,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="pyarrow",
@@ -126,25 +128,41 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
     )
 
 
+def shared_out(job: StreamJob, stream: int, first: int, last: int) -> list[list[range]]:
+    """The stream's pieces of rows first … last-1, short ones together: none crosses an epoch, and of few images each is over at once.
+
+    A task has at most a window of positions, and there are enough of them for all to be at work.
+    """
+    data, pieces = job.config.data, job.plan().chunks(stream, first, last)
+    most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // (4 * job.tasks))
+    found = list[list[range]]()
+    for piece in pieces:
+        if found and sum(map(len, found[-1])) + len(piece) <= most:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return found
+
+
 def task_share(tasks: int, streams: int) -> tuple[int, float]:
-    """Data tasks of one stream, and CPUs of each.
+    """Data tasks of one stream, one of them to spare, and CPUs of each.
 
     Two segments of each stream overlap at a seam. If the tasks of the next one could hold every data CPU while its consumers still
     wait for the current one, both would stand still; so all tasks of two segments of all streams fit into `tasks` CPUs.
     """
-    each = -(-tasks // streams)
+    each = -(-tasks // streams) + 1
     return each, tasks / (each * streams * 2)
 
 
 def _unseen(config: Config) -> int:
-    """Rows that a task may have made before the scheduling loop looks: 64 MiB, but at least two and at most 16."""
-    return min(max(2**26 // RowLayout.of(config).nbytes, 2), 16)
+    """Rows that a task may have made before the scheduling loop looks: 64 MiB, but at least two and at most 32."""
+    return min(max(2**26 // RowLayout.of(config).nbytes, 2), 32)
 
 
-def _make_tables(chunk: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
+def _make_tables(work: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
     from swav_platform.cluster.data_task import guarded_tables, tables  # decoders: the scheduling loop has no use for them
 
-    for first, last in zip(chunk["first"].to_pylist(), chunk["last"].to_pylist(), strict=True):
+    for first, last in chain.from_iterable(work["pieces"].to_pylist()):
         numbers = range(first, last, job.config.data.streams)
         attempt, killers = ray.get(segments.begin.remote(first))
         if attempt == 1:

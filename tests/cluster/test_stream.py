@@ -12,7 +12,7 @@ import pytest
 
 from swav_platform.cluster import session
 from swav_platform.cluster.data_task import rows as rows_of
-from swav_platform.cluster.segments import Course, task_share
+from swav_platform.cluster.segments import Course, shared_out, task_share
 from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import Config, load
@@ -46,6 +46,18 @@ def test_tasks_of_two_overlapping_segments_of_all_streams_fit() -> None:
         each, cpus = task_share(tasks, streams)
         assert 2 * streams * each * cpus <= tasks + 1e-9
         assert each * streams >= tasks
+
+
+def test_short_pieces_go_into_one_task_together(job: StreamJob) -> None:
+    data = job.config.data.model_copy(update={"window": 64})  # an epoch is a sixth of it
+    job = dataclasses.replace(job, config=job.config.model_copy(update={"data": data}))
+    whole = data.block * data.window // data.row_size
+    assert len(shared_out(job, 0, 0, 400)) < len(job.plan().chunks(0, 0, 400))
+    for first, last in [(0, 400), (3, 46), (5, 6)]:
+        pieces, tasks = job.plan().chunks(0, first, last), shared_out(job, 0, first, last)
+        assert [piece for task in tasks for piece in task] == pieces
+        assert all(sum(map(len, task)) <= whole for task in tasks)
+        assert len(tasks) >= min(len(pieces), 4 * job.tasks)
 
 
 def test_rows_are_a_function_of_their_numbers(job: StreamJob) -> None:
