@@ -145,7 +145,7 @@ class Data(_Section):
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     exclude: str | None = Field(None, description="list of samples to leave out of the index: KEY or SHARD<tab>KEY in each line")
     allow_pipe: bool = Field(False, description="run `pipe:COMMAND` sources, which are shell commands")
-    tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time")
+    tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time, beside one to spare for each stream")
     segment: int = Field(1024, ge=1, description="rows of one Ray Data set in the chain")
     node_labels: dict[str, str] = Field({}, description="labels of the Ray nodes that data tasks may run on; any node when empty")
     sample_log: str | None = None

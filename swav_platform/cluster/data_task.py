@@ -1,4 +1,4 @@
-"""What a data task does: the rows of one piece of the plan, from the bytes of their samples to Arrow tables."""
+"""What a data task does: the rows of a piece of the plan, from the bytes of their samples to Arrow tables."""
 
 from __future__ import annotations
 

@@ -5,12 +5,12 @@ With one row in each block and order preserved, Ray Data's splitter deals block 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from math import gcd
 from typing import Any
 
 import pyarrow as pa
@@ -42,7 +42,7 @@ class Course:
     @property
     def takers(self) -> list[int]:
         """Ranks in the order in which they take the stream's rows, again and again."""
-        turns = self.ranks // gcd(self.ranks, self.streams)
+        turns = self.ranks // math.gcd(self.ranks, self.streams)
         return [(self.start - self.first + i * self.streams) % self.ranks for i in range(turns)]
 
     @property
@@ -57,8 +57,8 @@ class Course:
 class Pause:
     """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy.
 
-    A step costs it the same for one row or many. So tasks may be some rows ahead of it (`_unseen`), and one more of them runs than
-    there are cores for, which works on while the loop has yet to see that another has ended (`task_share`).
+    A step costs it the same for one row or many. So tasks may be some rows ahead of it (`_unseen`), and there is one to spare, which
+    works on while the loop has yet to see that another has ended (`task_share`).
     """
 
     SECONDS = 0.2
@@ -131,10 +131,11 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
 def shared_out(job: StreamJob, stream: int, first: int, last: int) -> list[list[range]]:
     """The stream's pieces of rows first … last-1, short ones together: none crosses an epoch, and of few images each is over at once.
 
-    A task has at most a window of positions, and there are enough of them for all to be at work.
+    Together they are at most a window of positions, and not so many that tasks would have less than four turns each.
     """
     data, pieces = job.config.data, job.plan().chunks(stream, first, last)
-    most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // (4 * job.tasks))
+    tasks, _ = task_share(job.tasks, data.streams)
+    most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // (4 * (tasks - 1)))
     found = list[list[range]]()
     for piece in pieces:
         if found and sum(map(len, found[-1])) + len(piece) <= most:
@@ -151,7 +152,7 @@ def task_share(tasks: int, streams: int) -> tuple[int, float]:
     wait for the current one, both would stand still; so all tasks of two segments of all streams fit into `tasks` CPUs.
     """
     each = -(-tasks // streams) + 1
-    return each, tasks / (each * streams * 2)
+    return each, math.floor(tasks / (each * streams * 2) * 1e4) / 1e4  # Ray rounds to the nearest of these
 
 
 def _unseen(config: Config) -> int:

@@ -34,7 +34,7 @@ _ANSWERS_IN = 5.0  # seconds
 class _Aside(io.TextIOBase):
     """Where Ray prints what its processes complain of while we are connected: standard output is for answers."""
 
-    # A data task asks for half a CPU, so there are more processes than Ray thinks right.
+    # A data task asks for less than half a CPU, so there are more processes than Ray thinks right.
     EXPECTED = "worker processes have been started"
 
     _begun = ""  # of a line

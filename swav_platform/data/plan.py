@@ -75,7 +75,7 @@ class Plan:
         return stand_in_at(self.spec, epoch * self.spec.samples + int(offsets[slot]) % self.spec.samples, position, attempt)
 
     def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
-        """Rows first_row .. last_row-1 in half-open ranges, each the work of one window and so of one data task."""
+        """Rows first_row .. last_row-1 in half-open ranges, each of one window."""
         cuts, row = [first_row], first_row
         while row < last_row:
             epoch = row // self.rows_per_epoch

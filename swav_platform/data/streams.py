@@ -35,7 +35,7 @@ class Streams:
         return self.plan.stand_in(self._planned(row) * self.plan.spec.row_size + slot, attempt)
 
     def chunks(self, stream: int, first: int, last: int) -> list[range]:
-        """The stream's rows among first .. last-1, in pieces that are the work of one data task each."""
+        """The stream's rows among first .. last-1, in pieces of one window each."""
         if self.count == 1:
             return [range(a, b) for a, b in self.plan.chunks(first, last)]
         rows = range(first + (stream - first) % self.count, last, self.count)
