@@ -129,13 +129,13 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
 
 
 def shared_out(job: StreamJob, stream: int, first: int, last: int) -> list[list[range]]:
-    """The stream's pieces of rows first … last-1, short ones together: none crosses an epoch, and of few images each is over at once.
+    """The stream's pieces of rows first … last-1, short ones together: none crosses an epoch, so of few images each is soon over.
 
     Together they are at most a window of positions, and not so many that tasks would have less than four turns each.
     """
     data, pieces = job.config.data, job.plan().chunks(stream, first, last)
-    tasks, _ = task_share(job.tasks, data.streams)
-    most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // (4 * (tasks - 1)))
+    turns = 4 * _at_work(job.tasks, data.streams)
+    most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // turns)
     found = list[list[range]]()
     for piece in pieces:
         if found and sum(map(len, found[-1])) + len(piece) <= most:
@@ -151,8 +151,13 @@ def task_share(tasks: int, streams: int) -> tuple[int, float]:
     Two segments of each stream overlap at a seam. If the tasks of the next one could hold every data CPU while its consumers still
     wait for the current one, both would stand still; so all tasks of two segments of all streams fit into `tasks` CPUs.
     """
-    each = -(-tasks // streams) + 1
+    each = _at_work(tasks, streams) + 1
     return each, math.floor(tasks / (each * streams * 2) * 1e4) / 1e4  # Ray rounds to the nearest of these
+
+
+def _at_work(tasks: int, streams: int) -> int:
+    """Data tasks of one stream that have cores."""
+    return -(-tasks // streams)
 
 
 def _unseen(config: Config) -> int:
