@@ -507,9 +507,13 @@ _MESSAGES = {
 def _explain(error: ValidationError, name: str) -> str:
     parts = []
     for item in error.errors():
-        where = ".".join(str(p) for p in item["loc"])
+        place, kind = _without_kind(item["loc"])
+        if kind == ("str" if isinstance(item["input"], dict) else "Source") and len(place) == 3:
+            continue  # the other thing that a source could have been
+        where = ".".join(map(str, place))
         if item["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(where, list(known_keys()), n=1, cutoff=0.0)
+            of_source = [".".join(map(str, (*place[:-1], key))) for key in Source.model_fields] if kind else []
+            nearest = difflib.get_close_matches(where, [*known_keys(), *of_source], n=1, cutoff=0.0)
             parts.append(
                 f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'"
             )
@@ -518,6 +522,13 @@ def _explain(error: ValidationError, name: str) -> str:
             got = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
             parts.append(f"{where}: {message}{got}" if where else message)
     return f"{name} is not a valid configuration: {'; '.join(parts)}."
+
+
+def _without_kind(place: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], int | str | None]:
+    """A source is text or a mapping; which of the two was tried stands in the place of the error, but in no file."""
+    if place[:2] == ("data", "sources") and len(place) > 3:
+        return place[:3] + place[4:], place[3]
+    return place, None
 
 
 def known_keys() -> Iterable[str]:

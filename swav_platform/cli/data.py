@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -15,6 +15,9 @@ from swav_platform.cli import console
 from swav_platform.data.exclusions import Exclusions
 from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError
+
+if TYPE_CHECKING:
+    from swav_platform.data.index import Index
 
 
 @click.command(
@@ -53,24 +56,24 @@ def index_command(
 
     Without PATTERN the shards of the index in DIR are looked at again.
     """
-    from swav_platform.data.index import Index
-
     if verify:
         from swav_platform.data.verify import verify as verify_index
 
-        verdict = verify_index(Index.open(out))
+        verdict = verify_index(_index_at(out, allow_pipe))
         console.answer(dataclasses.asdict(verdict), as_json)
         return 0 if verdict.ok else 1
 
     from swav_platform.data.balance import Weights
     from swav_platform.data.exclusions import Exclusions
-    from swav_platform.data.index import build_index
+    from swav_platform.data.index import Index, build_index
     from swav_platform.data.sources import expand
     from swav_platform.data.wids import compare, shards_of_wids
 
     listed = shards_of_wids(from_wids) if from_wids else []
     patterns = [*pattern, *(url for url, _ in listed)]
-    shards = expand(patterns, allow_pipe=allow_pipe) if patterns else [file.url for file in Index.open(out).shards.files()]
+    shards = (
+        expand(patterns, allow_pipe=allow_pipe) if patterns else [file.url for file in _index_at(out, allow_pipe).shards.files()]
+    )
     with console.progress() as bars, _reader(cluster) as read:
         task = bars.add_task("index", total=None, note="shards")
         report = build_index(
@@ -86,10 +89,29 @@ def index_command(
         console.say(
             f"{report.whole:,} shards are fetched and unpacked whole: they are compressed or lie where ranges can't be read."
         )
+    if report.unmatched:
+        console.say(_unmatched(report.unmatched, str(exclude)))
     for complaint in compare(Index.open(out), listed):
         console.say(complaint)
     _answer(dataclasses.asdict(report), as_json)
     return 0
+
+
+def _index_at(folder: str, allow_pipe: bool) -> Index:
+    from swav_platform.data.index import Index
+    from swav_platform.data.sources import check_commands
+
+    index = Index.open(folder)
+    check_commands(index.shards.commands(), f"the index in {folder}", allow_pipe)
+    return index
+
+
+def _unmatched(lines: list[str], path: str) -> str:
+    few = ", ".join(line.replace("\t", "<tab>") for line in lines[:3])
+    return (
+        f"{path}: no sample has the name of {len(lines):,} of the lines ({few}{', ...' if len(lines) > 3 else ''}). They are kept "
+        f"for later versions; a sample's name is its KEY as in the tar, without extension, or SHARD<tab>KEY."
+    )
 
 
 @contextlib.contextmanager
@@ -108,7 +130,7 @@ def _answer(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         console.answer(report, True)
         return
-    examples = report.pop("examples")
+    examples, _ = report.pop("examples"), report.pop("unmatched", None)
     console.answer(report, False)
     for reason, names in examples.items():
         console.say(f"{reason}: {', '.join(names)}{' ...' if report['skipped'][reason] > len(names) else ''}")

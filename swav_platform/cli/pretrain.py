@@ -13,6 +13,7 @@ import yaml
 
 from swav_platform.cli import console
 from swav_platform.config import Config, load
+from swav_platform.errors import UsageError
 from swav_platform.run_folder import RunFolder
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -20,13 +21,14 @@ PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 def configured(config: str, data: tuple[str, ...], name: str | None, out: str | None, overrides: tuple[str, ...]) -> Config:
     """The configuration of a verb that takes CONFIG --data --name --out key=value."""
+    given = {"--data": ("data.sources", list(data)), "--name": ("run.name", name), "--out": ("run.out", out)}
     options = []
-    if data:
-        options.append(f"data.sources={json.dumps(list(data))}")
-    if name:
-        options.append(f"run.name={json.dumps(name)}")
-    if out:
-        options.append(f"run.out={json.dumps(out)}")
+    for option, (key, value) in given.items():
+        if not value:
+            continue
+        if any(override.startswith(f"{key}=") for override in overrides):
+            raise UsageError(f"{option} and {key}= say the same thing twice: take one of them away.")
+        options.append(f"{key}={json.dumps(value)}")
     return load(config, [*overrides, *options])
 
 

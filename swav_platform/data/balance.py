@@ -24,6 +24,7 @@ from swav_platform.errors import UsageError
 MOST = 100
 """Times that a sample may stand in an epoch: a cluster of one image is not shown a thousand times."""
 
+_AS_TEXT = pa.csv.ConvertOptions(column_types={"key": pa.string(), "shard": pa.string()})  # 007 is not 7
 _ROUNDING = 5  # what a key is for; plan.py and mix.py have the others
 
 
@@ -40,7 +41,7 @@ class Weights:
         weight 1 / size of the cluster. Raises UsageError for anything else."""
         path = Path(path).expanduser()
         try:
-            table = pq.ParquetFile(path).read() if path.suffix == ".parquet" else pa.csv.read_csv(path)
+            table = pq.ParquetFile(path).read() if path.suffix == ".parquet" else pa.csv.read_csv(path, convert_options=_AS_TEXT)
             keys = table["key"].cast(pa.string()).to_pylist()
             shards = table["shard"].to_pylist() if "shard" in table.column_names else [None] * len(keys)
             if "weight" in table.column_names:
@@ -49,14 +50,21 @@ class Weights:
                 clusters = table["cluster"].to_pylist()
                 sizes = Counter(clusters)
                 weights = [1 / sizes[cluster] for cluster in clusters]
+            if None in weights:
+                raise ValueError(f"'{keys[weights.index(None)]}' has none")
             if not any(weight > 0 for weight in weights) or min(weights) < 0 or not np.isfinite(weights).all():
                 raise ValueError("weights must be 0 or more, and one of them more than 0")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"The weights {path} can't be read ({error}): give parquet or CSV with columns key and weight, or key and cluster."
             ) from None
-        names = [shard and posixpath.basename(shard) for shard in shards]
+        names = [posixpath.basename(shard) if shard else None for shard in shards]
         return cls(dict(zip(zip(names, keys, strict=True), weights, strict=True)))
+
+    def names_one(self, shard: str, keys: list[str]) -> bool:
+        """Whether there is a weight for any of these samples."""
+        name = posixpath.basename(shard)
+        return any((name, k) in self._weights or (None, k) in self._weights for k in keys)
 
     def of(self, shard: str, keys: list[str]) -> np.ndarray:
         """float64 [n]: times that each sample shall stand in an epoch, on average."""
@@ -70,13 +78,19 @@ class Weights:
 
 
 def repeats(index: Index, weights: Weights) -> list[np.ndarray]:
-    """int64 [samples] of each shard: weights rounded up or down by chance, so that they hold on average."""
-    found = []
+    """int64 [samples] of each shard: weights rounded up or down by chance, so that they hold on average.
+
+    Raises UsageError if no sample has a weight.
+    """
+    found, named = [], False
     for number in range(len(index.shards)):
         first = int(index.shards.first[number])
-        wanted = weights.of(index.shards.url(number), index.table(number)["key"].to_pylist())
+        url, keys = index.shards.url(number), index.table(number)["key"].to_pylist()
+        wanted, named = weights.of(url, keys), named or weights.names_one(url, keys)
         chance = hashes(key(_ROUNDING), np.arange(first, first + len(wanted), dtype=np.uint64)) / 2.0**64
         found.append(np.floor(wanted + chance).astype(np.int64))
+    if not named:
+        raise UsageError("No key of the weights is that of a sample: a sample's key is its name in the tar without extension.")
     return found
 
 

@@ -43,6 +43,20 @@ class Exclusions:
         shard, key = sample
         return key in self._keys and ((None, key) in self._pairs or (posixpath.basename(shard), key) in self._pairs)
 
+    def __sub__(self, other: Exclusions) -> Exclusions:
+        return Exclusions(self._pairs - other._pairs)
+
+    def unmatched(self, shard: str, keys: Iterable[str]) -> Exclusions:
+        """Those that name none of these samples of a shard."""
+        if not (here := self._keys.intersection(keys)):
+            return self
+        name = posixpath.basename(shard)
+        return Exclusions(pair for pair in self._pairs if pair[1] not in here or pair[0] not in (None, name))
+
+    def lines(self) -> list[str]:
+        """KEY or SHARD<tab>KEY, in order."""
+        return sorted(key if shard is None else f"{shard}\t{key}" for shard, key in self._pairs)
+
     @classmethod
     def of_file(cls, path: str | Path) -> Exclusions:
         """A text file with a KEY or SHARD<tab>KEY in each line, or parquet with columns key and, if need be, shard.
@@ -51,7 +65,7 @@ class Exclusions:
         """
         path = Path(path).expanduser()
         try:
-            found = cls.of_parquet(path) if path.suffix == ".parquet" else cls(_pairs(path.read_text(encoding="utf-8")))
+            found = cls.of_parquet(path) if path.suffix == ".parquet" else cls(_pairs(path.read_text(encoding="utf-8-sig")))
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(
                 f"The exclusion list {path} can't be read ({error}): give a text file with a KEY or SHARD<tab>KEY in each line, "

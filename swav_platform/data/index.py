@@ -42,7 +42,8 @@ Request = tuple[str, int, str | None, str]
 @dataclass(frozen=True)
 class IndexReport:
     """`skipped`: what is no sample, by reason, and `examples` of names; `bytes_read`: of the shards, 0 where nothing had to
-    be read; `shards_read`: how many were; `whole`: shards that can't be read by ranges."""
+    be read; `shards_read`: how many were; `whole`: shards that can't be read by ranges; `unmatched`: lines that are new on the
+    exclusion list and name no sample."""
 
     samples: int
     shards: int
@@ -54,6 +55,7 @@ class IndexReport:
     examples: dict[str, list[str]]
     shards_read: int
     whole: int
+    unmatched: list[str]
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,18 @@ def build_index(
     started = time.monotonic()
     out = Path(out)
     files = shard_files(shards)
-    excluded = Exclusions.of_index(out) | (exclude or Exclusions())
+    had = Exclusions.of_index(out)
+    unmatched = (exclude or Exclusions()) - had
+    excluded = had | unmatched
     settings = {"label": label, "excluded": len(excluded)}
     sources = [{"weight": m.weight, "shards": m.shards} for m in mixed]
     base = _base(out, label)
     bytes_read = shards_read = 0
     if base is None or not _same(base, files, settings, sources):
-        work = _Work(files, label, excluded, base, read or read_in_threads)
+        work = _Work(files, label, excluded, unmatched, base, read or read_in_threads)
         manifest = write_version(files, _reported(work.found(), len(files), progress), out, settings, sources)
         base, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
+        unmatched = work.unmatched
         if exclude:
             excluded.write(out)
     current = _balanced(out, base, weights)
@@ -112,6 +117,7 @@ def build_index(
         skipped.examples,
         shards_read,
         int(current.shards.whole.sum()),
+        unmatched.lines(),
     )
 
 
@@ -149,18 +155,28 @@ def _same(index: Index, files: list[ShardFile], settings: dict[str, Any], source
 class _Work:
     """Samples of all shards in order, from the current version where a shard is the same in it."""
 
-    def __init__(self, files: list[ShardFile], label: str | None, excluded: Exclusions, current: Index | None, read: Any) -> None:
+    def __init__(
+        self,
+        files: list[ShardFile],
+        label: str | None,
+        excluded: Exclusions,
+        unmatched: Exclusions,
+        current: Index | None,
+        read: Any,
+    ) -> None:
         self._files, self._excluded, self._current, self._read = files, excluded, current, read
         places = {} if current is None else {file: number for number, file in enumerate(current.shards.files())}
         self._known = {number: places[file] for number, file in enumerate(files) if file in places}
         self._requests = [(f.url, n, label, f.version) for n, f in enumerate(files) if n not in self._known]
-        self.bytes_read, self.read = 0, len(self._requests)
+        self.bytes_read, self.read, self.unmatched = 0, len(self._requests), unmatched
 
     def found(self) -> Iterator[ShardSamples]:
         fresh = self._read(self._requests)
         for number, file in enumerate(self._files):
             samples = self._taken_over(number) if number in self._known else next(fresh)
             self.bytes_read += samples.bytes_read
+            if self.unmatched:
+                self.unmatched = self.unmatched.unmatched(file.url, samples.lines["key"].to_pylist())
             yield without(samples, file.url, self._excluded)
 
     def _taken_over(self, number: int) -> ShardSamples:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from swav_platform.data.shard import Skipped
@@ -96,6 +97,11 @@ class ShardTable:
         skipped = Skipped(*json.loads(line["skipped"])) if line["skipped"] else Skipped()
         file = ShardFile(line["url"], line["size"], line["version"])
         return Shard(file, line["samples"], line["digest"], line["whole"], skipped)
+
+    def commands(self) -> list[str]:
+        """Those that are the output of a shell command."""
+        urls = self._table["url"]
+        return list(urls.filter(pc.starts_with(urls, "pipe:")).to_pylist())
 
     def files(self) -> list[ShardFile]:
         columns = [self._table[name].to_pylist() for name in ("url", "size", "version")]

@@ -59,13 +59,18 @@ def _expand(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]
 
 
 def _command(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
-    if not allow_pipe:
-        where = f", which {lists[-1]} lists," if lists else ""
+    check_commands([pattern], lists[-1] if lists else None, allow_pipe)
+    return [pattern]
+
+
+def check_commands(commands: Sequence[str], listed_by: str | None, allowed: bool) -> None:
+    """Raises UsageError if there is a shell command that nobody allowed. `listed_by`: where it was found, if it was not typed."""
+    if commands and not allowed:
+        where = f", which {listed_by} lists," if listed_by else ""
         raise UsageError(
-            f"'{pattern}'{where} is a shell command, and would be run on every machine of the run: if that is what you want, "
+            f"'{commands[0]}'{where} is a shell command, and would be run on every machine of the run: if that is what you want, "
             f"say --allow-pipe or data.allow_pipe=true."
         )
-    return [pattern]
 
 
 def _listed(path: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
@@ -74,7 +79,7 @@ def _listed(path: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
     if path in lists:
         raise UsageError(f"The list of data {path} names itself: take that line out.")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(
             f"The list of data {path} can't be read ({error}): name a text file with a pattern in each line."
@@ -109,7 +114,7 @@ def _on_disk(pattern: str, local: str) -> list[str]:
         if os.path.exists(name):
             found += _at(pattern, name)
         elif not glob.has_magic(name):
-            part = "" if name == local else f", of '{pattern}',"
+            part = "" if name == local else f", of '{pattern}'"
             raise UsageError(f"There is no file or folder '{name}'{part}: check the spelling, or name data that is there.")
         else:
             matches = _without_sidecars(glob.glob(name, recursive=True))
@@ -132,15 +137,23 @@ def _at(pattern: str, path: str) -> list[str]:
     path = os.path.abspath(path)
     if not os.path.isdir(path):
         return [path]
-    found = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(".tar") and name[0] != "."
-    ]
+    found = _plain(path, [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names])
     if not found:
         raise UsageError(_why_no_tars(pattern, path))
     return found
+
+
+def _plain(folder: str, names: list[str]) -> list[str]:
+    """The plain tars of all names below a folder. Raises UsageError where compressed ones would be passed over beside them."""
+    shards = [name for name in names if name.lower().endswith(_SHARDS) and not os.path.basename(name).startswith(".")]
+    plain = [name for name in shards if name.lower().endswith(".tar")]
+    packed = [name for name in shards if name.lower().endswith(_PACKED)]
+    if plain and packed:
+        raise UsageError(
+            f"'{folder}' holds {len(plain):,} plain and {len(packed):,} compressed tars, such as {packed[0]}: say which you want, "
+            f"'{folder}/**/*.tar' or, to have compressed ones fetched and unpacked whole, '{folder}/**/*.tar*'."
+        )
+    return plain
 
 
 def _why_no_tars(pattern: str, folder: str) -> str:
@@ -189,7 +202,7 @@ def _in_bucket(pattern: str, name: str) -> list[str]:
         wanted = _glob_pattern(name)
         matches = _without_sidecars([url for url in names if wanted.fullmatch(url)])
     else:
-        matches = [url for url in names if url.lower().endswith(".tar") and not url.rpartition("/")[2].startswith(".")]
+        matches = _plain(name.rstrip("/"), names)
     if not matches:
         what = f"matches '{pattern}'" if magic else f"below '{pattern}' is a tar"
         raise UsageError(f"Nothing {what} ({len(names):,} objects looked at): check the bucket, the folder and the pattern.")

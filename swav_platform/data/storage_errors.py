@@ -7,12 +7,15 @@ import re
 from obstore.exceptions import GenericError, NotFoundError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
 from swav_platform.data.storage import is_remote
+from swav_platform.data.whole import is_command
 
 _HEAD = re.compile(r"^(?:Generic \S+ error: )?(?:Error performing \w+ \S+ in \S+?,? )?")
 
 
 def explain(url: str, error: Exception) -> str:
     """For a person who named `url`."""
+    if is_command(url):
+        return f"{url} gives no tar ({error}): run the command by itself, and see why."
     if not is_remote(url):
         return f"{url} can't be read ({getattr(error, 'strerror', None) or error}): check that it exists and may be read."
     text = reason(error)

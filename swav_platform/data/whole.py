@@ -13,6 +13,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -59,10 +60,21 @@ def local_copy(url: str, version: str) -> Path:
     with _one_at_a_time(path):
         if not path.exists():
             _make_room(folder)
-            with replacing(path) as aside, aside.open("wb") as out, _opened(url) as packed:
-                _copy(packed, out)
+            _fetch(url, path)
         os.utime(path)
     return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    try:
+        with _opened(url) as packed, replacing(path) as aside, aside.open("wb") as out:
+            _copy(packed, out)
+    except _CommandFailed as error:
+        raise OSError(str(error)) from None
+
+
+class _CommandFailed(Exception):
+    """No OSError, which would be one of writing the copy."""
 
 
 def cache_folder() -> Path:
@@ -89,13 +101,26 @@ def _opened(url: str) -> Iterator[Any]:
     if is_remote(url):
         yield _Pieces(read_whole(url))
         return
+    if is_command(url):
+        yield _Pieces(_output(url))
+        return
+    with open(url, "rb") as file:
+        yield file
+
+
+def _output(command: str) -> Iterator[bytes]:
     from webdataset.gopen import gopen  # brings torch: only where it is needed
 
-    stream = gopen(url)
+    stream = gopen(command)
     try:
-        yield stream if isinstance(stream, io.RawIOBase | io.BufferedIOBase) else _Pieces(iter(lambda: stream.read(_PIECE), b""))
-    finally:
+        yield from iter(lambda: stream.read(_PIECE), b"")
         stream.close()
+    except OSError as error:
+        code = re.search(r"exit (-?\d+)", str(error))
+        raise _CommandFailed(f"its command ended with {f'exit code {code[1]}' if code else error}") from None
+    finally:
+        with suppress(OSError):
+            stream.close()
 
 
 class _Pieces(io.RawIOBase):

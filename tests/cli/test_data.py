@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from swav_platform.cli.main import run
-from swav_platform.config import Config
+from swav_platform.config import Config, Data
+from swav_platform.data.datasets import open_or_build
 from swav_platform.data.ledger import Ledger
 from swav_platform.data.outcomes import Event, Outcome
+from swav_platform.errors import UsageError
 from swav_platform.run_folder import RunFolder
 
 
@@ -44,6 +47,30 @@ def test_index_and_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
     with tarfile.open("x.tar", "w"):
         pass
     assert not said(capsys, "index", "--out", "ix", "--verify", code=1)["ok"]
+
+
+def test_lines_of_a_list_that_take_nothing_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("gone.txt").write_text("\ufeffb\nc.jpg\nx.tar\ta\ny.tar\tc\n", encoding="utf-8")
+    after = said(capsys, "index", "x.tar", "--out", "ix", "--exclude", "gone.txt")
+    assert (after["samples"], after["unmatched"]) == (1, ["c.jpg", "y.tar\tc"])
+    assert run(["index", "x.tar", "--out", "other", "--exclude", "gone.txt"]) == 0
+    assert "no sample has the name of 2 of the lines (c.jpg, y.tar<tab>c)" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_index_runs_no_command_unasked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAV_CACHE", "cache")
+    command = "pipe:touch ran; cat x.tar"
+    assert run(["index", command, "--out", "ix", "--allow-pipe"]) == 0
+    shutil.rmtree("cache")
+    Path("ran").unlink()
+    for verb in (["index", "--out", "ix"], ["index", "--out", "ix", "--verify"]):
+        assert run(verb) == 2
+        assert "which the index in ix lists, is a shell command" in capsys.readouterr().err.replace("\n", " ")
+    with pytest.raises(UsageError, match=r"data\.index=ix lists"):
+        open_or_build(Data(index="ix"), Path("unused"))
+    assert not Path("ran").exists()
+    assert run(["index", "--out", "ix", "--verify", "--allow-pipe"]) == 0
+    assert Path("ran").exists()
 
 
 def test_what_was_skipped_is_named(capsys: pytest.CaptureFixture[str]) -> None:

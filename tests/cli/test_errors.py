@@ -88,6 +88,18 @@ def test_config_with_a_typo(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     fails(capsys, ["pretrain", preset(root), "--data", "x.tar", "train.stepz=1"], 2, "train.stepz", "train.steps")
 
 
+def test_source_with_a_typo(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typing = ["pretrain", preset(root), "data.sources=[a.tar, {pattern: b.tar, wieght: 2}]"]
+    fails(capsys, typing, 2, "unknown key 'data.sources.1.wieght'; the nearest known one is 'data.sources.1.weight'.")
+
+
+@pytest.mark.parametrize(
+    ("option", "key"), [("--data", "data.sources=[b.tar]"), ("--name", "run.name=m"), ("--out", "run.out=there")]
+)
+def test_one_thing_said_twice(root: Path, capsys: pytest.CaptureFixture[str], option: str, key: str) -> None:
+    fails(capsys, ["pretrain", preset(root), option, "a.tar", key], 2, option, key.partition("=")[0])
+
+
 def test_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["pretrain", "none.yaml", "--data", "x.tar"], 2, "none.yaml")
 

@@ -121,6 +121,16 @@ def test_lists_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         expand(["@loop.txt"])
 
 
+def test_compressed_tars_beside_plain_ones_are_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.tar", "deep/b.tar.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"1 plain and 1 compressed tars, such as .*/deep/b.tar.gz"):
+        expand([str(tmp_path)])
+    assert names(expand([f"{tmp_path}/**/*.tar"]), tmp_path) == ["a.tar"]
+    assert names(expand([f"{tmp_path}/**/*.tar*"]), tmp_path) == ["a.tar", "deep/b.tar.gz"]
+
+
 def test_a_loose_glob_leaves_sidecars_out(tmp_path: Path) -> None:
     for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
         (tmp_path / name).write_bytes(b"x")

@@ -153,6 +153,14 @@ def test_pipes_are_commands_and_need_a_word(make_tar: Any, tmp_path: Path) -> No
     assert contents(Index.open(tmp_path / "index"))["007"] == SMALL[7][1]
 
 
+def test_a_command_that_fails_is_named(make_tar: Any, tmp_path: Path) -> None:
+    broken = f"pipe:cat {make_tar('x.tar', SMALL)}; exit 3"
+    with pytest.raises(UserError, match=r"its command ended with exit code 3\): run the command by itself"):
+        build_index([broken], tmp_path / "index")
+    report = build_index([broken, make_tar("y.tar", SMALL)], tmp_path / "index")
+    assert (report.samples, report.skipped) == (300, {"shard_unreadable": 1})
+
+
 @pytest.mark.parametrize(
     ("status", "says"),
     [(404, "is not there"), (403, "may not be read.*signed one may have expired"), (503, "could not be reached")],
