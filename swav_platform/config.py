@@ -144,7 +144,7 @@ class Data(_Section):
     # does not change results
     index: str | None = Field(None, description="folder of the index; made from `sources` when absent")
     exclude: str | None = Field(None, description="list of samples to leave out of the index: KEY or SHARD<tab>KEY in each line")
-    allow_pipe: bool = Field(False, description="run `pipe:COMMAND` sources, which are shell commands")
+    allow_pipe: bool = Field(False, description="run `pipe:COMMAND` sources, also those of an index, which are shell commands")
     tasks: int = Field(2, ge=1, description="data tasks that make rows at the same time, beside one to spare for each stream")
     segment: int = Field(1024, ge=1, description="rows of one Ray Data set in the chain")
     node_labels: dict[str, str] = Field({}, description="labels of the Ray nodes that data tasks may run on; any node when empty")
@@ -415,6 +415,23 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override)
     return from_tree(tree, str(path) if path is not None else "the configuration")
+
+
+def load_with(
+    path: str | Path, overrides: Sequence[str], *, data: Sequence[str] = (), name: str | None = None, out: str | None = None
+) -> Config:
+    """`load` with what the options --data, --name and --out of a command say. Raises ConfigError also for what is said twice."""
+    given = {"--data": ("data.sources", list(data)), "--name": ("run.name", name), "--out": ("run.out", out)}
+    said = list(overrides)
+    for option, (key, value) in given.items():
+        if value and any(override.startswith(f"{key}=") for override in overrides):
+            raise ConfigError(f"{option} and {key}= say the same thing twice: take one of them away.")
+        if value:
+            said.append(f"{key}={json.dumps(value)}")
+    config = load(path, said)
+    if data and config.data.index:
+        raise ConfigError(f"--data and data.index={config.data.index} both say what to learn from: take one of them away.")
+    return config
 
 
 def from_tree(tree: Mapping[str, Any], name: str = "the configuration") -> Config:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.table import Table
@@ -15,9 +15,6 @@ from swav_platform.cli import console
 from swav_platform.data.exclusions import Exclusions
 from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError
-
-if TYPE_CHECKING:
-    from swav_platform.data.index import Index
 
 
 @click.command(
@@ -37,7 +34,9 @@ if TYPE_CHECKING:
 )
 @click.option("--from-wids", metavar="FILE", help="Take the shards that a wids index lists.")
 @click.option("--verify", is_flag=True, help="Read all headers again and compare them with the index in DIR.")
-@click.option("--allow-pipe", is_flag=True, help="Run `pipe:COMMAND` patterns, which are shell commands.")
+@click.option(
+    "--allow-pipe", is_flag=True, help="Run `pipe:COMMAND` patterns, also those of the index, which are shell commands."
+)
 @click.option("--cluster", is_flag=True, help="Read headers on the Ray cluster at RAY_ADDRESS.")
 @console.json_option
 def index_command(
@@ -56,10 +55,12 @@ def index_command(
 
     Without PATTERN the shards of the index in DIR are looked at again.
     """
+    from swav_platform.data.datasets import open_index
+
     if verify:
         from swav_platform.data.verify import verify as verify_index
 
-        verdict = verify_index(_index_at(out, allow_pipe))
+        verdict = verify_index(open_index(out, allow_pipe=allow_pipe))
         console.answer(dataclasses.asdict(verdict), as_json)
         return 0 if verdict.ok else 1
 
@@ -72,7 +73,9 @@ def index_command(
     listed = shards_of_wids(from_wids) if from_wids else []
     patterns = [*pattern, *(url for url, _ in listed)]
     shards = (
-        expand(patterns, allow_pipe=allow_pipe) if patterns else [file.url for file in _index_at(out, allow_pipe).shards.files()]
+        expand(patterns, allow_pipe=allow_pipe)
+        if patterns
+        else [file.url for file in open_index(out, allow_pipe=allow_pipe).shards.files()]
     )
     with console.progress() as bars, _reader(cluster) as read:
         task = bars.add_task("index", total=None, note="shards")
@@ -89,29 +92,10 @@ def index_command(
         console.say(
             f"{report.whole:,} shards are fetched and unpacked whole: they are compressed or lie where ranges can't be read."
         )
-    if report.unmatched:
-        console.say(_unmatched(report.unmatched, str(exclude)))
     for complaint in compare(Index.open(out), listed):
         console.say(complaint)
     _answer(dataclasses.asdict(report), as_json)
     return 0
-
-
-def _index_at(folder: str, allow_pipe: bool) -> Index:
-    from swav_platform.data.index import Index
-    from swav_platform.data.sources import check_commands
-
-    index = Index.open(folder)
-    check_commands(index.shards.commands(), f"the index in {folder}", allow_pipe)
-    return index
-
-
-def _unmatched(lines: list[str], path: str) -> str:
-    few = ", ".join(line.replace("\t", "<tab>") for line in lines[:3])
-    return (
-        f"{path}: no sample has the name of {len(lines):,} of the lines ({few}{', ...' if len(lines) > 3 else ''}). They are kept "
-        f"for later versions; a sample's name is its KEY as in the tar, without extension, or SHARD<tab>KEY."
-    )
 
 
 @contextlib.contextmanager
@@ -130,7 +114,7 @@ def _answer(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         console.answer(report, True)
         return
-    examples, _ = report.pop("examples"), report.pop("unmatched", None)
+    examples = report.pop("examples")
     console.answer(report, False)
     for reason, names in examples.items():
         console.say(f"{reason}: {', '.join(names)}{' ...' if report['skipped'][reason] > len(names) else ''}")

@@ -125,7 +125,7 @@ def embed_images(
     thumbnails: bool = True,
 ) -> tuple[Index, dict[str, Any]]:
     """Embeds what a run learned from, or `data`, with a bar; gives the index of it beside what `embed` reports."""
-    from swav_platform.data.datasets import labelled
+    from swav_platform.data.datasets import labelled, open_index
     from swav_platform.data.index import Index, build_index
     from swav_platform.data.sources import expand
     from swav_platform.evaluation.embed import embed
@@ -136,7 +136,7 @@ def embed_images(
         build_index(expand(data, allow_pipe=config.data.allow_pipe), target / "index", label=label)
         index = Index.open(target / "index")
     else:
-        learned = Index.open(folder.info()["index"])
+        learned = open_index(folder.info()["index"], allow_pipe=config.data.allow_pipe)
         index = labelled(learned, target / "index", label) if label else learned
     with console.progress() as bars:
         task = bars.add_task("embed", total=index.samples, note="images")

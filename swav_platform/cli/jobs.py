@@ -10,7 +10,8 @@ import click
 from rich.table import Table
 
 from swav_platform.cli import console
-from swav_platform.cli.pretrain import configured, run_options
+from swav_platform.cli.pretrain import run_options
+from swav_platform.config import load_with
 
 address_option = click.option(
     "--address", help="The cluster's dashboard URL (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)."
@@ -46,7 +47,7 @@ def submit_command(
     as_json: bool,
 ) -> int:
     """Run `swav pretrain CONFIG` on a Ray cluster. A name that was lost is resumed."""
-    settings = configured(config, data, name, out, overrides)
+    settings = load_with(config, overrides, data=data, name=name, out=out)
     cluster = _cluster(address)
     job = cluster.submit(settings)
     console.say(f"submitted {job.id} to {cluster.address}")

@@ -12,24 +12,10 @@ import click
 import yaml
 
 from swav_platform.cli import console
-from swav_platform.config import Config, load
-from swav_platform.errors import UsageError
+from swav_platform.config import Config, load_with
 from swav_platform.run_folder import RunFolder
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
-
-
-def configured(config: str, data: tuple[str, ...], name: str | None, out: str | None, overrides: tuple[str, ...]) -> Config:
-    """The configuration of a verb that takes CONFIG --data --name --out key=value."""
-    given = {"--data": ("data.sources", list(data)), "--name": ("run.name", name), "--out": ("run.out", out)}
-    options = []
-    for option, (key, value) in given.items():
-        if not value:
-            continue
-        if any(override.startswith(f"{key}=") for override in overrides):
-            raise UsageError(f"{option} and {key}= say the same thing twice: take one of them away.")
-        options.append(f"{key}={json.dumps(value)}")
-    return load(config, [*overrides, *options])
 
 
 def run_options(command: Any) -> Any:
@@ -75,7 +61,7 @@ def pretrain_command(
     as_json: bool,
 ) -> None:
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
-    settings = configured(config, data, name, out, overrides)
+    settings = load_with(config, overrides, data=data, name=name, out=out)
     if dry_run:
         _dry_run(settings, as_json)
         return
@@ -93,10 +79,11 @@ def pretrain_command(
 
 def _dry_run(settings: Config, as_json: bool) -> None:
     """The resolved tree as YAML, and under it, as its comments, what is known of the run; with --json one object."""
-    from swav_platform.data.index import Index
+    from swav_platform.data.datasets import open_index
     from swav_platform.training.preflight import preflight
 
-    found = preflight(settings, Index.open(Path(settings.data.index)).samples if settings.data.index else None).tree()
+    data = settings.data
+    found = preflight(settings, open_index(data.index, allow_pipe=data.allow_pipe).samples if data.index else None).tree()
     tree = settings.model_dump(mode="json")
     if as_json:
         click.echo(json.dumps({"config": tree, **found}))

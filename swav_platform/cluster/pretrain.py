@@ -18,7 +18,7 @@ from swav_platform import registry
 from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
-from swav_platform.data.datasets import Shards, check_one_pass, open_or_build, plan_of, shards_of
+from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
 from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decode import codec_fingerprint
@@ -166,7 +166,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _found(config: Config) -> Shards | None:
     """The shards of the sources, if no index is named. Before anything is begun: a slip must not leave a run's folder behind."""
     if config.data.index:
-        Index.open(Path(config.data.index))
+        open_index(config.data.index, allow_pipe=config.data.allow_pipe)
         return None
     return shards_of(config.data)
 
@@ -175,7 +175,7 @@ def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str
     """A run goes on with the version of the index that it began with, also where samples were taken out since."""
     index = open_or_build(config.data, folder.index, shards=shards, progress=watch.indexing)
     if known and (config.data.index or index.excluded) and Path(known["index"]).is_dir():
-        began = Index.open(Path(known["index"]))
+        began = open_index(known["index"], allow_pipe=config.data.allow_pipe)
         index = began if began.digest == known["index_digest"] else index
     plan = plan_of(index, config.data, config.seed)
     check_one_pass(plan, config.data, config.rows_per_step, config.steps(index.samples))

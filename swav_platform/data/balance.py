@@ -31,8 +31,8 @@ _ROUNDING = 5  # what a key is for; plan.py and mix.py have the others
 class Weights:
     """Of samples by (shard, key) or by key; those that are not named have the smallest weight."""
 
-    def __init__(self, weights: dict[tuple[str | None, str], float]) -> None:
-        self._weights = weights
+    def __init__(self, weights: dict[tuple[str | None, str], float], name: str = "given") -> None:
+        self._weights, self.name = weights, name
         self._least = min(weight for weight in weights.values() if weight > 0)
 
     @classmethod
@@ -59,7 +59,7 @@ class Weights:
                 f"The weights {path} can't be read ({error}): give parquet or CSV with columns key and weight, or key and cluster."
             ) from None
         names = [posixpath.basename(shard) if shard else None for shard in shards]
-        return cls(dict(zip(zip(names, keys, strict=True), weights, strict=True)))
+        return cls(dict(zip(zip(names, keys, strict=True), weights, strict=True)), str(path))
 
     def names_one(self, shard: str, keys: list[str]) -> bool:
         """Whether there is a weight for any of these samples."""
@@ -90,7 +90,10 @@ def repeats(index: Index, weights: Weights) -> list[np.ndarray]:
         chance = hashes(key(_ROUNDING), np.arange(first, first + len(wanted), dtype=np.uint64)) / 2.0**64
         found.append(np.floor(wanted + chance).astype(np.int64))
     if not named:
-        raise UsageError("No key of the weights is that of a sample: a sample's key is its name in the tar without extension.")
+        raise UsageError(
+            f"The weights {weights.name} name no sample of the index: key is a sample's name in its tar without extension, such as "
+            f"{index.lines([0])[0].key}; shard, if there is such a column, the base name of its tar."
+        )
     return found
 
 

@@ -11,7 +11,7 @@ from swav_platform.data.index import Index, Mixed, Request, build_index
 from swav_platform.data.mix import MixedPlan, Part
 from swav_platform.data.plan import Plan, PlanSpec
 from swav_platform.data.shard import ShardSamples
-from swav_platform.data.sources import check_commands, expand
+from swav_platform.data.sources import expand, refusal
 from swav_platform.data.streams import Streams
 from swav_platform.errors import UsageError
 
@@ -33,13 +33,19 @@ def open_or_build(
     Raises UsageError for settings that name no data and UserError for data that can't be read.
     """
     if data.index:
-        index = Index.open(Path(data.index))
-        check_commands(index.shards.commands(), f"data.index={data.index}", data.allow_pipe)
-        return index
+        return open_index(data.index, allow_pipe=data.allow_pipe)
     urls, mixed = shards or shards_of(data)
     exclude = Exclusions.of_file(data.exclude) if data.exclude else None
     build_index(urls, out, exclude=exclude, mixed=mixed, progress=progress, read=read)
     return Index.open(out)
+
+
+def open_index(path: str | Path, *, allow_pipe: bool) -> Index:
+    """An index whose shards may be read. Raises UsageError if there is none, or it has shell commands that nobody allowed."""
+    index = Index.open(path)
+    if (commands := index.shards.commands()) and not allow_pipe:
+        raise UsageError(refusal(commands[0], f"the index in {path}"))
+    return index
 
 
 def shards_of(data: Data) -> Shards:

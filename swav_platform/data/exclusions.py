@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable
+from itertools import compress
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,45 +18,53 @@ from swav_platform.atomic import replacing
 from swav_platform.errors import UsageError
 
 FILE = "_excluded.parquet"
-_SCHEMA = pa.schema([("shard", pa.string()), ("key", pa.string())])
+_SCHEMA = pa.schema([("shard", pa.string()), ("key", pa.string()), ("found", pa.bool_())])
+
+Line = tuple[str | None, str]
+"""(base name of a shard or None for all of them, key)."""
 
 
 class Exclusions:
-    """Keys, each of all shards or of one; a shard goes by its base name, as ledgers and sample logs know it."""
+    """Keys, each of all shards or of one; a shard goes by its base name, as ledgers and sample logs know it.
 
-    def __init__(self, pairs: Iterable[tuple[str | None, str]] = ()) -> None:
-        self._pairs = frozenset((shard and posixpath.basename(shard), key) for shard, key in pairs)
-        self._keys = frozenset(key for _, key in self._pairs)
+    `found`: those that named a sample when an index was made.
+    """
+
+    def __init__(self, lines: Iterable[Line] = (), found: Iterable[Line] = ()) -> None:
+        self._lines = frozenset((posixpath.basename(shard) if shard else None, key) for shard, key in lines)
+        self._keys = frozenset(key for _, key in self._lines)
+        self._found = frozenset(found)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._lines)
 
     def __or__(self, other: Exclusions) -> Exclusions:
-        return Exclusions(self._pairs | other._pairs)
+        return Exclusions(self._lines | other._lines, self._found | other._found)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Exclusions) and self._pairs == other._pairs
+        return isinstance(other, Exclusions) and self._lines == other._lines
 
     __hash__ = None  # type: ignore[assignment]
 
     def __contains__(self, sample: tuple[str, str]) -> bool:
         """sample: (shard, key)."""
         shard, key = sample
-        return key in self._keys and ((None, key) in self._pairs or (posixpath.basename(shard), key) in self._pairs)
+        return key in self._keys and ((None, key) in self._lines or (posixpath.basename(shard), key) in self._lines)
 
-    def __sub__(self, other: Exclusions) -> Exclusions:
-        return Exclusions(self._pairs - other._pairs)
-
-    def unmatched(self, shard: str, keys: Iterable[str]) -> Exclusions:
-        """Those that name none of these samples of a shard."""
-        if not (here := self._keys.intersection(keys)):
-            return self
+    def naming(self, shard: str, keys: Iterable[str]) -> set[Line]:
+        """The lines that name one of these samples of a shard."""
         name = posixpath.basename(shard)
-        return Exclusions(pair for pair in self._pairs if pair[1] not in here or pair[0] not in (None, name))
+        return {line for key in self._keys.intersection(keys) for line in ((None, key), (name, key)) if line in self._lines}
 
-    def lines(self) -> list[str]:
-        """KEY or SHARD<tab>KEY, in order."""
-        return sorted(key if shard is None else f"{shard}\t{key}" for shard, key in self._pairs)
+    def with_found(self, lines: Iterable[Line]) -> Exclusions:
+        """The same list, of which now these lines, too, have named a sample."""
+        return Exclusions(self._lines, self._found.union(lines))
+
+    def without_sample(self, asked: Exclusions) -> list[str]:
+        """Of the lines that were asked for those that never named a sample, as they stand in a list."""
+        keys = {key for _, key in self._found}
+        missed = [(s, k) for s, k in asked._lines - self._found if k not in keys or (s and (None, k) not in self._found)]
+        return sorted(key if shard is None else f"{shard}\t{key}" for shard, key in missed)
 
     @classmethod
     def of_file(cls, path: str | Path) -> Exclusions:
@@ -65,7 +74,7 @@ class Exclusions:
         """
         path = Path(path).expanduser()
         try:
-            found = cls.of_parquet(path) if path.suffix == ".parquet" else cls(_pairs(path.read_text(encoding="utf-8-sig")))
+            found = cls.of_parquet(path) if path.suffix == ".parquet" else cls(_lines(path.read_text(encoding="utf-8-sig")))
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(
                 f"The exclusion list {path} can't be read ({error}): give a text file with a KEY or SHARD<tab>KEY in each line, "
@@ -77,28 +86,34 @@ class Exclusions:
 
     @classmethod
     def of_parquet(cls, path: Path) -> Exclusions:
-        table = pq.ParquetFile(path).read()
-        keys = table["key"].to_pylist()
-        shards = table["shard"].to_pylist() if "shard" in table.column_names else [None] * len(keys)
-        return cls(zip(shards, keys, strict=True))
+        return cls(_of_table(pq.ParquetFile(path).read()))
 
     @classmethod
     def of_index(cls, folder: Path) -> Exclusions:
         """The list of the index in `folder`, empty if there is none."""
-        path = folder / FILE
-        return cls.of_parquet(path) if path.exists() else cls()
+        if not (path := folder / FILE).exists():
+            return cls()
+        table = pq.ParquetFile(path).read()
+        return cls(_of_table(table), compress(_of_table(table), table["found"].to_pylist()))
 
     def write(self, folder: Path) -> None:
-        ordered = sorted(self._pairs, key=lambda pair: (pair[0] or "", pair[1]))
-        columns = [pa.array([pair[n] for pair in ordered], pa.string()) for n in (0, 1)]
+        ordered = sorted(self._lines, key=lambda line: (line[0] or "", line[1]))
+        shards, keys = zip(*ordered, strict=True) if ordered else ((), ())
+        columns = [pa.array(shards, pa.string()), pa.array(keys, pa.string()), pa.array([x in self._found for x in ordered])]
         with replacing(folder / FILE) as aside:
             pq.write_table(pa.table(columns, schema=_SCHEMA), aside)
 
 
-def _pairs(text: str) -> list[tuple[str | None, str]]:
+def _lines(text: str) -> list[Line]:
     found = []
     for line in text.splitlines():
         shard, tab, key = line.rpartition("\t")
         if key:
-            found.append((shard or None if tab else None, key))
+            found.append((shard if tab else None, key))
     return found
+
+
+def _of_table(table: pa.Table) -> list[Line]:
+    keys = table["key"].to_pylist()
+    shards = table["shard"].to_pylist() if "shard" in table.column_names else [None] * len(keys)
+    return list(zip(shards, keys, strict=True))

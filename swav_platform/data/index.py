@@ -5,9 +5,10 @@ What an index is and how it is read: `index_reader.py`; how a version is written
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,18 +20,20 @@ import pyarrow as pa
 from obstore.exceptions import BaseError
 
 from swav_platform.data.balance import Weights
-from swav_platform.data.exclusions import Exclusions
+from swav_platform.data.exclusions import Exclusions, Line
 from swav_platform.data.files import stat
 from swav_platform.data.index_reader import Index, IndexLine
 from swav_platform.data.index_writer import make_current, write_balanced, write_version
 from swav_platform.data.manifest import ShardFile, is_whole, read_manifest, renumbered, version_folder
-from swav_platform.data.shard import ShardSamples, Skipped, check_label, read_shard
+from swav_platform.data.shard import EXAMPLES, ShardSamples, Skipped, check_label, read_shard
 from swav_platform.data.storage import listing
 from swav_platform.data.storage_errors import explain
 from swav_platform.data.whole import is_command
 from swav_platform.errors import UserError
 
 __all__ = ["Index", "IndexLine", "IndexReport", "Mixed", "build_index", "read_in_threads", "shard_files"]
+
+log = logging.getLogger("swav")
 
 THREADS = 16
 _LISTED = 50  # shards of one remote folder from which on a listing is asked for instead of each one's size
@@ -42,8 +45,8 @@ Request = tuple[str, int, str | None, str]
 @dataclass(frozen=True)
 class IndexReport:
     """`skipped`: what is no sample, by reason, and `examples` of names; `bytes_read`: of the shards, 0 where nothing had to
-    be read; `shards_read`: how many were; `whole`: shards that can't be read by ranges; `unmatched`: lines that are new on the
-    exclusion list and name no sample."""
+    be read; `shards_read`: how many were; `whole`: shards that can't be read by ranges; `unmatched`: how many lines of the
+    exclusion list name no sample."""
 
     samples: int
     shards: int
@@ -55,7 +58,7 @@ class IndexReport:
     examples: dict[str, list[str]]
     shards_read: int
     whole: int
-    unmatched: list[str]
+    unmatched: int
 
 
 @dataclass(frozen=True)
@@ -90,22 +93,22 @@ def build_index(
     started = time.monotonic()
     out = Path(out)
     files = shard_files(shards)
-    had = Exclusions.of_index(out)
-    unmatched = (exclude or Exclusions()) - had
-    excluded = had | unmatched
+    excluded = Exclusions.of_index(out) | (exclude or Exclusions())
     settings = {"label": label, "excluded": len(excluded)}
     sources = [{"weight": m.weight, "shards": m.shards} for m in mixed]
     base = _base(out, label)
     bytes_read = shards_read = 0
     if base is None or not _same(base, files, settings, sources):
-        work = _Work(files, label, excluded, unmatched, base, read or read_in_threads)
+        work = _Work(files, label, excluded, base, read or read_in_threads)
         manifest = write_version(files, _reported(work.found(), len(files), progress), out, settings, sources)
         base, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
-        unmatched = work.unmatched
-        if exclude:
+        if excluded:
+            excluded = excluded.with_found(work.named)
             excluded.write(out)
     current = _balanced(out, base, weights)
     skipped = current.shards.skipped()
+    if unmatched := excluded.without_sample(exclude or Exclusions()):
+        log.warning(_told(unmatched))
     return IndexReport(
         current.samples,
         len(shards),
@@ -117,7 +120,15 @@ def build_index(
         skipped.examples,
         shards_read,
         int(current.shards.whole.sum()),
-        unmatched.lines(),
+        len(unmatched),
+    )
+
+
+def _told(unmatched: list[str]) -> str:
+    few = ", ".join(unmatched[:EXAMPLES]).replace("\t", "<tab>") + (", ..." if len(unmatched) > EXAMPLES else "")
+    return (
+        f"Lines of the exclusion list that name no sample: {len(unmatched):,} ({few}). A line is a sample's KEY, its name in the tar "
+        f"without extension, or SHARD<tab>KEY. They are kept for later versions."
     )
 
 
@@ -155,29 +166,22 @@ def _same(index: Index, files: list[ShardFile], settings: dict[str, Any], source
 class _Work:
     """Samples of all shards in order, from the current version where a shard is the same in it."""
 
-    def __init__(
-        self,
-        files: list[ShardFile],
-        label: str | None,
-        excluded: Exclusions,
-        unmatched: Exclusions,
-        current: Index | None,
-        read: Any,
-    ) -> None:
+    def __init__(self, files: list[ShardFile], label: str | None, excluded: Exclusions, current: Index | None, read: Any) -> None:
         self._files, self._excluded, self._current, self._read = files, excluded, current, read
         places = {} if current is None else {file: number for number, file in enumerate(current.shards.files())}
         self._known = {number: places[file] for number, file in enumerate(files) if file in places}
         self._requests = [(f.url, n, label, f.version) for n, f in enumerate(files) if n not in self._known]
-        self.bytes_read, self.read, self.unmatched = 0, len(self._requests), unmatched
+        self.bytes_read, self.read = 0, len(self._requests)
+        self.named = set[Line]()
 
     def found(self) -> Iterator[ShardSamples]:
         fresh = self._read(self._requests)
         for number, file in enumerate(self._files):
             samples = self._taken_over(number) if number in self._known else next(fresh)
             self.bytes_read += samples.bytes_read
-            if self.unmatched:
-                self.unmatched = self.unmatched.unmatched(file.url, samples.lines["key"].to_pylist())
-            yield without(samples, file.url, self._excluded)
+            named = self._excluded.naming(file.url, samples.lines["key"].to_pylist()) if self._excluded else set()
+            self.named |= named
+            yield without(samples, named)
 
     def _taken_over(self, number: int) -> ShardSamples:
         assert self._current is not None
@@ -186,14 +190,13 @@ class _Work:
         return ShardSamples(lines, shard.skipped, 0, shard.whole)
 
 
-def without(samples: ShardSamples, url: str, excluded: Exclusions) -> ShardSamples:
-    """The samples that are not on the list."""
-    if not excluded or not samples.lines.num_rows:
+def without(samples: ShardSamples, named: Collection[Line]) -> ShardSamples:
+    """The samples that no line of an exclusion list names; `named`: what `Exclusions.naming` says of the shard."""
+    if not named:
         return samples
+    gone = {key for _, key in named}
     keys = samples.lines["key"].to_pylist()
-    stays = np.array([(url, key) not in excluded for key in keys])
-    if stays.all():
-        return samples
+    stays = np.array([key not in gone for key in keys])
     skipped = Skipped()
     skipped.add(samples.skipped)
     for number in np.flatnonzero(~stays).tolist():

@@ -186,7 +186,7 @@ def _why_empty(shards: list[Shard]) -> str:
     reason = next((text for name, text in SHARD_REASONS.items() if name in counts), "holds no image")
     if "excluded" in counts:
         reason = "holds no image that the exclusion list leaves"
-    if len(shards) == 1 and (told := first.skipped.examples.get("shard_unreadable")):
+    if told := first.skipped.examples.get("shard_unreadable"):
         return told[0]
     if len(shards) == 1:
         return f"{first.file.url} {reason}: name a plain tar of images, or make one of a folder with `swav pack FOLDER --out SHARDS`."

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from swav_platform.data.shard import Skipped
+from swav_platform.data.whole import COMMAND
 from swav_platform.errors import UserError
 
 FORMAT = 2
@@ -101,7 +102,7 @@ class ShardTable:
     def commands(self) -> list[str]:
         """Those that are the output of a shell command."""
         urls = self._table["url"]
-        return list(urls.filter(pc.starts_with(urls, "pipe:")).to_pylist())
+        return list(urls.filter(pc.starts_with(urls, COMMAND)).to_pylist())
 
     def files(self) -> list[ShardFile]:
         columns = [self._table[name].to_pylist() for name in ("url", "size", "version")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from swav_platform.errors import UsageError, UserError
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PACKED = _SHARDS[1:]
+_ENDING = re.compile(r"(\.tar)?\.\w+$")
 
 
 def expand(patterns: Sequence[str | Source], *, allow_pipe: bool = False) -> list[str]:
@@ -59,18 +60,18 @@ def _expand(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]
 
 
 def _command(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
-    check_commands([pattern], lists[-1] if lists else None, allow_pipe)
+    if not allow_pipe:
+        raise UsageError(refusal(pattern, lists[-1] if lists else None))
     return [pattern]
 
 
-def check_commands(commands: Sequence[str], listed_by: str | None, allowed: bool) -> None:
-    """Raises UsageError if there is a shell command that nobody allowed. `listed_by`: where it was found, if it was not typed."""
-    if commands and not allowed:
-        where = f", which {listed_by} lists," if listed_by else ""
-        raise UsageError(
-            f"'{commands[0]}'{where} is a shell command, and would be run on every machine of the run: if that is what you want, "
-            f"say --allow-pipe or data.allow_pipe=true."
-        )
+def refusal(command: str, listed_by: str | None) -> str:
+    """Of a shell command that nobody allowed. `listed_by`: where it was found, if it was not typed."""
+    where = f", which {listed_by} lists," if listed_by else ""
+    return (
+        f"'{command}'{where} is a shell command, which a machine that reads it would run. If that is what you want, allow it: "
+        f"`swav index` by --allow-pipe, a run by data.allow_pipe=true."
+    )
 
 
 def _listed(path: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
@@ -137,21 +138,22 @@ def _at(pattern: str, path: str) -> list[str]:
     path = os.path.abspath(path)
     if not os.path.isdir(path):
         return [path]
-    found = _plain(path, [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names])
+    found = _plain(path, (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names))
     if not found:
         raise UsageError(_why_no_tars(pattern, path))
     return found
 
 
-def _plain(folder: str, names: list[str]) -> list[str]:
+def _plain(folder: str, names: Iterable[str]) -> list[str]:
     """The plain tars of all names below a folder. Raises UsageError where compressed ones would be passed over beside them."""
     shards = [name for name in names if name.lower().endswith(_SHARDS) and not os.path.basename(name).startswith(".")]
     plain = [name for name in shards if name.lower().endswith(".tar")]
     packed = [name for name in shards if name.lower().endswith(_PACKED)]
     if plain and packed:
+        others = ", ".join(f"'{folder}/**/*{ending}'" for ending in sorted({_ENDING.search(n)[0] for n in packed}))  # type: ignore[index]
         raise UsageError(
-            f"'{folder}' holds {len(plain):,} plain and {len(packed):,} compressed tars, such as {packed[0]}: say which you want, "
-            f"'{folder}/**/*.tar' or, to have compressed ones fetched and unpacked whole, '{folder}/**/*.tar*'."
+            f"'{folder}' holds {len(plain):,} plain and {len(packed):,} compressed tars, such as {packed[0]}: name '{folder}/**/*.tar' "
+            f"for the plain ones, and also {others} to have the others fetched and unpacked whole."
         )
     return plain
 

@@ -13,17 +13,19 @@ import hashlib
 import io
 import lzma
 import os
-import re
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
+from obstore.exceptions import BaseError
 
-from swav_platform.atomic import replacing
+from swav_platform.atomic import cure, replacing
 from swav_platform.data.storage import is_remote, read_whole
+from swav_platform.errors import UserError
 
 _BYTES = 50 * 10**9
 _PIECE = 2**20
@@ -45,17 +47,20 @@ _UNPACK: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 )
 
 
+COMMAND = "pipe:"
+"""What the URL of a shell command begins with."""
+
+
 def is_command(url: str) -> bool:
-    return url.startswith("pipe:")
+    return url.startswith(COMMAND)
 
 
 def local_copy(url: str, version: str) -> Path:
     """A plain tar on the local disk with what `url` holds; fetched when it is not there yet.
 
-    Raises OSError, EOFError or an exception of obstore for a shard that can't be read to its end.
+    Raises OSError, EOFError or an exception of obstore for a shard that can't be read to its end, UserError for the cache.
     """
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(f'{url} {version}'.encode()).hexdigest()[:32]}.tar"
     with _one_at_a_time(path):
         if not path.exists():
@@ -65,62 +70,67 @@ def local_copy(url: str, version: str) -> Path:
     return path
 
 
-def _fetch(url: str, path: Path) -> None:
-    try:
-        with _opened(url) as packed, replacing(path) as aside, aside.open("wb") as out:
-            _copy(packed, out)
-    except _CommandFailed as error:
-        raise OSError(str(error)) from None
-
-
-class _CommandFailed(Exception):
-    """No OSError, which would be one of writing the copy."""
-
-
 def cache_folder() -> Path:
     return Path(os.environ.get("SWAV_CACHE") or Path.home() / ".cache" / "swav")
 
 
-def _copy(packed: Any, out: BinaryIO) -> None:
-    """What comes before damage stays: the walk over the tar finds out where it ends."""
+class _SourceFailed(Exception):
+    """Around what the source raised, which as an OSError would pass for one of writing the copy."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _fetch(url: str, path: Path) -> None:
+    try:
+        with replacing(path) as aside, aside.open("wb") as out:
+            for piece in _content(url):
+                out.write(piece)
+    except _SourceFailed as failed:
+        raise failed.error from None
+
+
+def _content(url: str) -> Iterator[bytes]:
+    """What a shard holds, unpacked. What comes before damage stays: the walk over the tar finds out where it ends."""
+    begun = False
+    try:
+        with _opened(url) as packed:
+            for piece in _unpacked(packed):
+                begun = True
+                yield piece
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, BaseError) as error:
+        if isinstance(error, BaseError) or getattr(error, "errno", None):  # bzip2, gzip and zstd call damage an OSError, too
+            raise _SourceFailed(error) from None
+        if not begun:
+            raise _SourceFailed(EOFError("it is damaged from its beginning on")) from None
+
+
+def _unpacked(packed: Any) -> Iterator[bytes]:
     reader: Any = io.BufferedReader(packed, _PIECE)
     head = reader.peek(16)[:16]
     unpack = next((kind for magic, kind in _UNPACK if head.startswith(magic)), None)
     source = unpack(reader) if unpack else reader
     read = getattr(source, "read1", source.read)  # `read` would lose what it has when damage comes
-    try:
-        while piece := read(_PIECE):
-            out.write(piece)
-    except (zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile):
-        if not out.tell():
-            raise EOFError("it is damaged from its beginning on") from None
+    return iter(lambda: read(_PIECE), b"")
 
 
 @contextmanager
 def _opened(url: str) -> Iterator[Any]:
     if is_remote(url):
         yield _Pieces(read_whole(url))
-        return
-    if is_command(url):
-        yield _Pieces(_output(url))
-        return
-    with open(url, "rb") as file:
-        yield file
+    elif is_command(url):
+        yield _Pieces(_output(url.removeprefix(COMMAND)))
+    else:
+        with open(url, "rb") as file:
+            yield file
 
 
 def _output(command: str) -> Iterator[bytes]:
-    from webdataset.gopen import gopen  # brings torch: only where it is needed
-
-    stream = gopen(command)
-    try:
-        yield from iter(lambda: stream.read(_PIECE), b"")
-        stream.close()
-    except OSError as error:
-        code = re.search(r"exit (-?\d+)", str(error))
-        raise _CommandFailed(f"its command ended with {f'exit code {code[1]}' if code else error}") from None
-    finally:
-        with suppress(OSError):
-            stream.close()
+    with subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        out: Any = process.stdout
+        yield from iter(lambda: out.read(_PIECE), b"")
+    if code := process.returncode:
+        raise _SourceFailed(OSError(f"its command ended with {f'exit code {code}' if code > 0 else f'signal {-code}'}"))
 
 
 class _Pieces(io.RawIOBase):
@@ -146,8 +156,16 @@ class _Pieces(io.RawIOBase):
 
 @contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Two data tasks that want one shard fetch it once."""
-    with path.with_suffix(".lock").open("w") as lock:
+    """Two data tasks that want one shard fetch it once. Makes the folder; raises UserError where that may not be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"The cache of shards that are read whole, {path.parent}, can't be used ({error.strerror}): {cure(error)} or name "
+            f"another folder by SWAV_CACHE."
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

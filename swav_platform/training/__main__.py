@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from swav_platform.atomic import write_text
-from swav_platform.config import Config, load
+from swav_platform.config import Config, load_with
 from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of
 from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
@@ -84,10 +84,7 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
 
 def _configured(options: argparse.Namespace, size: int) -> Config:
     overrides = [*options.overrides, f"train.workers={size}"]
-    for key, value in (("data.sources", options.data), ("run.name", options.name), ("run.out", options.out)):
-        if value:
-            overrides.append(f"{key}={json.dumps(value)}")
-    return load(options.config, overrides)
+    return load_with(options.config, overrides, data=options.data or (), name=options.name, out=options.out)
 
 
 def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:

@@ -94,7 +94,8 @@ def test_source_with_a_typo(root: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("option", "key"), [("--data", "data.sources=[b.tar]"), ("--name", "run.name=m"), ("--out", "run.out=there")]
+    ("option", "key"),
+    [("--data", "data.sources=[b.tar]"), ("--data", "data.index=ix"), ("--name", "run.name=m"), ("--out", "run.out=there")],
 )
 def test_one_thing_said_twice(root: Path, capsys: pytest.CaptureFixture[str], option: str, key: str) -> None:
     fails(capsys, ["pretrain", preset(root), option, "a.tar", key], 2, option, key.partition("=")[0])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from swav_platform.data.files import RemoteFile
@@ -154,11 +158,30 @@ def test_pipes_are_commands_and_need_a_word(make_tar: Any, tmp_path: Path) -> No
 
 
 def test_a_command_that_fails_is_named(make_tar: Any, tmp_path: Path) -> None:
-    broken = f"pipe:cat {make_tar('x.tar', SMALL)}; exit 3"
+    broken = f"pipe:: exit 0; cat {make_tar('x.tar', SMALL)}; (exit 3)"
     with pytest.raises(UserError, match=r"its command ended with exit code 3\): run the command by itself"):
         build_index([broken], tmp_path / "index")
     report = build_index([broken, make_tar("y.tar", SMALL)], tmp_path / "index")
     assert (report.samples, report.skipped) == (300, {"shard_unreadable": 1})
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, partial(pa.compress, codec="zstd", asbytes=True)], ids=["gzip", "bzip2", "zstd"]
+)
+def test_damage_of_a_compressed_tar_is_its_own(make_tar: Any, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    path = Path(make_tar("x.tar", LARGE))
+    packed = pack(path.read_bytes())
+    (tmp_path / "cut").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "head").write_bytes(packed[:10] + bytes(1000))
+    report = build_index([str(tmp_path / "cut"), str(tmp_path / "head"), make_tar("y.tar", SMALL)], tmp_path / "index")
+    assert 300 <= report.samples < 300 + len(LARGE)
+    assert set(report.skipped) <= {"shard_unreadable", "shard_compressed", "truncated"}
+
+
+def test_a_cache_that_may_not_be_there(make_tar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAV_CACHE", "/proc/nope")
+    with pytest.raises(UserError, match=r"cache .*/proc/nope, can't be used.*SWAV_CACHE"):
+        build_index([f"pipe:cat {make_tar('x.tar', SMALL)}"], tmp_path / "index")
 
 
 @pytest.mark.parametrize(

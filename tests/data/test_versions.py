@@ -105,11 +105,17 @@ def test_keys_of_digits_stay_text(make_tar: Any, tmp_path: Path) -> None:
     (tmp_path / "w.csv").write_text("shard,key,weight\n,001,3\n007.tar,002,1\n")
     assert build_index([tar], tmp_path / "index", weights=Weights.of_file(tmp_path / "w.csv")).samples == 1 + 1 + 3
     (tmp_path / "w.csv").write_text("key,weight\n1,1\n")
-    with pytest.raises(UsageError, match="No key of the weights"):
+    with pytest.raises(UsageError, match=r"w\.csv name no sample of the index.* such as 000"):
         build_index([tar], tmp_path / "index", weights=Weights.of_file(tmp_path / "w.csv"))
 
 
-@pytest.mark.parametrize("text", ["key,weight\na,-1\n", "key,weight\na,0\n", "key,weight\na,\n", "name\na\n", ""])
+def test_a_key_without_weight_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.csv").write_text("key,weight\na,1\nb,nan\n")
+    with pytest.raises(UsageError, match="'b' has none"):
+        Weights.of_file(tmp_path / "w.csv")
+
+
+@pytest.mark.parametrize("text", ["key,weight\na,-1\n", "key,weight\na,0\n", "name\na\n", ""])
 def test_wrong_weights(tmp_path: Path, text: str) -> None:
     (tmp_path / "w.csv").write_text(text)
     with pytest.raises(UsageError, match="columns key and weight"):
