@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable
-from itertools import compress
+from itertools import compress, repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,7 +94,8 @@ class Exclusions:
         if not (path := folder / FILE).exists():
             return cls()
         table = pq.ParquetFile(path).read()
-        return cls(_of_table(table), compress(_of_table(table), table["found"].to_pylist()))
+        found = table["found"].to_pylist() if "found" in table.column_names else repeat(True)
+        return cls(_of_table(table), compress(_of_table(table), found))
 
     def write(self, folder: Path) -> None:
         ordered = sorted(self._lines, key=lambda line: (line[0] or "", line[1]))
