@@ -46,6 +46,10 @@ def config(**overrides: Any) -> Config:
     return from_tree(tree)
 
 
+def _samples(settings: Config) -> int:
+    return settings.data.samples_per_epoch or SAMPLES
+
+
 def row(settings: Config, number: int, bad: tuple[int, ...] = ()) -> Row:
     """Row `number`: pixels from its number alone; positions in `bad` have an unreadable sample of their own."""
     layout, r = RowLayout.of(settings), settings.data.row_size
@@ -58,7 +62,16 @@ def row(settings: Config, number: int, bad: tuple[int, ...] = ()) -> Row:
     views = {"views": layout.views(packed), "params": layout.params(packed), "packed": packed, "layout": layout}
     for pixels in views["views"]:
         pixels[...] = _patches(number, r, pixels.shape[0], pixels.shape[2])
-    return Row(row=number, position=position, sample=position, outcome=outcome, weight=weight, events=events, **names, **views)
+    return Row(
+        row=number,
+        position=position,
+        sample=position % _samples(settings),
+        outcome=outcome,
+        weight=weight,
+        events=events,
+        **names,
+        **views,
+    )
 
 
 def _patches(number: int, r: int, views: int, size: int) -> np.ndarray:
@@ -85,7 +98,7 @@ def train(settings: Config, folder: Path, comm: Comm | None = None, double: bool
     """double: in float64, in which no rounding turns a ReLU over, so that runs can be compared closely."""
     comm = comm or LocalComm()
     stream = rows(settings, comm, options.pop("stop", None), options.pop("bad", ()))
-    given = {"samples": SAMPLES, "index_digest": "i", "rows": stream, "resume": False} | options
+    given = {"samples": _samples(settings), "index_digest": "i", "rows": stream, "resume": False} | options
     if not double:
         return loop.train(settings, comm=comm, run_dir=folder, **given)
     build, shard, given["prepare"] = loop.snapshots.build_learner, loop.snapshots.shard, in_float64
@@ -130,6 +143,7 @@ SPLIT: dict[str, dict[str, Any]] = {
     "lars": {"train__optimiser__name": "lars", "train__optimiser__lr": 0.01, "train__accumulate": "recompute"},
     "over_step": {"model__normalisation": "step", "model__activation_checkpointing": True, "train__optimiser__name": "adamw"},
     "mean_shift": {"method__name": "mean_shift", "method__neighbours": 2, "method__bank_length": 64},
+    "forward_only": {"method__name": "sela", "data__samples_per_epoch": 64},  # in the first two steps
 }
 
 
@@ -141,7 +155,7 @@ def split(name: str, shard: str = "fsdp2") -> Config:
 
 def train_split(name: str, folder: Path, comm: Comm | None = None, shard: str = "fsdp2", **options: Any) -> loop.TrainResult:
     """In float32 where roundings do not grow."""
-    return train(split(name, shard), folder, comm, double=name in ("over_step", "mean_shift"), **options)
+    return train(split(name, shard), folder, comm, double=name in ("over_step", "mean_shift", "forward_only"), **options)
 
 
 RATES = {"row": 0.02, "step": 0.005}

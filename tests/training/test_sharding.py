@@ -18,7 +18,7 @@ from swav_platform.training.checkpoints import load
 from swav_platform.training.footprint import footprint
 from swav_platform.training.snapshots import build_learner
 
-NAMES = ["sgd", "lars", "over_step", "mean_shift"]
+NAMES = ["sgd", "lars", "over_step", "mean_shift", "forward_only"]
 
 
 def test_all_cases_are_listed(rig: ModuleType) -> None:
