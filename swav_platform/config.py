@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from swav_platform.errors import UsageError
 
@@ -438,7 +439,7 @@ def from_tree(tree: Mapping[str, Any], name: str = "the configuration") -> Confi
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, name)) from None
+        raise ConfigError(_explain(error, tree, name)) from None
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -517,35 +518,51 @@ def _is_number(text: str) -> bool:
 
 
 _MESSAGES = {
-    "string_pattern_mismatch": "a name starts with a letter or digit and holds only letters, digits, blanks and . _ - (no / or :)"
+    "tuple_type": "Input should be a list",
+    "model_type": "Input should be a mapping of settings",
+    "string_pattern_mismatch": "a name starts with a letter or digit and holds only letters, digits, blanks and . _ - (no / or :)",
 }
 
 
-def _explain(error: ValidationError, name: str) -> str:
+def _explain(error: ValidationError, tree: Mapping[str, Any], name: str) -> str:
     parts = []
-    for item in error.errors():
-        place, kind = _without_kind(item["loc"])
-        if kind == ("str" if isinstance(item["input"], dict) else "Source") and len(place) == 3:
-            continue  # the other thing that a source could have been
+    for place, items in _by_place(error, tree).items():
         where = ".".join(map(str, place))
-        if item["type"] == "extra_forbidden":
-            of_source = [".".join(map(str, (*place[:-1], key))) for key in Source.model_fields] if kind else []
-            nearest = difflib.get_close_matches(where, [*known_keys(), *of_source], n=1, cutoff=0.0)
+        if items[0]["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(where, [*known_keys(), *_keys_of_source(place)], n=1, cutoff=0.0)
             parts.append(
                 f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'"
             )
         else:
-            message = _MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
-            got = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
+            message = ", or: ".join(_MESSAGES.get(i["type"], i["msg"].removeprefix("Value error, ")) for i in items)
+            got = f" (got {items[0]['input']!r})" if where and not isinstance(items[0]["input"], dict) else ""
             parts.append(f"{where}: {message}{got}" if where else message)
     return f"{name} is not a valid configuration: {'; '.join(parts)}."
 
 
-def _without_kind(place: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], int | str | None]:
-    """A source is text or a mapping; which of the two was tried stands in the place of the error, but in no file."""
-    if place[:2] == ("data", "sources") and len(place) > 3:
-        return place[:3] + place[4:], place[3]
-    return place, None
+def _by_place(error: ValidationError, tree: Mapping[str, Any]) -> dict[tuple[int | str, ...], list[ErrorDetails]]:
+    """Errors by where they stand in the tree. A value that may be of several kinds has errors for each of them; the
+    deepest of them speak, for theirs is the kind that was meant."""
+    found: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for item in error.errors():
+        found.setdefault(_in_tree(item, tree), []).append(item)
+    return {p: i for p, i in found.items() if not p or not any(len(o) > len(p) and o[: len(p)] == p for o in found)}
+
+
+def _in_tree(item: ErrorDetails, tree: Any) -> tuple[int | str, ...]:
+    """An error's place without the names of kinds that were tried, which stand in it but in no file."""
+    place: list[int | str] = []
+    for part in item["loc"]:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        place.append(part)
+    return (*place, item["loc"][-1]) if item["type"] == "missing" else tuple(place)
+
+
+def _keys_of_source(place: tuple[int | str, ...]) -> list[str]:
+    return [".".join(map(str, (*place[:-1], key))) for key in Source.model_fields] if place[:2] == ("data", "sources") else []
 
 
 def known_keys() -> Iterable[str]:

@@ -49,6 +49,9 @@ def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
         ("run.name=a/b", "run.name: a name starts with"),
         ("run.name=../b", "run.name"),
         ("tracking.model='a:b'", "tracking.model"),
+        ("method.prototypes=abc", "method.prototypes: Input should be a valid integer.*, or: Input should be a list .got 'abc'"),
+        ("method.prototypes=[100,abc]", "configuration: method.prototypes.1: .*got 'abc'"),
+        ("data.sources=[{weight: 2}]", "configuration: data.sources.0.pattern: Field required"),
     ],
 )
 def test_wrong_settings_are_explained(override: str, said: str) -> None:

@@ -17,7 +17,7 @@ from swav_platform.cli import console
 from swav_platform.config import Train
 from swav_platform.data import naming
 from swav_platform.data.index import Index
-from swav_platform.data.sources import expand
+from swav_platform.data.sources import expand, is_shard
 from swav_platform.errors import UsageError
 
 PER_PHOTO = {"train": 450, "query": 60}
@@ -67,24 +67,13 @@ def own_images(data: str, place: Path) -> OwnImages:
         raise UsageError(f"{data} lies in {place}, which the demo replaces; name another folder with --out.")
     if not where.is_dir():
         return OwnImages(str(where), packed=False)
-    images = any(map(_is_image, _files(where, place)))
-    tars = _tars(where, place, required=not images)
-    if images and tars:
-        console.say(f"{where} holds images and tars: the images are packed, the tars ({len(tars):,}) are left aside.")
-    return OwnImages(str(where), packed=images)
-
-
-def _tars(folder: Path, place: Path, *, required: bool) -> list[str]:
-    """Tars in a folder but those of an earlier demo in it. Raises UsageError when they are required and there are none."""
-    try:
-        found = [tar for tar in expand([str(folder)]) if not _inside(tar, place)]
-    except UsageError:
-        if required:
-            raise
-        return []
-    if required and not found:
-        raise UsageError(f"{folder} holds neither images nor tars but those of an earlier demo; name another folder.")
-    return found
+    if not any(map(_is_image, _files(where, place))):
+        if all(_inside(tar, place) for tar in expand([str(where)])):
+            raise UsageError(f"{where} holds neither images nor tars but those of an earlier demo; name another folder.")
+        return OwnImages(str(where), packed=False)
+    if tars := sum(is_shard(str(file)) for file in _files(where, place)):
+        console.say(f"{where} holds images and tars: the images are packed, the tars ({tars:,}) are left aside.")
+    return OwnImages(str(where), packed=True)
 
 
 def _inside(path: str | Path, place: Path) -> bool:

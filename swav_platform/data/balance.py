@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from swav_platform.data.exclusions import Line, lines_of
 from swav_platform.data.index_reader import Index
 from swav_platform.data.keyed import hashes, key
 from swav_platform.errors import UsageError
@@ -31,7 +32,7 @@ _ROUNDING = 5  # what a key is for; plan.py and mix.py have the others
 class Weights:
     """Of samples by (shard, key) or by key; those that are not named have the smallest weight."""
 
-    def __init__(self, weights: dict[tuple[str | None, str], float], name: str = "given") -> None:
+    def __init__(self, weights: dict[Line, float], name: str = "given") -> None:
         self._weights, self.name = weights, name
         self._least = min(weight for weight in weights.values() if weight > 0)
 
@@ -42,8 +43,7 @@ class Weights:
         path = Path(path).expanduser()
         try:
             table = pq.ParquetFile(path).read() if path.suffix == ".parquet" else pa.csv.read_csv(path, convert_options=_AS_TEXT)
-            keys = table["key"].cast(pa.string()).to_pylist()
-            shards = table["shard"].to_pylist() if "shard" in table.column_names else [None] * len(keys)
+            samples = lines_of(table)
             if "weight" in table.column_names:
                 weights = table["weight"].cast(pa.float64()).to_pylist()
             else:
@@ -51,15 +51,14 @@ class Weights:
                 sizes = Counter(clusters)
                 weights = [1 / sizes[cluster] for cluster in clusters]
             if None in weights:
-                raise ValueError(f"'{keys[weights.index(None)]}' has none")
+                raise ValueError(f"'{samples[weights.index(None)][1]}' has none")
             if not any(weight > 0 for weight in weights) or min(weights) < 0 or not np.isfinite(weights).all():
                 raise ValueError("weights must be 0 or more, and one of them more than 0")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"The weights {path} can't be read ({error}): give parquet or CSV with columns key and weight, or key and cluster."
             ) from None
-        names = [posixpath.basename(shard) if shard else None for shard in shards]
-        return cls(dict(zip(zip(names, keys, strict=True), weights, strict=True)), str(path))
+        return cls(dict(zip(samples, weights, strict=True)), str(path))
 
     def names_one(self, shard: str, keys: list[str]) -> bool:
         """Whether there is a weight for any of these samples."""

@@ -31,7 +31,7 @@ class Exclusions:
     """
 
     def __init__(self, lines: Iterable[Line] = (), found: Iterable[Line] = ()) -> None:
-        self._lines = frozenset((posixpath.basename(shard) if shard else None, key) for shard, key in lines)
+        self._lines = frozenset(named(shard, key) for shard, key in lines)
         self._keys = frozenset(key for _, key in self._lines)
         self._found = frozenset(found)
 
@@ -86,7 +86,7 @@ class Exclusions:
 
     @classmethod
     def of_parquet(cls, path: Path) -> Exclusions:
-        return cls(_of_table(pq.ParquetFile(path).read()))
+        return cls(lines_of(pq.ParquetFile(path).read()))
 
     @classmethod
     def of_index(cls, folder: Path) -> Exclusions:
@@ -95,7 +95,7 @@ class Exclusions:
             return cls()
         table = pq.ParquetFile(path).read()
         found = table["found"].to_pylist() if "found" in table.column_names else repeat(True)
-        return cls(_of_table(table), compress(_of_table(table), found))
+        return cls(lines_of(table), compress(lines_of(table), found))
 
     def write(self, folder: Path) -> None:
         ordered = sorted(self._lines, key=lambda line: (line[0] or "", line[1]))
@@ -114,7 +114,17 @@ def _lines(text: str) -> list[Line]:
     return found
 
 
-def _of_table(table: pa.Table) -> list[Line]:
-    keys = table["key"].to_pylist()
-    shards = table["shard"].to_pylist() if "shard" in table.column_names else [None] * len(keys)
-    return list(zip(shards, keys, strict=True))
+def lines_of(table: pa.Table) -> list[Line]:
+    """Samples that a table names in its columns `key` and, if there is one, `shard`.
+
+    Raises KeyError without `key`, ValueError for a line without one.
+    """
+    keys = table["key"].cast(pa.string()).to_pylist()
+    if None in keys:
+        raise ValueError(f"line {keys.index(None) + 1} has no key")
+    shards = table["shard"].cast(pa.string()).to_pylist() if "shard" in table.column_names else repeat(None, len(keys))
+    return [named(shard, key) for shard, key in zip(shards, keys, strict=True)]
+
+
+def named(shard: str | None, key: str) -> Line:
+    return posixpath.basename(shard) if shard else None, key

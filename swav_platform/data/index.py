@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -179,9 +179,9 @@ class _Work:
         for number, file in enumerate(self._files):
             samples = self._taken_over(number) if number in self._known else next(fresh)
             self.bytes_read += samples.bytes_read
-            named = self._excluded.naming(file.url, samples.lines["key"].to_pylist()) if self._excluded else set()
+            samples, named = without(samples, file.url, self._excluded)
             self.named |= named
-            yield without(samples, named)
+            yield samples
 
     def _taken_over(self, number: int) -> ShardSamples:
         assert self._current is not None
@@ -190,18 +190,19 @@ class _Work:
         return ShardSamples(lines, shard.skipped, 0, shard.whole)
 
 
-def without(samples: ShardSamples, named: Collection[Line]) -> ShardSamples:
-    """The samples that no line of an exclusion list names; `named`: what `Exclusions.naming` says of the shard."""
+def without(samples: ShardSamples, url: str, excluded: Exclusions) -> tuple[ShardSamples, set[Line]]:
+    """The samples of the shard `url` that are not to be left out, and the lines of the list that name one of the others."""
+    keys = samples.lines["key"].to_pylist() if excluded else []
+    named = excluded.naming(url, keys)
     if not named:
-        return samples
+        return samples, named
     gone = {key for _, key in named}
-    keys = samples.lines["key"].to_pylist()
     stays = np.array([key not in gone for key in keys])
     skipped = Skipped()
     skipped.add(samples.skipped)
     for number in np.flatnonzero(~stays).tolist():
         skipped.note("excluded", keys[number])
-    return replace(samples, lines=samples.lines.filter(pa.array(stays)), skipped=skipped)
+    return replace(samples, lines=samples.lines.filter(pa.array(stays)), skipped=skipped), named
 
 
 def _reported(found: Iterable[ShardSamples], total: int, progress: Callable[[int, int], None] | None) -> Iterator[ShardSamples]:

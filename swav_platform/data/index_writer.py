@@ -187,10 +187,14 @@ def _why_empty(shards: list[Shard]) -> str:
     if "excluded" in counts:
         reason = "holds no image that the exclusion list leaves"
     if told := first.skipped.examples.get("shard_unreadable"):
-        return told[0]
+        return (
+            told[0]
+            if len(shards) == 1
+            else f"None of the {len(shards):,} shards has an image to train on. Of the first: {told[0]}"
+        )
     if len(shards) == 1:
         return f"{first.file.url} {reason}: name a plain tar of images, or make one of a folder with `swav pack FOLDER --out SHARDS`."
     return (
-        f"None of the {len(shards)} shards has an image to train on; the first, {first.file.url}, {reason}: name plain tars of "
+        f"None of the {len(shards):,} shards has an image to train on; the first, {first.file.url}, {reason}: name plain tars of "
         f"images, or make them of a folder with `swav pack FOLDER --out SHARDS`."
     )

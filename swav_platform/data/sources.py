@@ -133,6 +133,11 @@ def _without_sidecars(names: list[str]) -> list[str]:
     return tars or names
 
 
+def is_shard(path: str) -> bool:
+    """Whether a name is that of a tar, plain or compressed."""
+    return path.lower().endswith(_SHARDS) and not os.path.basename(path).startswith(".")
+
+
 def _at(pattern: str, path: str) -> list[str]:
     """The tar at a path, or the tars below it."""
     path = os.path.abspath(path)
@@ -146,7 +151,7 @@ def _at(pattern: str, path: str) -> list[str]:
 
 def _plain(folder: str, names: Iterable[str]) -> list[str]:
     """The plain tars of all names below a folder. Raises UsageError where compressed ones would be passed over beside them."""
-    shards = [name for name in names if name.lower().endswith(_SHARDS) and not os.path.basename(name).startswith(".")]
+    shards = [name for name in names if is_shard(name)]
     plain = [name for name in shards if name.lower().endswith(".tar")]
     packed = [name for name in shards if name.lower().endswith(_PACKED)]
     if plain and packed:

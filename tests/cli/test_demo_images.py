@@ -1,4 +1,4 @@
-"""How long the demo learns from images of the user's own."""
+"""What the demo takes of images of the user's own, and how long it learns from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from webdataset import TarWriter
 
-from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps
+from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps, own_images
 from swav_platform.config import Train
 
 
@@ -45,3 +45,11 @@ def test_large_images_are_learned_from_for_fewer_steps_and_without_a_word(
         assert not [w for w in caught if w.category is Image.DecompressionBombWarning]
         Image.open(io.BytesIO(large))
         assert [w for w in caught if w.category is Image.DecompressionBombWarning]
+
+
+def test_tars_beside_images_are_left_aside_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.tar", "b.tar.gz"):
+        (tmp_path / name).touch()
+    (tmp_path / "x.png").write_bytes(png_of(64, 48))
+    assert own_images(str(tmp_path), tmp_path / "demo").packed
+    assert "the tars (2) are left aside" in " ".join(capsys.readouterr().err.split())

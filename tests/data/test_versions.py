@@ -61,6 +61,11 @@ def test_lists_of_what_to_take_out(tmp_path: Path) -> None:
     assert ("/elsewhere/x.tar", "a") in found
     assert ("y.tar", "a") not in found
     assert ("y.tar", "b\tc") in found
+    pq.write_table(pa.table({"key": [7]}), tmp_path / "numbers.parquet")
+    assert ("y.tar", "7") in Exclusions.of_file(tmp_path / "numbers.parquet")
+    pq.write_table(pa.table({"key": ["a", None]}), tmp_path / "hole.parquet")
+    with pytest.raises(UsageError, match="line 2 has no key"):
+        Exclusions.of_file(tmp_path / "hole.parquet")
     for name, text in (("gone.txt", None), ("empty.txt", "\n\n")):
         if text is not None:
             (tmp_path / name).write_text(text)
