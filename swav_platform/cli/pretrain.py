@@ -13,6 +13,7 @@ import yaml
 
 from swav_platform.cli import console
 from swav_platform.config import Config, load_with
+from swav_platform.errors import UsageError
 from swav_platform.run_folder import RunFolder
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -62,6 +63,8 @@ def pretrain_command(
 ) -> None:
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
     settings = load_with(config, overrides, data=data, name=name, out=out)
+    if dry_run and preview:
+        raise UsageError("--dry-run and --preview each do one thing and stop: take one of them away.")
     if dry_run:
         _dry_run(settings, as_json)
         return

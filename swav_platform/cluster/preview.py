@@ -10,12 +10,14 @@ from swav_platform.cluster.data_task import rows
 from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import Config
 from swav_platform.data.datasets import open_or_build
-from swav_platform.images.contact_sheet import contact_sheet
+from swav_platform.images.contact_sheet import POSITIONS, contact_sheet
 from swav_platform.run_folder import write_text
 
 
 def preview(config: Config, path: Path) -> dict[str, object]:
     """Writes a contact sheet of the run's first positions, made by the code that makes its rows.
+
+    `bad` of the answer: how many images these positions met that could not be used, by reason.
 
     Raises UsageError or UserError for sources without a sample.
     """
@@ -25,5 +27,6 @@ def preview(config: Config, path: Path) -> dict[str, object]:
         job = StreamJob(config, str(index.path), tasks=1)
         row = next(rows(job, 0, 1))
     write_text(path, contact_sheet(row, config))
-    bad = Counter(event.outcome.word for event in row.events)
-    return {"preview": str(path), "positions": min(16, len(row.position)), "bad": bad}
+    shown = row.position[:POSITIONS].tolist()
+    bad = {event.sample: event.outcome.word for event in row.events if event.position in shown}
+    return {"preview": str(path), "positions": len(shown), "bad": Counter(bad.values())}

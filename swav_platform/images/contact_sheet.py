@@ -10,8 +10,12 @@ import numpy as np
 from PIL import Image
 
 from swav_platform.config import Config
+from swav_platform.data.outcomes import Outcome
 from swav_platform.images.layout import Row
 from swav_platform.images.params import COLUMN, ORDERS
+
+POSITIONS = 16
+"""Most positions of a page."""
 
 _CHANGES = ("brightness", "contrast", "saturation", "hue")
 _STYLE = """
@@ -22,9 +26,9 @@ figcaption { font-size: .75rem; opacity: .8; margin-top: .2rem }
 """
 
 
-def contact_sheet(row: Row, config: Config, positions: int = 16) -> str:
+def contact_sheet(row: Row, config: Config) -> str:
     """HTML, complete in itself: the views of a row's first positions, whose colours are changed already."""
-    parts = [_position(row, config, slot) for slot in range(min(positions, len(row.position)))]
+    parts = [_position(row, config, slot) for slot in range(min(POSITIONS, len(row.position)))]
     title = f"Views of seed {config.seed}"
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style>'
@@ -38,8 +42,9 @@ def _position(row: Row, config: Config, slot: int) -> str:
         for view in range(len(views)):
             said = html.escape(f"{name} {view}: {describe(params[view, slot])}")
             figures.append(f'<figure><img alt="" src="{_png(views[view, slot])}"><figcaption>{said}</figcaption></figure>')
-    notes = [f"stands in for {row.stand_in_for[slot]}"] if row.stand_in_for[slot] else []
-    notes += ["no image could be had: grey, without weight"] if not row.weight[slot] else []
+    why = Outcome(int(row.outcome[slot])).word
+    notes = [f"stands in for {row.stand_in_for[slot]} ({why})"] if row.stand_in_for[slot] else []
+    notes += [f"no image could be had ({why}): grey, without weight"] if not row.weight[slot] else []
     where = html.escape(" · ".join([row.key[slot], row.shard[slot], *notes]))
     return f'<h2>Position {row.position[slot]} <small>{where}</small></h2><div class="views">{"".join(figures)}</div>'
 

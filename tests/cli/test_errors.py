@@ -88,6 +88,10 @@ def test_config_with_a_typo(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     fails(capsys, ["pretrain", preset(root), "--data", "x.tar", "train.stepz=1"], 2, "train.stepz", "train.steps")
 
 
+def test_two_ways_to_stop_early(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["pretrain", preset(root), "--data", "x.tar", "--dry-run", "--preview", "v.html"], 2, "--dry-run and --preview")
+
+
 def test_source_with_a_typo(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typing = ["pretrain", preset(root), "data.sources=[a.tar, {pattern: b.tar, wieght: 2}]"]
     fails(capsys, typing, 2, "unknown key 'data.sources.1.wieght'; the nearest known one is 'data.sources.1.weight'.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from webdataset import TarWriter
 
 from swav_platform.cli.main import run
 from swav_platform.images.contact_sheet import describe
@@ -44,3 +45,21 @@ def test_preview_shows_the_views_of_the_first_positions(
     assert len(pictures) == 8 * 4
     assert text.count("<figcaption>large 0: ") == 8
     assert not (tmp_path / "runs").exists()
+
+
+def test_preview_counts_each_bad_image_once_and_says_why(
+    tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TarWriter(str(tmp_path / "mixed.tar"), mtime=0) as tar:
+        for number in range(6):
+            tar.write({"__key__": f"text-{number}", "jpg": b"no image"})
+        image = BytesIO()
+        Image.new("RGB", (64, 48), "red").save(image, "PNG")
+        tar.write({"__key__": "good", "png": image.getvalue()})
+    page = tmp_path / "views.html"
+    config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
+    assert run(["pretrain", config, "--data", str(tmp_path / "mixed.tar"), *tiny, "--preview", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["bad"] == {"not_an_image": 6}
+    text = page.read_text(encoding="utf-8")
+    assert "stands in for text-" in text or "no image could be had" in text
+    assert "(not_an_image)" in text
