@@ -172,6 +172,7 @@ def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict
         "quarantined": result.quarantined,
         "train_seconds": round(result.seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
+        "recipe": config.model_copy(update={"seed": 0}).digest(),
         "rows_a_step": config.rows_per_step,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -186,8 +187,8 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seeds = [[run["seed"] for run in arm] for arm in arms]
     if seeds[0] != seeds[1] or len(set(seeds[0])) != len(seeds[0]) or len(seeds[0]) < 2:
         raise SystemExit(f"Each arm once with each of at least two seeds is needed; ours has {seeds[0]}, the recipe {seeds[1]}.")
-    if len({(run["steps"], run["quarantined"], *run["overrides"]) for run in runs}) > 1:
-        raise SystemExit("These runs differ in steps, overrides or refused images; compare equal ones.")
+    if len({(run["steps"], run["quarantined"], run.get("recipe"), *run["overrides"]) for run in runs}) > 1:
+        raise SystemExit("These runs differ in steps, recipe, overrides or refused images; compare equal ones.")
     random_init = round(statistics.mean(run["knn_top1_random_init"] for run in arms[0]), 2)
     return {"seeds": seeds[0], "steps": runs[0]["steps"], "knn_top1_random_init": random_init} | {
         name: compare([run[name] for run in arms[0]], [run[name] for run in arms[1]]) for name in COMPARED

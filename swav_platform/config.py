@@ -306,6 +306,11 @@ class Config(_Section):
             raise ValueError(
                 f"train.batch={self.train.batch} must be a multiple of data.row_size={self.data.row_size}: a step is a whole number of rows"
             )
+        if self.model.normalisation == "row" and self.data.row_size * min((g.count for g in self.views.values()), default=2) < 2:
+            raise ValueError(
+                "data.row_size=1 leaves batch normalisation a single view of some group, which has no variance: "
+                "take data.row_size=2 or more, or model.normalisation=step"
+            )
         if self.train.workers > self.rows_per_step:
             raise ValueError(
                 f"train.workers={self.train.workers} is more than the {self.rows_per_step} rows of a step "

@@ -117,3 +117,11 @@ def test_what_train_epochs_counts_does_not_move_the_epochs_of_the_plan() -> None
     assert (config.steps(320), short.steps(320)) == (60, 30)
     for step in (-1, 0, 10, 19, 20, 39, 40):
         assert short.epoch(step, 320) == config.epoch(step, 320) == step // 20
+
+
+def test_one_view_alone_has_no_batch_statistics() -> None:
+    one = ["views.small.count=1", "data.row_size=1"]
+    with pytest.raises(ConfigError, match="no variance"):
+        load(None, one)
+    assert load(None, [*one, "model.normalisation=step"]).data.row_size == 1
+    assert load(None, ["data.row_size=1"]).data.row_size == 1, "with two views of each group there are two"

@@ -18,7 +18,7 @@ import llvmlite.binding
 import numba
 from numba.core import config as numba_config
 
-_SOURCES = ("colours.py", "colour_kernel.py", "compiled.py", "resize_kernel.py")
+_SOURCES = ("colours.py", "colour_kernel.py", "compiled.py", "params.py", "resize_kernel.py")
 
 # Sums stay in the order in which they are written, so that every width of SIMD gives the same pixels; 1 / 0 is inf.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}

@@ -162,7 +162,7 @@ def _numbers(image: Image.Image) -> np.ndarray:
 
 
 def _from_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.rint((values - np.float32(low)) * np.float32(255 / ((high - low) or 1))).astype(np.uint8)
+    return np.rint((values - values.dtype.type(low)) * np.float32(255 / ((high - low) or 1))).astype(np.uint8)
 
 
 def orientation(image: Image.Image) -> int:

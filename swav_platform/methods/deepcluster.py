@@ -53,7 +53,7 @@ class DeepCluster:
         """Clusters what was collected since the last time; centroids become the heads' weights."""
         if not self.memory.span:
             return
-        features_amd, weight_m = self.memory.contents()
+        features_amd, weight_m = self.memory.contents(comm)
         centroids, labels = [], []
         for head, k in enumerate(self.heads):
             features = features_amd[head % len(features_amd)]

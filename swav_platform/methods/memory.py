@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swav_platform.config import Config
+from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs
 from swav_platform.methods.position_order import in_position_order
@@ -53,10 +54,16 @@ class Memory:
         first = outputs.step * self.rows_per_step
         self.span = range(self.span.start if self.span else first, first + self.rows_per_step)
 
-    def contents(self) -> tuple[Tensor, Tensor]:
-        """This rank's share in the order of positions: features [A, m, D] and weights [m]."""
+    def contents(self, comm: Comm) -> tuple[Tensor, Tensor]:
+        """This rank's share in the order of positions: features [A, m, D] and weights [m].
+
+        One comm.sum. Raises UserError on all ranks if no image of the epoch could be read.
+        """
         kept = [self.rows[k] for k in sorted(self.rows)]
-        return torch.cat([e.features for e in kept], dim=1), torch.cat([e.weight for e in kept])
+        features, weight = torch.cat([e.features for e in kept], dim=1), torch.cat([e.weight for e in kept])
+        if not comm.sum(weight.sum()[None]).item():
+            raise UserError("No image of the last epoch could be read, so there is nothing to group: `swav ledger RUN` says why.")
+        return features, weight
 
     def assign(self, labels: Tensor, comm: Comm) -> None:
         """labels int64 [H, m] of `contents` become the images' assignments; of an image seen twice, the later one. The

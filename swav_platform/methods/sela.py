@@ -52,7 +52,7 @@ class Sela:
         """Labels what was collected since the last time by the prototypes as they are now."""
         if not self.memory.span:
             return
-        features_amd, weight_m = self.memory.contents()
+        features_amd, weight_m = self.memory.contents(comm)
         labels = []
         for head, prototypes in enumerate(self.network.prototypes.weight.split(self.heads)):
             features = features_amd[head % len(features_amd)]

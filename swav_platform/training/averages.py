@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,26 @@ KEY = "ema"  # quantity in optimizer.safetensors: <name>/ema
 
 
 class Averages:
-    """a <- decay a + (1 - decay) w after each step, for all weights and running statistics; begins at the first step's weights."""
+    """a <- decay a + (1 - decay) w after each step, for all weights and running statistics; begins at the first step's weights.
+
+    Weights that a step does not move are taken as they are: an average over centroids of different epochs means nothing.
+    """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.values: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module, frozen: Collection[str]) -> None:
+        """frozen: names of the weights that this step did not move."""
         now = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
         if not self.values:
             self.values = {name: t.clone() for name, t in now.items()}
             return
         averages, weights = ([own(values[name]) for name in self.values] for values in (self.values, now))
         torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        for name in frozen:
+            own(self.values[name]).copy_(own(now[name]))
 
     def tensors(self) -> dict[str, Tensor]:
         """Whole. All ranks call it."""

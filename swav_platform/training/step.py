@@ -113,7 +113,7 @@ def train_step(
     with _counted(comm, "method", calls):
         method.after_step(outputs, comm)
     if learner.averages is not None:
-        learner.averages.update(network)
+        learner.averages.update(network, frozen)
     return StepReport(value, counts.tolist(), found, dict(calls))
 
 

@@ -60,24 +60,48 @@ def test_it_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WAYS_OUT = {
-    "the parent's environment": "open(f'/proc/{os.getppid()}/environ', 'rb')",
-    "a file": "open('/etc/passwd')",
+    "the parent's environment": "open('/proc/<parent>/environ', 'rb')",
+    "a file": "open('<file>')",
+    "whether a file is there": "os.stat('<file>')",
+    "what a link names": "os.readlink('/proc/<parent>/cwd')",
+    "a file gone": "os.unlink('<file>')",
+    "a file emptied": "os.truncate('<file>', 0)",
+    "a file elsewhere": "os.rename('<file>', '<file>.2')",
+    "a file's other name": "os.link('<file>', '<file>.2')",
+    "a file for all": "os.chmod('<file>', 0o777)",
+    "a file's time": "os.utime('<file>', (1, 1))",
+    "a folder": "os.mkdir('<file>.d')",
     "a socket": "socket.socket()",
     "a program": "os.execv('/bin/true', ['true'])",
     "a process": "os._exit(3) if os.fork() == 0 else None",
     "more files": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9)); os.dup(0)",
-    "a signal to its parent": "os.kill(os.getppid(), 0)",
+    "a signal to its parent": "os.kill(<parent>, 0)",
+    "a signal to its parent's thread": "if ctypes.CDLL(None).tgkill(<parent>, <parent>, 0): raise PermissionError",
 }
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize("what", WAYS_OUT)
-def test_it_has_no_way_out(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    way = f"import os\ntry:\n    {WAYS_OUT[what]}\nexcept (OSError, ValueError) as e:\n    raise refused.Refused(6, type(e).__name__)\n"
+def test_it_has_no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str) -> None:
+    file = tmp_path / "checkpoint"
+    file.write_text("weights")
+    before = file.stat()
+    code = WAYS_OUT[what].replace("<parent>", str(os.getpid())).replace("<file>", str(file))
+    way = f"import os\ntry:\n    {code}\nexcept (OSError, ValueError) as e:\n    raise refused.Refused(6, type(e).__name__)\n"
     hostile(monkeypatch, way + "raise refused.Refused(6, 'it got out')")
     found = refused(png())
     assert found.outcome == Outcome.CORRUPT
     assert found.detail in ("PermissionError", "OSError", "BlockingIOError", "ValueError")
+    assert file.stat() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.stack
+def test_nothing_risky_is_decoded_where_the_filter_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = confined._START.replace("serve({memory})", "from swav_platform.images import sandbox; ")
+    start += "sandbox._SEES = dict.fromkeys(sandbox._SEES, (0, 99999)); "  # no call of Linux
+    monkeypatch.setattr(confined, "_START", start + "serve({memory})")
+    assert refused(png()).outcome == Outcome.DECODE_CRASH
 
 
 @pytest.mark.stack

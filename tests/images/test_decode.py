@@ -121,6 +121,10 @@ def test_deep_images_are_scaled_to_8_bits() -> None:
         assert np.abs(got[..., 1] - levels / 257).max() <= 0.51
     whole = decode(encoded(Image.fromarray(levels.astype(np.int32)), "TIFF"), POLICY)
     assert np.abs(whole[..., 2] - levels / 257).max() <= 0.51
+    far = 16_777_217 + np.arange(32 * 32, dtype=np.int32).reshape(32, 32)  # float32 does not know these apart
+    got = decode(encoded(Image.fromarray(far), "TIFF"), POLICY)[..., 0]
+    assert (np.diff(got.ravel().astype(int)) >= 0).all()
+    assert (got.min(), got.max()) == (0, 255)
     empty = np.full((32, 32), np.nan, np.float32)
     assert (decode(encoded(Image.fromarray(empty), "TIFF"), POLICY) == 0).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swav_platform.config import Config
+from swav_platform.errors import UserError
 from swav_platform.methods.comm import LocalComm
 from swav_platform.methods.deepcluster import DeepCluster, kmeans
 from swav_platform.methods.memory import IGNORED
@@ -102,7 +104,7 @@ def test_a_sample_seen_twice_keeps_its_later_assignment() -> None:
     made, comm = method(), LocalComm()
     for number in range(4):  # 48 positions of 40 samples
         made.after_step(step(number), comm)
-    features, weight = made.memory.contents()
+    features, weight = made.memory.contents(LocalComm())
     assert features.shape == (2, 48, D)
     made.memory.assign(torch.arange(48).expand(3, -1), comm)
     assert made.memory.labels[0, :9].tolist() == [40, 41, 42, 43, 44, IGNORED, 46, 47, 8]
@@ -156,3 +158,12 @@ def test_balanced_labels_have_the_masses_wanted(together: Callable, ranks: int) 
     for log_v in together(ranks, work):
         plan = (log_p + log_v).softmax(1)
         assert torch.allclose(plan.mean(0), prior / prior.sum(), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["deepcluster", "sela"])
+def test_an_epoch_without_a_readable_image_says_so(name: str) -> None:
+    made = method(name)
+    bad = [replace(row, weight=torch.zeros(R)) for row in step(0).rows]
+    made.after_step(StepOutputs(0, tuple(bad)), LocalComm())
+    with pytest.raises(UserError, match="No image of the last epoch could be read"):
+        made.start_epoch(1, LocalComm())

@@ -121,6 +121,16 @@ def test_averaged_weights(rig: ModuleType, tmp_path: Path) -> None:
     assert rest.keys() == final(tmp_path / "plain").optimizer.keys()
 
 
+def test_weights_that_nothing_moves_are_not_averaged(rig: ModuleType, tmp_path: Path) -> None:
+    """Centroids of two epochs have nothing to do with each other."""
+    settings = rig.config(method__name="deepcluster", data__samples_per_epoch=64, train__ema=0.9, train__steps=8)
+    rig.train(settings, tmp_path)
+    averages, _ = split(final(tmp_path).optimizer)
+    assert torch.equal(averages["prototypes.weight"], final(tmp_path).model["prototypes.weight"])
+    moved = "encoder.layer2.0.conv1.weight"
+    assert not torch.equal(averages[moved], final(tmp_path).model[moved])
+
+
 def test_long_gradients_are_cut(rig: ModuleType, tmp_path: Path) -> None:
     plain = rig.config(train__steps=1, train__optimiser__momentum=0, train__optimiser__weight_decay=0)
     cut = plain.model_copy(update={"train": plain.train.model_copy(update={"clip": 0.01})})
