@@ -2,8 +2,8 @@
 
     python benchmarks/bombs.py [--repeat 5]
 
-Each is refused in a fresh process (`peak_mib` is what it adds to that process and its decoding child; `ms` the median of
-repeated refusals). Prints one JSON line; `refused` lists outcomes, `worst_ms` and `worst_mib` are what counts.
+Each is refused in a fresh process. Prints one JSON line; `refused` lists for each the outcome, the median milliseconds of repeated
+refusals, the MiB that it adds to that process and its decoding child, and who refused; `worst_ms` and `worst_mib` are what counts.
 """
 
 from __future__ import annotations

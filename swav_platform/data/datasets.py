@@ -90,6 +90,10 @@ def streams_of(index: Index, data: Data, seed: int) -> Streams:
 def check_one_pass(plan: Plan | MixedPlan, data: Data, rows_per_step: int, steps: int) -> None:
     """Raises UsageError where `steps` would use a sample twice and data.one_pass forbids it."""
     once = plan.rows_once // rows_per_step
+    if data.one_pass and not once:
+        raise UsageError(
+            "One pass over this data is less than a step, so nothing would be learned: lower train.batch, or name more data."
+        )
     if data.one_pass and steps > once:
         raise UsageError(
             f"{steps:,} steps use samples twice, which data.one_pass forbids: set train.steps to at most {once:,}, or name more data."

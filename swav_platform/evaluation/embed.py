@@ -44,7 +44,7 @@ def embed(
             for batch in batches(index, range(index.samples), policy):
                 if batch.images:
                     values = function(batch.images)
-                    file.write_table(_table(batch, values, *assign(package, values), thumbnails))
+                    file.write_table(_table(batch, values, *assign(package, values), policy, thumbnails))
                     written += len(batch.images)
                     labelled += sum(line.label is not None for line in batch.lines)
                 seen += len(batch.images) + batch.refused.total()
@@ -88,9 +88,11 @@ def _schema(dim: int) -> pa.Schema:
     )
 
 
-def _table(batch: Batch, values: np.ndarray, clusters: np.ndarray, scores: np.ndarray, thumbnails: bool) -> pa.Table:
+def _table(
+    batch: Batch, values: np.ndarray, clusters: np.ndarray, scores: np.ndarray, policy: ImagePolicy, thumbnails: bool
+) -> pa.Table:
     flat = pa.array(unit(values).astype(np.float16).ravel())
-    pictures: Sequence[bytes | None] = [thumbnail(content) if thumbnails else None for content in batch.contents]
+    pictures: Sequence[bytes | None] = [thumbnail(content, policy) if thumbnails else None for content in batch.contents]
     columns = [
         [line.key for line in batch.lines],
         [Path(line.shard).name for line in batch.lines],

@@ -45,15 +45,15 @@ def kernel(signature: str, *, neighbours: bool = False) -> Callable[[Callable[..
 
 def cache_folder() -> Path | None:
     """Where compiled kernels are kept; None if the user has no folder to write to, so that each process compiles."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     here = Path(__file__).parent
     sources = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES)).hexdigest()[:12]
     features = llvmlite.binding.get_host_cpu_features().flatten()
     cpu = hashlib.sha256(f"{llvmlite.binding.get_host_cpu_name()} {features}".encode()).hexdigest()[:8]
-    folder = home / "swav-platform" / f"numba-{numba.__version__}-{cpu}-{sources}"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "swav-platform" / f"numba-{numba.__version__}-{cpu}-{sources}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
     return folder if os.access(folder, os.W_OK) else None
 

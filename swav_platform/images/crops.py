@@ -14,6 +14,7 @@ from PIL import Image
 
 from swav_platform.config import ViewGroup
 from swav_platform.images import params
+from swav_platform.images.decode import Decoded
 
 try:
     from swav_platform.images import resize_kernel
@@ -82,16 +83,15 @@ def reduction(boxes: Sequence[Sequence[Crop]], groups: Sequence[ViewGroup]) -> i
     return next(parts for parts in (8, 4, 2, 1) if parts == 1 or spare >= parts * SPARE)
 
 
-def cut(pixels: np.ndarray, size: tuple[int, int], crop: Crop, flip: bool, interpolation: str, out: np.ndarray) -> None:
+def cut(image: Decoded, crop: Crop, flip: bool, interpolation: str, out: np.ndarray) -> None:
     """Writes the crop of an image, resized with antialiasing and mirrored if asked, into out: uint8 [H, W, 3].
 
-    pixels: uint8 [h, w, 3] of the whole image, whose height and width in the crop's pixels are `size`. The filter
-    (`bilinear` or `bicubic`) sees the box alone, as if it had been cut out first. Without numba Pillow does it, which
-    rounds twice: by less than one level more.
+    The filter (`bilinear` or `bicubic`) sees the box alone, as if it had been cut out first. Without numba Pillow does it,
+    which rounds twice: by less than one level more.
     """
     top, left, height, width = crop
-    down, across = pixels.shape[0] / size[0], pixels.shape[1] / size[1]
-    box = (top * down, left * across, height * down, width * across)
+    pixels, parts, (above, beside) = image.pixels, image.parts, image.before
+    box = ((top + above) / parts, (left + beside) / parts, height / parts, width / parts)
     if resize_kernel:
         lines = pixels.reshape(len(pixels), -1)
         resize_kernel.resize(lines, *box, flip, interpolation == "bicubic", out)

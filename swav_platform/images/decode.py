@@ -25,17 +25,25 @@ from swav_platform.images.sniff import format_of
 
 __all__ = ["Decoded", "Refused", "codec_fingerprint", "decode", "decode_reduced", "thumbnail"]
 
+_MIRRORED = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
+"""By EXIF orientation: whether the upright image's first row, and its first column, is one of the last of the file's."""
+
 SUSPECT_SECONDS = 0.5
 SUSPECT_MEMORY = 256 * 2**20
 """Estimated cost from which on even a JPEG is decoded by the child."""
 
 
 class Decoded(NamedTuple):
-    """Upright pixels uint8 [h, w, 3] of an image of height x width pixels, of which they may be fewer."""
+    """Upright pixels uint8 [h, w, 3] of an image of height x width pixels, each of which covers parts x parts of the image's.
+
+    before: rows above and columns left of the image that the first pixels also cover, where parts does not divide its size.
+    """
 
     pixels: np.ndarray
     height: int
     width: int
+    parts: int = 1
+    before: tuple[int, int] = (0, 0)
 
 
 def decode(data: bytes, policy: ImagePolicy) -> np.ndarray:
@@ -92,14 +100,20 @@ def plain_jpeg(data: bytes, policy: ImagePolicy, reduction: Callable[[int, int],
         seen = (width, height) if turned >= 5 else (height, width)
         parts = reduction(*seen)
         least = (-(-height // parts), -(-width // parts)) if parts > 1 else (0, 0)
-        return Decoded(upright(simplejpeg.decode_jpeg(data, "RGB", False, False, *least), turned), *seen)
+        pixels = upright(simplejpeg.decode_jpeg(data, "RGB", False, False, *least), turned)
+        beyond = (len(pixels) * parts - seen[0], pixels.shape[1] * parts - seen[1])
+        top, left = _MIRRORED.get(turned, (0, 0))
+        return Decoded(pixels, *seen, parts, (top * beyond[0], left * beyond[1]))
     except (ValueError, jpeg.Unusual):
         return None
 
 
-def thumbnail(data: bytes, side: int = 96) -> bytes | None:
-    """A small JPEG of whatever can be decoded of an image, for people to look at; None if nothing can. Never raises."""
-    policy = ImagePolicy(min_side=1, max_aspect=1e9)
+def thumbnail(data: bytes, policy: ImagePolicy, side: int = 96) -> bytes | None:
+    """A small JPEG of whatever can be decoded of an image, of any size or shape, for people to look at; None if nothing can.
+
+    What the policy closes (formats, bytes, pixels) stays closed. Never raises.
+    """
+    policy = policy.model_copy(update={"min_side": 1, "max_aspect": 1e9})
     name = format_of(data)
     if name not in policy.formats or len(data) > policy.max_bytes:
         return None

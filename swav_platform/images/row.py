@@ -118,7 +118,9 @@ def _attempt(
         refused = _fill(row, slot, data, chance, config)
         if refused is not None:
             failed.append((slot, sample))
-            row.events.append(_event(row, slot, attempt, line, shard, data, refused))
+            small = None if isinstance(data, ReadFailure) or refused.outcome in _TOO_DEAR else thumbnail(data, config.data.images)
+            position = int(row.position[slot])
+            row.events.append(Event(position, attempt, line.number, line.key, shard, refused.outcome, refused.detail, small))
             if attempt == 0:
                 row.outcome[slot] = refused.outcome
         elif attempt > 0:
@@ -166,20 +168,16 @@ def cut_views(
 
     began = time.perf_counter()
     try:
-        pixels, *size = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
+        image = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
     finally:
         costs.decode_seconds += time.perf_counter() - began
+    size = image.height, image.width
     for number, (group, boxes) in enumerate(zip(groups, chosen(*size), strict=True)):
         flips = [proposal.flip for proposal in chance[number]]
         for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
-            crops.cut(pixels, (size[0], size[1]), box, flip, group.interpolation, views[number][view, slot])
+            crops.cut(image, box, flip, group.interpolation, views[number][view, slot])
         geometry = [(*box, flip, *size) for box, flip in zip(boxes, flips, strict=True)]
         columns[number][:, slot, : len(params.GEOMETRY)] = geometry
-
-
-def _event(row: Row, slot: int, attempt: int, line: IndexLine, shard: str, data: bytes | ReadFailure, refused: Refused) -> Event:
-    small = None if isinstance(data, ReadFailure) or refused.outcome in _TOO_DEAR else thumbnail(data)
-    return Event(int(row.position[slot]), attempt, line.number, line.key, shard, refused.outcome, refused.detail, small)
 
 
 def _turn_grey(row: Row, slot: int) -> None:

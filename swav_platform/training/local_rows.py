@@ -43,7 +43,7 @@ class RowTables(Dataset[pa.Table]):
 def local_rows(config: Config, index: Path, comm: Comm) -> Callable[[int, int], Iterator[Row]]:
     """`rows(first, last)` of the training loop, made by `data.tasks` processes of this rank two rows ahead each.
 
-    They are not guarded as data tasks are: an image that kills its decoder ends the run.
+    They are not guarded as data tasks are: an image that kills the process itself ends the run.
     """
 
     def rows(first: int, last: int) -> Iterator[Row]:

@@ -140,7 +140,7 @@ def test_a_child_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_that_cannot_be_started_is_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confined.sys, "executable", "/nowhere/python")
     assert refused(png()).outcome == Outcome.DECODE_CRASH
-    assert thumbnail(png()) is None
+    assert thumbnail(png(), POLICY) is None
 
 
 @pytest.mark.stack

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from swav_platform.config import ViewGroup
+from swav_platform.config import ImagePolicy, ViewGroup
 from swav_platform.images import crops
+from swav_platform.images.decode import Decoded, decode_reduced
 from swav_platform.images.params import SLOTS
 from swav_platform.images.randomness import uniforms
 
@@ -104,8 +107,8 @@ def test_cut_is_the_box_resized_in_float64(crop: tuple[int, int, int, int], inte
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     box = crops.Crop(*crop)
     straight, mirrored = np.zeros((2, 8, 9, 3), np.uint8)
-    crops.cut(pixels, (40, 60), box, False, interpolation, straight)
-    crops.cut(pixels, (40, 60), box, True, interpolation, mirrored)
+    crops.cut(Decoded(pixels, 40, 60), box, False, interpolation, straight)
+    crops.cut(Decoded(pixels, 40, 60), box, True, interpolation, mirrored)
     np.testing.assert_array_equal(straight[:, ::-1], mirrored)
     inside = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     exact = resized(inside.astype(float), (8, 9), interpolation)
@@ -121,8 +124,27 @@ def test_a_crop_as_large_as_its_view_is_copied() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     for interpolation in ("bilinear", "bicubic"):
         whole = np.zeros((40, 60, 3), np.uint8)
-        crops.cut(pixels, (40, 60), crops.Crop(0, 0, 40, 60), False, interpolation, whole)
+        crops.cut(Decoded(pixels, 40, 60), crops.Crop(0, 0, 40, 60), False, interpolation, whole)
         np.testing.assert_array_equal(whole, pixels)
+
+
+@pytest.mark.usefixtures("carrier")
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_box_is_at_the_same_place_in_a_smaller_image(orientation: int, parts: int) -> None:
+    """Sides that no reduction divides; the corners, where an error of place is largest."""
+    y, x = np.mgrid[0:393, 0:521]
+    waves = [128 + 100 * np.sin(x / 31 + y / 57), 128 + 100 * np.sin(y / 29), 128 + 100 * np.sin(x / 37 - y / 41)]
+    exif, out = Image.Exif(), BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(out, "JPEG", quality=95, subsampling=0, exif=exif)
+    full, small = (decode_reduced(out.getvalue(), ImagePolicy(), lambda h, w, parts=parts: parts) for parts in (1, parts))
+    assert small.pixels.shape[:2] == (-(-full.height // parts), -(-full.width // parts))
+    for top, left in ((0, 0), (0, full.width - 128), (full.height - 128, 0), (full.height - 128, full.width - 128)):
+        views = np.zeros((2, 16, 16, 3), np.uint8)
+        for view, image in zip(views, (full, small), strict=True):
+            crops.cut(image, crops.Crop(top, left, 128, 128), False, "bilinear", view)
+        assert np.abs(views[0].astype(int) - views[1]).max() <= 1 + parts / 2
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:

@@ -272,11 +272,15 @@ def test_thumbnails() -> None:
         encoded(photograph(300, 200), "JPEG")[:-2000],
         encoded(photograph(), "PNG"),
     ):
-        small = thumbnail(data)
+        small = thumbnail(data, POLICY)
         assert small is not None
         assert max(Image.open(BytesIO(small)).size) <= 96
     for data in (b"", b"nothing", png_header(30000, 30000), b"\xff\xd8\xff"):
-        assert thumbnail(data) is None
+        assert thumbnail(data, POLICY) is None
+    closed = ImagePolicy(formats=("JPEG",))
+    assert thumbnail(encoded(photograph(), "PNG"), closed) is None
+    assert thumbnail(encoded(photograph(), "JPEG"), closed) is not None
+    assert thumbnail(encoded(photograph(), "JPEG"), ImagePolicy(max_bytes=99)) is None
 
 
 def test_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
