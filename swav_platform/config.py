@@ -119,6 +119,8 @@ class ImagePolicy(_Section):
     def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
         """In any case and by the usual extensions too; in the order of FORMATS, so that one choice has one digest."""
         taken = {_SHORT.get(name.strip().upper(), name.strip().upper()) for name in formats}
+        if not taken:
+            raise ValueError(f"at least one format has to be taken, of {', '.join(FORMATS)}")
         if not taken <= set(FORMATS):
             raise ValueError(f"{', '.join(sorted(taken - set(FORMATS)))}: not among {', '.join(FORMATS)}, which can be decoded")
         return tuple(name for name in FORMATS if name in taken)

@@ -65,7 +65,8 @@ def pack(
     keys = _distinct_keys(images)
     batches = list(_batches(images, samples_per_shard, bytes_per_shard))
     names = [f"shard-{number:06d}.tar" for number in range(len(batches))]
-    _make_room(out, names)
+    earlier = _earlier(out)
+    _note(out, sorted(earlier.union(names)))
     seen = packed = 0
     for name, batch in zip(names, batches, strict=True):
         with replacing(out / name) as aside:
@@ -73,13 +74,26 @@ def pack(
                 seen, packed = seen + 1, packed + done
                 if progress is not None:
                     progress(seen, len(images))
+    for name in earlier.difference(names):  # only now: whoever stops this keeps a shard of either packing under each name
+        (out / name).unlink(missing_ok=True)
+    _note(out, names)
     return PackReport(files, packed, len(names), skipped.counts, skipped.examples)
 
 
 def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
-    """Image files below `root`, also behind links; each folder once, so that links in a circle end."""
+    """Image files below `root`, also behind links; each folder once, so that links in a circle end.
+
+    Raises UserError if `root` can't be read.
+    """
+
+    def unread(error: OSError) -> None:
+        place = os.path.relpath(os.fsencode(error.filename or root), root)
+        if place == b".":
+            raise UserError(f"The folder '{os.fsdecode(root)}' can't be read ({error.strerror}): check its permissions.")
+        skipped.note("unreadable", naming.text(place) + "/")
+
     seen = {_identity(os.fsencode(out))} - {_identity(root)}
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=unread, followlinks=True):
         if (identity := _identity(folder)) in seen:
             folders.clear()
             continue
@@ -154,21 +168,24 @@ def _batches(images: list[_Image], most_samples: int, most_bytes: int) -> Iterat
     yield batch
 
 
-def _make_room(out: Path, names: list[str]) -> None:
-    """Remove what an earlier packing left in `out` and note what this one writes. Tars of others are not touched."""
+def _earlier(out: Path) -> set[str]:
+    """Names of the shards that an earlier packing left in `out`. Raises UserError for tars of others, which are not touched."""
     note = out / "pack.json"
     try:
-        ours = set(json.loads(note.read_text(encoding="utf-8"))["shards"]) if note.exists() else set()
+        ours = {Path(name).name for name in json.loads(note.read_text(encoding="utf-8"))["shards"]} if note.exists() else set()
         others = sorted(path.name for path in out.glob("*.tar") if path.name not in ours)
-        if others:
-            raise UserError(
-                f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones."
-            )
-        with replacing(note) as aside:
-            aside.write_text(json.dumps({"shards": names}), encoding="utf-8")
-        for name in ours:
-            (out / Path(name).name).unlink(missing_ok=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The folder '{out}' can't be read ({error}): name another one.") from None
+    if others:
+        raise UserError(f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones.")
+    return ours
+
+
+def _note(out: Path, names: list[str]) -> None:
+    try:
+        with replacing(out / "pack.json") as aside:
+            aside.write_text(json.dumps({"shards": names}), encoding="utf-8")
+    except OSError as error:
         raise UserError(f"The folder '{out}' can't be written to ({error}): name another one.") from None
 
 

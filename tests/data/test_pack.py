@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from swav_platform.data.index import Index, build_index
 from swav_platform.data.pack import pack
@@ -160,3 +162,38 @@ def test_webdataset_reads_what_was_packed(folder: Path, tmp_path: Path) -> None:
     data = webdataset.WebDataset(str(tmp_path / "out" / "shard-000000.tar"), shardshuffle=False)
     keys = [sample["__key__"] for sample in data]
     assert sorted(keys) == sorted(packed(tmp_path / "out"))
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos" / "locked").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    refused, scandir = b"locked", os.scandir
+
+    def guarded(path: Any) -> Any:
+        if os.fsencode(path).endswith(refused):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    report = pack(tmp_path / "photos", tmp_path / "out")
+    assert (report.samples, report.skipped, report.examples["unreadable"]) == (1, {"unreadable": 1}, ["locked/"])
+    refused = b"photos"
+    with pytest.raises(UserError, match="can't be read"):
+        pack(tmp_path / "photos", tmp_path / "out")
+
+
+def test_a_packing_that_is_stopped_leaves_a_shard_under_each_name(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{number}.png")
+    out = tmp_path / "out"
+    pack(tmp_path / "photos", out, samples_per_shard=1)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path / "photos", out, samples_per_shard=2, progress=stop)
+    assert len(list(out.glob("*.tar"))) == 4
+    pack(tmp_path / "photos", out, samples_per_shard=2)
+    assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
