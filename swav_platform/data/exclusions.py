@@ -95,7 +95,8 @@ class Exclusions:
             return cls()
         table = pq.ParquetFile(path).read()
         found = table["found"].to_pylist() if "found" in table.column_names else repeat(True)
-        return cls(lines_of(table), compress(lines_of(table), found))
+        lines = lines_of(table)
+        return cls(lines, compress(lines, found))
 
     def write(self, folder: Path) -> None:
         ordered = sorted(self._lines, key=lambda line: (line[0] or "", line[1]))

@@ -183,18 +183,15 @@ def _write_whole_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
 def _why_empty(shards: list[Shard]) -> str:
     first = shards[0]
     counts = first.skipped.counts
+    none = f"None of the {len(shards):,} shards has an image to train on"
     reason = next((text for name, text in SHARD_REASONS.items() if name in counts), "holds no image")
     if "excluded" in counts:
         reason = "holds no image that the exclusion list leaves"
     if told := first.skipped.examples.get("shard_unreadable"):
-        return (
-            told[0]
-            if len(shards) == 1
-            else f"None of the {len(shards):,} shards has an image to train on. Of the first: {told[0]}"
-        )
+        return told[0] if len(shards) == 1 else f"{none}. Of the first: {told[0]}"
     if len(shards) == 1:
         return f"{first.file.url} {reason}: name a plain tar of images, or make one of a folder with `swav pack FOLDER --out SHARDS`."
     return (
-        f"None of the {len(shards):,} shards has an image to train on; the first, {first.file.url}, {reason}: name plain tars of "
-        f"images, or make them of a folder with `swav pack FOLDER --out SHARDS`."
+        f"{none}; the first, {first.file.url}, {reason}: name plain tars of images, or make them of a folder with "
+        f"`swav pack FOLDER --out SHARDS`."
     )

@@ -19,14 +19,11 @@ from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
 from swav_platform.images import confined, jpeg
 from swav_platform.images.header import Cost, cost_of
-from swav_platform.images.pillow import AVIF, upright
+from swav_platform.images.pillow import AVIF, mirrored, upright
 from swav_platform.images.refused import Refused, check_size
 from swav_platform.images.sniff import format_of
 
 __all__ = ["Decoded", "Refused", "codec_fingerprint", "decode", "decode_reduced", "thumbnail"]
-
-_MIRRORED = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
-"""By EXIF orientation: whether the upright image's first row, and its first column, is one of the last of the file's."""
 
 SUSPECT_SECONDS = 0.5
 SUSPECT_MEMORY = 256 * 2**20
@@ -101,9 +98,9 @@ def plain_jpeg(data: bytes, policy: ImagePolicy, reduction: Callable[[int, int],
         parts = reduction(*seen)
         least = (-(-height // parts), -(-width // parts)) if parts > 1 else (0, 0)
         pixels = upright(simplejpeg.decode_jpeg(data, "RGB", False, False, *least), turned)
-        beyond = (len(pixels) * parts - seen[0], pixels.shape[1] * parts - seen[1])
-        top, left = _MIRRORED.get(turned, (0, 0))
-        return Decoded(pixels, *seen, parts, (top * beyond[0], left * beyond[1]))
+        back = mirrored(turned)  # what the last row or column of the file covers beyond the image then comes first
+        before = (back[0] * (len(pixels) * parts - seen[0]), back[1] * (pixels.shape[1] * parts - seen[1]))
+        return Decoded(pixels, *seen, parts, before)
     except (ValueError, jpeg.Unusual):
         return None
 

@@ -180,9 +180,12 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         return pixels
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    vertical = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
-    horizontal = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-    return np.ascontiguousarray(pixels[vertical, horizontal])
+    return np.ascontiguousarray(pixels[tuple(slice(None, None, -1 if back else 1) for back in mirrored(orientation))])
+
+
+def mirrored(orientation: int) -> tuple[bool, bool]:
+    """Whether the rows, and the columns, of the upright image run backwards through those of the file."""
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
 class _TruncatedAccepted(threading.local):

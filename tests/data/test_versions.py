@@ -172,6 +172,8 @@ def test_sources_with_weights(tars: list[str], tmp_path: Path) -> None:
     check_one_pass(plan, data.model_copy(update={"one_pass": True}), 1, 1)
     with pytest.raises(UsageError, match="at most 1,"):
         check_one_pass(plan, data.model_copy(update={"one_pass": True}), 1, 2)
+    with pytest.raises(UsageError, match="less than a step"):
+        check_one_pass(plan, data.model_copy(update={"one_pass": True}), plan.rows_once + 1, 0)
 
 
 def test_sources_without_weights_are_one_set(tars: list[str], tmp_path: Path) -> None:
