@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz_decode.py [--images 20000] [--tars 2000] [--first 0]
 
-Prints one JSON line. `crashes`, `hangs`, `not_as_pillow` and `refused_alone` (Pillow decodes it, the policy allows it, we
-refuse it) should be 0; what is wrong goes to standard error, with the number that makes the input again.
+Prints one JSON line. `crashes`, `hangs`, `not_as_pillow`, `refused_alone` (Pillow decodes it, the policy allows it, we
+refuse it) and `reduced_otherwise` (a JPEG at a half, a quarter or an eighth has another fate or size) should be 0; what is wrong goes to standard error, with the number that makes the input again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import ctypes
 import io
 import json
 import multiprocessing
-import os
 import resource
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpu_time import cpu_seconds
 from mutations import image_at, seeds, tar_at
 from PIL import Image, ImageOps
 
@@ -35,7 +35,8 @@ from swav_platform.data.outcomes import Outcome
 from swav_platform.data.read import ReadFailure, read_samples
 from swav_platform.errors import UserError
 from swav_platform.images import confined
-from swav_platform.images.decode import Refused, decode
+from swav_platform.images.decode import Decoded, Refused, decode_reduced
+from swav_platform.images.sniff import format_of
 
 POLICY = ImagePolicy(min_side=1, max_aspect=1e9)
 HANG = 2.0  # seconds of the processor: other programs of this machine are not the image's fault
@@ -55,35 +56,42 @@ class Found:
         print(f"{what}: {where}", file=sys.stderr, flush=True)
 
 
-def _cpu() -> float:
-    """Seconds of the processor that this process and its decoding children have had."""
-    child = getattr(confined._here, "child", None)
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ticks = 0
-    if child is not None:
-        fields = Path(f"/proc/{child._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks = int(fields[11]) + int(fields[12])
-    return time.process_time() + ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def attempt(data: bytes, found: Found, where: str) -> np.ndarray | Refused | None:
-    """Decodes, and notes what must not be."""
-    begin = _cpu()
-    result: np.ndarray | Refused | None = None
+def attempt(data: bytes, found: Found, where: str, parts: int = 1) -> Decoded | Refused | None:
+    """Decodes, at 1/parts where the format can, and notes what must not be."""
+    begin = cpu_seconds()
+    result: Decoded | Refused | None = None
     try:
-        result = decode(data, POLICY)
+        result = decode_reduced(data, POLICY, lambda height, width: parts)
     except Refused as refused:
         result = refused
     except Exception as error:
         found.note("crashes", f"{where}: {type(error).__name__}: {error}")
-    seconds = _cpu() - begin
+    seconds = cpu_seconds() - begin
     found.slowest = max(found.slowest, seconds)
     if seconds > HANG:
         found.note("hangs", f"{where}: {seconds:.1f} s, {result if isinstance(result, Refused) else ''}")
     if isinstance(result, Refused) and result.outcome is Outcome.DECODE_CRASH:
         found.note("crashes", f"{where}: {result}")
-    found.outcomes[result.outcome.word if isinstance(result, Refused) else "ok"] += 1
+    if parts == 1:
+        found.outcomes[result.outcome.word if isinstance(result, Refused) else "ok"] += 1
     return result
+
+
+def reduced(data: bytes, whole: Decoded | Refused | None, parts: int, found: Found, where: str) -> None:
+    """A JPEG at 1/parts has the fate and the size of the whole one; one that is decoded whole has its pixels."""
+    small = attempt(data, found, f"{where} at 1/{parts}", parts)
+    if not isinstance(small, Decoded) or not isinstance(whole, Decoded):
+        if isinstance(small, Decoded) != isinstance(whole, Decoded):
+            found.note("reduced_otherwise", f"{where} at 1/{parts}: {small} and {whole}")
+        return
+    if small.parts == 1:
+        same = np.array_equal(small.pixels, whole.pixels)
+    else:
+        found.wrong["reduced"] += 1
+        sides = (-(-whole.height // parts), -(-whole.width // parts))
+        same = (small.height, small.width) == (whole.height, whole.width) and small.pixels.shape == (*sides, 3)
+    if not same:
+        found.note("reduced_otherwise", f"{where} at 1/{parts}: {small.pixels.shape} and {whole.pixels.shape}")
 
 
 def pillow(data: bytes) -> np.ndarray | str | None:
@@ -150,7 +158,8 @@ class Reference:
             return None
 
 
-def compare(ours: np.ndarray | Refused | None, theirs: np.ndarray | str | None, found: Found, where: str) -> None:
+def compare(result: Decoded | Refused | None, theirs: np.ndarray | str | None, found: Found, where: str) -> None:
+    ours = result.pixels if isinstance(result, Decoded) else result
     if isinstance(theirs, np.ndarray) and isinstance(ours, Refused) and ours.outcome not in LIMITS:
         found.note("refused_alone", f"{where}: {ours}")
     if isinstance(theirs, str):
@@ -170,6 +179,8 @@ def images(first: int, count: int, found: Found) -> None:
         theirs = reference.ask(data)
         ours = attempt(data, found, f"image {number}")
         compare(ours, reference.result(theirs), found, f"image {number}")
+        if format_of(data) == "JPEG":
+            reduced(data, ours, (2, 4, 8)[number % 3], found, f"image {number}")
         if number % 1000 == 999:
             print(f"{number + 1} images", file=sys.stderr, flush=True)
 
@@ -181,7 +192,7 @@ def tars(first: int, count: int, found: Found) -> Counter[str]:
         for number in range(first, first + count):
             path = Path(folder) / "shard.tar"
             path.write_bytes(tar_at(number, by_format))
-            begin = _cpu()
+            begin = cpu_seconds()
             try:
                 samples = _samples(path, Path(folder) / f"index-{number}")
             except UserError:
@@ -190,8 +201,9 @@ def tars(first: int, count: int, found: Found) -> Counter[str]:
             except Exception as error:
                 found.note("crashes", f"tar {number}: {type(error).__name__}: {error}")
                 continue
-            if _cpu() - begin > HANG:
-                found.note("hangs", f"tar {number}: {_cpu() - begin:.1f} s")
+            seconds = cpu_seconds() - begin
+            if seconds > HANG:
+                found.note("hangs", f"tar {number}: {seconds:.1f} s")
             seen["indexed"] += 1
             for key, data in samples.items():
                 if isinstance(data, ReadFailure):
@@ -227,7 +239,8 @@ def main() -> None:
     found, begin = Found(), time.time()
     tar_counts = tars(options.first, options.tars, found)
     images(options.first, options.images, found)
-    counts = {name: found.wrong[name] for name in ("crashes", "hangs", "not_as_pillow", "refused_alone", "compared", "chance")}
+    counts = {name: found.wrong[name] for name in ("crashes", "hangs", "not_as_pillow", "refused_alone", "reduced_otherwise")}
+    counts |= {name: found.wrong[name] for name in ("compared", "reduced", "chance")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     figures = {"slowest_seconds": round(found.slowest, 2), "worker_mib": peak, "child_mib": child_peak()}
     inputs = {"images": options.images, "tars": options.tars, "tar": dict(tar_counts), "outcomes": dict(found.outcomes)}

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import published_recipe
 import torch
+from cpu_time import cpu_seconds
 from PIL import Image
 
 from swav_platform.config import Config, ViewGroup
@@ -139,9 +140,9 @@ def draw(groups: list[ViewGroup], positions: range, columns: list[np.ndarray]) -
 
 
 def seconds(work: Callable[[], None]) -> float:
-    start = time.process_time()
+    start = cpu_seconds()
     work()
-    return time.process_time() - start
+    return cpu_seconds() - start
 
 
 def deferred_on(device: torch.device, pairs: int) -> dict[str, object]:

@@ -205,11 +205,17 @@ install_pillow() {
   else
     install_headers
     say "Building pillow-simd for $level (half a minute)"
-    if build_simd "$level" >>"$LOG" 2>&1; then
+    local ended=0
+    build_simd "$level" >>"$LOG" 2>&1 || ended=$?
+    if [ $ended -eq 0 ]; then
       stage "Putting pillow-simd in Pillow's place" replace_pillow "$(echo "$WORK"/pillow_simd-*.whl)"
       return
     fi
-    reason="pillow-simd could not be built with all codecs: C compiler, Python headers and libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev are needed; details in $LOG; then: make setup FORCE=1"
+    if [ $ended -eq 124 ]; then
+      reason="pillow-simd was not built within 900 s; on a machine with less to do: make setup FORCE=1"
+    else
+      reason="pillow-simd could not be built with all codecs: C compiler, Python headers and libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev are needed; details in $LOG; then: make setup FORCE=1"
+    fi
   fi
   stage "Stock Pillow, resizing several times slower ($reason)" replace_pillow "$(pin pillow)"
 }

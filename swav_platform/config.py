@@ -422,7 +422,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     tree = _read(Path(path), ()) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
-    return from_tree(tree, str(path) if path is not None else "the configuration")
+    said = [override.partition("=")[0] for override in overrides]
+    return from_tree(tree, str(path) if path is not None else "the configuration", said)
 
 
 def load_with(
@@ -442,11 +443,12 @@ def load_with(
     return config
 
 
-def from_tree(tree: Mapping[str, Any], name: str = "the configuration") -> Config:
+def from_tree(tree: Mapping[str, Any], name: str = "the configuration", overrides: Sequence[str] = ()) -> Config:
+    """name: of the file that an error is about, unless it lies in what `overrides`, keys of the command line, have set."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, tree, name)) from None
+        raise ConfigError(_explain(error, tree, name, overrides)) from None
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -525,15 +527,25 @@ def _is_number(text: str) -> bool:
 
 
 _MESSAGES = {
-    "tuple_type": "Input should be a list",
-    "model_type": "Input should be a mapping of settings",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of settings",
+    "model_type": "must be a mapping of settings",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
     "string_pattern_mismatch": "a name starts with a letter or digit and holds only letters, digits, blanks and . _ - (no / or :)",
 }
 
 
-def _explain(error: ValidationError, tree: Mapping[str, Any], name: str) -> str:
+def _explain(error: ValidationError, tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> str:
     parts = []
-    for place, items in _by_place(error, tree).items():
+    places = _by_place(error, tree)
+    if any(not place for place in places) and overrides:
+        name += " with the settings of the command line"
+    if all(_is_said(place, overrides) for place in places):
+        name = "What the command line says"
+    for place, items in places.items():
         where = ".".join(map(str, place))
         if items[0]["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(where, [*known_keys(), *_keys_of_source(place)], n=1, cutoff=0.0)
@@ -542,9 +554,16 @@ def _explain(error: ValidationError, tree: Mapping[str, Any], name: str) -> str:
             )
         else:
             message = ", or: ".join(_MESSAGES.get(i["type"], i["msg"].removeprefix("Value error, ")) for i in items)
+            message = message.replace("Input should", "must").replace("must be a valid", "must be a")
             got = f" (got {items[0]['input']!r})" if where and not isinstance(items[0]["input"], dict) else ""
             parts.append(f"{where}: {message}{got}" if where else message)
     return f"{name} is not a valid configuration: {'; '.join(parts)}."
+
+
+def _is_said(place: tuple[int | str, ...], overrides: Sequence[str]) -> bool:
+    """Whether an override set what lies at `place`, or a part of it."""
+    where = ".".join(map(str, place)) + "."
+    return bool(place) and any(where.startswith(f"{key}.") or f"{key}.".startswith(where) for key in overrides)
 
 
 def _by_place(error: ValidationError, tree: Mapping[str, Any]) -> dict[tuple[int | str, ...], list[ErrorDetails]]:

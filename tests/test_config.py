@@ -49,7 +49,7 @@ def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
         ("run.name=a/b", "run.name: a name starts with"),
         ("run.name=../b", "run.name"),
         ("tracking.model='a:b'", "tracking.model"),
-        ("method.prototypes=abc", "method.prototypes: Input should be a valid integer.*, or: Input should be a list .got 'abc'"),
+        ("method.prototypes=abc", "method.prototypes: must be a whole number, or: must be a list .got 'abc'"),
         ("method.prototypes=[100,abc]", "configuration: method.prototypes.1: .*got 'abc'"),
         ("data.sources=[{weight: 2}]", "configuration: data.sources.0.pattern: Field required"),
     ],
@@ -57,6 +57,20 @@ def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
 def test_wrong_settings_are_explained(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(None, [override])
+
+
+def test_errors_name_where_the_setting_was_made(tmp_path: Path) -> None:
+    good, bad = write(tmp_path, "good.yaml", "seed: 1\n"), write(tmp_path, "bad.yaml", "train: {batch: x}\n")
+    for path, overrides, name in [
+        (good, ["train.batch=x"], "What the command line says"),
+        (good, ["views=3"], "What the command line says"),
+        (good, ["train.batch=100"], r"\S+good.yaml with the settings of the command line"),
+        (bad, [], r"\S+bad.yaml"),
+        (bad, ["seed=2"], r"\S+bad.yaml"),
+        (bad, ["train.steps=x"], r"\S+bad.yaml"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{name} is not a valid configuration: "):
+            load(path, overrides)
 
 
 @pytest.mark.parametrize("name", ["2024-11-21", "2024-99-99", "first run_2.b", '"31"'])

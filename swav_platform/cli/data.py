@@ -142,6 +142,9 @@ def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -
             samples_per_shard=samples_per_shard,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    if report.undecoded:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.undecoded.items()))
+        console.say(f"Packed, but of types that no run decodes: {kinds}. They end in its ledger; convert them to use them.")
     _answer({**dataclasses.asdict(report), "out": out}, as_json)
 
 
@@ -179,10 +182,12 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
         from swav_platform.data.ledger_page import ledger_page
 
         write_text(Path(html), ledger_page(ledger, folder.name))
+        console.say(f"{html} shows them.")
     if as_json:
         by_shard = ledger.samples_by_shard()
         shards = [{"shard": shard, "count": sum(words.values()), "reasons": words} for shard, words in by_shard.items()]
-        counts = {"outcomes": ledger.samples_by_outcome(), "shards": shards}
+        images = [{"key": e.key, "shard": e.shard, "reason": e.outcome.word, "detail": e.detail} for e in ledger.bad()]
+        counts = {"outcomes": ledger.samples_by_outcome(), "shards": shards, "images": images}
         console.answer({**counts, "samples": ledger.samples(), "positions": ledger.outcomes()}, as_json=True)
     else:
         _show_ledger(ledger, folder.ledger)
@@ -203,4 +208,5 @@ def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
         console.add_row(table, event.key, event.shard, event.outcome.word, event.detail)
     console.show(worst)
     console.show(table)
-    click.echo(f"{len(bad):,} images in all, with thumbnails where they could be made: {path} (--html FILE shows them)")
+    shown = f"The first {most} of {len(bad):,} images" if len(bad) > most else f"{len(bad):,} images in all"
+    click.echo(f"{shown}; all of them, with thumbnails where they could be made: {path} (--html FILE or --json shows them)")

@@ -13,7 +13,7 @@ import yaml
 
 from swav_platform.cli import console
 from swav_platform.config import Config, load_with
-from swav_platform.errors import UsageError
+from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import RunFolder
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -87,6 +87,7 @@ def _dry_run(settings: Config, as_json: bool) -> None:
 
     data = settings.data
     found = preflight(settings, open_index(data.index, allow_pipe=data.allow_pipe).samples if data.index else None).tree()
+    found["warnings"] += _data_warnings(settings)
     tree = settings.model_dump(mode="json")
     if as_json:
         click.echo(json.dumps({"config": tree, **found}))
@@ -98,6 +99,21 @@ def _dry_run(settings: Config, as_json: bool) -> None:
         click.echo("# steps and images are known with data.index (see `swav index`), train.steps or train.images")
     for warning in found["warnings"]:
         click.echo(f"# warning: {warning}")
+
+
+def _data_warnings(settings: Config) -> list[str]:
+    """Local data that is not there: it may lie on the cluster that the run is meant for. No storage is asked."""
+    from swav_platform.data.sources import expand, is_command
+
+    found = []
+    for source in settings.data.sources:
+        pattern = source if isinstance(source, str) else source.pattern
+        if "://" not in pattern and not is_command(pattern):
+            try:
+                expand([pattern])
+            except UserError as error:
+                found.append(f"As seen from this machine: {error}")
+    return found
 
 
 class ProgressDisplay:

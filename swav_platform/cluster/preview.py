@@ -8,9 +8,14 @@ from pathlib import Path
 
 from swav_platform.cluster.data_task import rows
 from swav_platform.cluster.stream_job import StreamJob
-from swav_platform.config import Config
+from swav_platform.config import Config, ImagePolicy
 from swav_platform.data.datasets import open_or_build
-from swav_platform.images.contact_sheet import POSITIONS, contact_sheet
+from swav_platform.data.index import Index
+from swav_platform.data.read import ReadFailure, read_samples
+from swav_platform.errors import UserError
+from swav_platform.images.contact_sheet import POSITIONS, SIDE, contact_sheet
+from swav_platform.images.decode import thumbnail
+from swav_platform.images.layout import Row
 from swav_platform.run_folder import write_text
 
 
@@ -19,14 +24,30 @@ def preview(config: Config, path: Path) -> dict[str, object]:
 
     `bad` of the answer: how many images these positions met that could not be used, by reason.
 
-    Raises UsageError or UserError for sources without a sample.
+    Raises UsageError or UserError for sources without a sample, UserError if none of these positions has an image (the page
+    is written then, too).
     """
     config = config.model_copy(update={"data": config.data.model_copy(update={"photometric": "worker"})})
     with tempfile.TemporaryDirectory() as folder:
         index = open_or_build(config.data, Path(folder))
         job = StreamJob(config, str(index.path), tasks=1)
         row = next(rows(job, 0, 1))
-    write_text(path, contact_sheet(row, config))
-    shown = row.position[:POSITIONS].tolist()
-    bad = {event.sample: event.outcome.word for event in row.events if event.position in shown}
-    return {"preview": str(path), "positions": len(shown), "bad": Counter(bad.values())}
+        shown = row.position[:POSITIONS].tolist()
+        images = _images(index, row, config.data.images)
+    write_text(path, contact_sheet(row, config, images))
+    bad = Counter({event.sample: event.outcome.word for event in row.events if event.position in shown}.values())
+    if not row.weight[:POSITIONS].any():
+        why = ", ".join(f"{count} {word}" for word, count in bad.most_common())
+        raise UserError(f"None of the first {len(shown)} positions has an image that can be used ({why}): look at {path}.")
+    return {"preview": str(path), "positions": len(shown), "bad": bad}
+
+
+def _images(index: Index, row: Row, policy: ImagePolicy) -> list[bytes | None]:
+    """Small JPEGs of the images that fill the positions of the page; none where nothing fills one."""
+    lines = index.lines(row.sample[:POSITIONS])
+    contents = read_samples(lines, max_bytes=policy.max_bytes)
+    found: list[bytes | None] = []
+    for line, weight in zip(lines, row.weight, strict=False):
+        data = contents[line.number]
+        found.append(thumbnail(data, policy, SIDE) if weight and not isinstance(data, ReadFailure) else None)
+    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-_DECODED = {"jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"}
-IMAGES = _DECODED | {"heic", "heif", "jxl", "jp2", "j2k", "jpx", "ico", "cur", "ppm", "pgm", "pbm", "pnm", "tga"}
+DECODED = {"jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"}
+IMAGES = DECODED | {"heic", "heif", "jxl", "jp2", "j2k", "jpx", "ico", "cur", "ppm", "pgm", "pbm", "pnm", "tga"}
 """Extensions of images. Also of those that are not decoded: they end in the ledger instead of vanishing."""
 
 COMPANIONS = frozenset(

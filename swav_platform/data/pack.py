@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ _SAMPLES, _BYTES = 10_000, 256 * 2**20  # of a shard
 @dataclass(frozen=True)
 class PackReport:
     """`files`: seen in the folder; `samples`: of these packed, in `shards` tars; `skipped`: the others, by reason, and
-    hidden folders, whose files nobody looks at; `examples`: some of their names."""
+    hidden folders, whose files nobody looks at; `examples`: some of their names; `undecoded`: packed images of types that
+    no run decodes, by extension."""
 
     files: int
     samples: int
     shards: int
     skipped: dict[str, int]
     examples: dict[str, list[str]]
+    undecoded: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,13 @@ def pack(
     """Pack the images of `folder` into `out`/shard-000000.tar …, as they are, also broken ones.
 
     The order is that of the names' bytes, and the same files give the same tars. progress: called with (images
-    packed, images). Raises UsageError if there is no such folder and UserError if it has no image or the disk refuses.
+    packed, images). Raises UsageError if there is no such folder, if it has no image or if `out` holds other shards, and
+    UserError if the disk refuses.
     """
     folder, out = Path(folder), Path(out)
+    for path, use in ((folder, "of images"), (out, "for the shards")):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"'{path}' is a file: name a folder {use}.")
     if not folder.is_dir():
         raise UsageError(f"There is no folder '{folder}': name a folder of images.")
     if out.resolve() == folder.resolve():
@@ -61,12 +68,13 @@ def pack(
     images = sorted(_images(os.fsencode(folder), out, skipped), key=lambda image: image.name)
     files = len(images) + sum(count for reason, count in skipped.counts.items() if reason != "hidden_folder")
     if not images:
-        raise UserError(f"The folder '{folder}' has no image in it ({files} other files): name a folder of images.")
+        raise UsageError(f"The folder '{folder}' has no image in it ({files} other files): name a folder of images.")
     keys = _distinct_keys(images)
     batches = list(_batches(images, samples_per_shard, bytes_per_shard))
     names = [f"shard-{number:06d}.tar" for number in range(len(batches))]
-    earlier = _earlier(out)
-    _note(out, sorted(earlier.union(names)))
+    source = naming.text(os.path.realpath(os.fsencode(folder)))
+    earlier = _earlier(out, source)
+    _note(out, source, sorted(earlier.union(names)))
     seen = packed = 0
     for name, batch in zip(names, batches, strict=True):
         with replacing(out / name) as aside:
@@ -76,8 +84,9 @@ def pack(
                     progress(seen, len(images))
     for name in earlier.difference(names):  # only now: whoever stops this keeps a shard of either packing under each name
         (out / name).unlink(missing_ok=True)
-    _note(out, names)
-    return PackReport(files, packed, len(names), skipped.counts, skipped.examples)
+    _note(out, source, names)
+    undecoded = Counter(image.extension for image in images if image.extension not in naming.DECODED)
+    return PackReport(files, packed, len(names), skipped.counts, skipped.examples, undecoded)
 
 
 def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
@@ -168,23 +177,29 @@ def _batches(images: list[_Image], most_samples: int, most_bytes: int) -> Iterat
     yield batch
 
 
-def _earlier(out: Path) -> set[str]:
-    """Names of the shards that an earlier packing left in `out`. Raises UserError for tars of others, which are not touched."""
+def _earlier(out: Path, source: str) -> set[str]:
+    """Names of the shards that an earlier packing of the folder `source` left in `out`.
+
+    Raises UsageError for tars of others and for shards of another folder, which are not touched.
+    """
     note = out / "pack.json"
     try:
-        ours = {Path(name).name for name in json.loads(note.read_text(encoding="utf-8"))["shards"]} if note.exists() else set()
+        told = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"shards": []}
+        ours = {Path(name).name for name in told["shards"]}
         others = sorted(path.name for path in out.glob("*.tar") if path.name not in ours)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"The folder '{out}' can't be read ({error}): name another one.") from None
     if others:
-        raise UserError(f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones.")
+        raise UsageError(f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones.")
+    if ours and told.get("folder", source) != source:
+        raise UsageError(f"The folder '{out}' holds what was packed from '{told['folder']}': name a new folder, or delete it first.")
     return ours
 
 
-def _note(out: Path, names: list[str]) -> None:
+def _note(out: Path, source: str, names: list[str]) -> None:
     try:
         with replacing(out / "pack.json") as aside:
-            aside.write_text(json.dumps({"shards": names}), encoding="utf-8")
+            aside.write_text(json.dumps({"folder": source, "shards": names}), encoding="utf-8")
     except OSError as error:
         raise UserError(f"The folder '{out}' can't be written to ({error}): name another one.") from None
 

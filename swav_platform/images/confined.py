@@ -23,6 +23,7 @@ import numpy as np
 
 from swav_platform.config import ImagePolicy
 from swav_platform.data.outcomes import Outcome
+from swav_platform.errors import UserError
 from swav_platform.images.refused import Refused
 
 CPU_SECONDS = 1.9
@@ -34,6 +35,9 @@ CLOCK_SECONDS = 20.0
 START_SECONDS = 120.0
 """Its imports, from a cold disk on a busy machine."""
 
+START_PAUSES = (0.5, 2.0, 5.0)
+"""Seconds between tries to start one: processes and memory come and go."""
+
 MEMORY = 768 * 2**20
 """Bytes of address space that decoding may take, beyond the programs themselves."""
 
@@ -42,6 +46,10 @@ IMAGES = 5000
 
 _START = "import os, sys; os.environ['OPENBLAS_NUM_THREADS'] = '1'; sys.path[:] = {path!r}; from swav_platform.images.child import serve; serve({memory})"
 _MAX_HEAD = 2**16
+
+
+class NoDecoderError(UserError):
+    """No child can be started. It says nothing of an image, so no image may be refused for it."""
 
 
 class Died(Exception):
@@ -153,17 +161,30 @@ _here = threading.local()
 def _child() -> Child:
     child: Child | None = getattr(_here, "child", None)
     if child is None or child.owner != os.getpid() or child.images >= IMAGES:
-        _here.child = child = Child()
+        _here.child = child = _start()
     return child
 
 
+def _start() -> Child:
+    for pause in (*START_PAUSES, None):
+        try:
+            return Child()
+        except OSError as error:
+            if pause is None:
+                raise NoDecoderError(
+                    f"No process that decodes images can be started on this machine ({error}): "
+                    "see with `ulimit -a`, `free` and `swav doctor` what it is out of."
+                ) from None
+            time.sleep(pause)
+    raise AssertionError
+
+
 def _ask(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
-    """Raises Refused for an image that the child did not survive. One that crashes it has a second try, in a fresh one."""
+    """Raises Refused for an image that the child did not survive, and NoDecoderError. One that crashes it has a second try, in a
+    fresh one."""
     for attempt in (1, 2):
         try:
             return _child().ask(request, data)
-        except OSError as error:
-            raise Refused(Outcome.DECODE_CRASH, f"no decoder could be started: {error}") from None
         except Died as died:
             _here.child = None
             if died.late:
@@ -178,7 +199,7 @@ def _request(name: str, policy: ImagePolicy, most: int, seconds: float, side: in
 
 
 def decode(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
-    """Upright RGB pixels uint8 [H, W, 3] by way of the child. Raises Refused, and nothing else."""
+    """Upright RGB pixels uint8 [H, W, 3] by way of the child. Raises Refused, NoDecoderError, and nothing else."""
     answer, pixels = _ask(_request(name, policy, 3 * policy.max_pixels, CPU_SECONDS), data)
     try:
         outcome = Outcome(answer["outcome"])
@@ -191,6 +212,6 @@ def decode(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
 
 
 def thumbnail(data: bytes, name: str, policy: ImagePolicy, side: int) -> bytes | None:
-    """A JPEG of at most `side` pixels, None if it can't be had. Raises Refused for an image that the child did not survive."""
+    """A JPEG of at most `side` pixels, None if it can't be had. Raises as decode, Refused only if the child did not survive."""
     answer, small = _ask(_request(name, policy, 2**20, CPU_SECONDS / 4, side), data)
     return small.tobytes() if answer.get("outcome") == Outcome.OK else None

@@ -15,15 +15,16 @@ import numpy as np
 import simplejpeg
 from PIL import features
 
-from swav_platform.config import ImagePolicy
+from swav_platform.config import FORMATS, ImagePolicy
 from swav_platform.data.outcomes import Outcome
 from swav_platform.images import confined, jpeg
+from swav_platform.images.confined import NoDecoderError
 from swav_platform.images.header import Cost, cost_of
 from swav_platform.images.pillow import AVIF, mirrored, upright
 from swav_platform.images.refused import Refused, check_size
 from swav_platform.images.sniff import format_of
 
-__all__ = ["Decoded", "Refused", "codec_fingerprint", "decode", "decode_reduced", "thumbnail"]
+__all__ = ["Decoded", "NoDecoderError", "Refused", "codec_fingerprint", "decode", "decode_reduced", "thumbnail"]
 
 SUSPECT_SECONDS = 0.5
 SUSPECT_MEMORY = 256 * 2**20
@@ -47,7 +48,8 @@ def decode(data: bytes, policy: ImagePolicy) -> np.ndarray:
     """Upright RGB pixels uint8 [H, W, 3] of an image's first frame; what is transparent lies on white.
 
     Ordinary JPEG is decoded by simplejpeg, everything else (and every JPEG that it does not like) by Pillow in a child.
-    Raises Refused, and nothing else, for bytes that give no sample under this policy.
+    Raises Refused for bytes that give no sample under this policy, and NoDecoderError where the child can't be started: the
+    machine's fault, not the image's.
     """
     return decode_reduced(data, policy, _whole).pixels
 
@@ -63,7 +65,8 @@ def decode_reduced(data: bytes, policy: ImagePolicy, reduction: Callable[[int, i
     if name is None:
         raise Refused(Outcome.NOT_AN_IMAGE, f"starts with {bytes(data[:12])!r}" if data else "no bytes")
     if name not in policy.formats:
-        raise Refused(Outcome.UNSUPPORTED_FORMAT, f"{name} is not among the formats taken")
+        why = "is closed by data.images.formats" if name in FORMATS else "is no format that can be decoded here: convert it"
+        raise Refused(Outcome.UNSUPPORTED_FORMAT, f"{name} {why}")
     try:
         cost = cost_of(data, name)
         if cost is not None:
@@ -120,7 +123,7 @@ def thumbnail(data: bytes, policy: ImagePolicy, side: int = 96) -> bytes | None:
             check_size(cost.width, cost.height, policy)
             cost.check()
         return confined.thumbnail(data, name, policy, side)
-    except (Refused, MemoryError):
+    except (Refused, NoDecoderError, MemoryError):
         return None
 
 

@@ -17,7 +17,7 @@ from swav_platform.data.outcomes import Event, Outcome
 from swav_platform.data.plan import RowSpec
 from swav_platform.data.read import ReadFailure
 from swav_platform.images import crops, params
-from swav_platform.images.decode import Refused, decode_reduced, thumbnail
+from swav_platform.images.decode import NoDecoderError, Refused, decode_reduced, thumbnail
 from swav_platform.images.layout import Row, RowLayout
 from swav_platform.images.randomness import uniforms
 from swav_platform.images.table import from_table, to_table
@@ -49,7 +49,7 @@ def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> 
     fetch(samples) gives line and bytes of each sample; it is called once for the row and once for each round of
     stand-ins. stand_in(position, attempt) names the sample that takes the place of one that failed.
     The pixels of a position depend on its own randomness and on the image that fills it, on nothing else.
-    No image can make this raise: what fails is an event of the row.
+    No image can make this raise: what fails is an event of the row. Raises NoDecoderError where this machine can't decode.
     """
     began = time.perf_counter()
     row = _blank(spec, RowLayout.of(config))
@@ -139,6 +139,8 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config
         cut_views(data, proposals, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
     except Refused as refused:
         return refused
+    except NoDecoderError:
+        raise
     except MemoryError:
         return Refused(Outcome.DECODE_MEMORY, "not enough memory for its views")
     except Exception as error:  # one image must not take the row with it

@@ -16,6 +16,8 @@ _MAGIC = (
     (b"II\0*", "TIFF"),
     # Known image types that no policy can allow: the reason is better than "not an image".
     (b"\0\0\1\0", "ICO"),
+    (b"\0\0\2\0\0\0\0\0", "TGA"),  # a cursor has one picture or more where this has none
+    (b"\0\0\n\0\0\0\0\0", "TGA"),
     (b"\0\0\2\0", "CUR"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),

@@ -111,6 +111,10 @@ def test_the_ledger_counts_samples(mine: RunFolder, capsys: pytest.CaptureFixtur
         {"shard": "1.tar", "count": 2, "reasons": {"corrupt": 2}},
         {"shard": "0.tar", "count": 1, "reasons": {"corrupt": 1}},
     ]
+    assert found["images"] == [
+        {"key": key, "shard": shard, "reason": "corrupt", "detail": "why"}
+        for key, shard in (("a<b>", "1.tar"), ("two", "0.tar"), ("three", "1.tar"))
+    ]
 
 
 def test_the_ledger_as_a_page_without_what_was_taken_out(

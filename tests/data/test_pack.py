@@ -102,6 +102,27 @@ def test_packing_again_replaces_its_own_tars_and_no_others(folder: Path, tmp_pat
     assert (out / "mine.tar").exists()
 
 
+def test_what_was_packed_from_another_folder_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    pack(folder, out)
+    before = (out / "shard-000000.tar").read_bytes()
+    other.mkdir()
+    (other / "x.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"packed from '.*': name a new folder"):
+        pack(other, out)
+    assert (out / "shard-000000.tar").read_bytes() == before
+    (tmp_path / "link").symlink_to(folder)
+    assert pack(tmp_path / "link", out).shards == 1
+
+
+def test_images_that_no_run_decodes_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.heic", "b.HEIC", "c.tga", "d.jpg"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    report = pack(tmp_path / "in", tmp_path / "out")
+    assert (report.samples, report.undecoded) == (4, {"heic": 2, "tga": 1})
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
     folder.mkdir()
@@ -124,8 +145,12 @@ def test_wrong_folders(tmp_path: Path) -> None:
         pack(tmp_path / "gone", tmp_path / "out")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.txt").write_bytes(b"")
-    with pytest.raises(UserError, match="has no image in it"):
+    with pytest.raises(UsageError, match="has no image in it"):
         pack(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UsageError, match=r"x\.txt' is a file: name a folder of images"):
+        pack(tmp_path / "in" / "x.txt", tmp_path / "out")
+    with pytest.raises(UsageError, match=r"x\.txt' is a file: name a folder for the shards"):
+        pack(tmp_path / "in", tmp_path / "in" / "x.txt")
     (tmp_path / "in" / "x.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"can't be written to|could not be written"):
         pack(tmp_path / "in", tmp_path / "in" / "x.txt" / "out")

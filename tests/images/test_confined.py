@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav_platform.config import ImagePolicy
+from swav_platform.config import ImagePolicy, load
+from swav_platform.data.index import IndexLine
 from swav_platform.data.outcomes import Outcome
+from swav_platform.data.plan import RowSpec
 from swav_platform.images import confined
-from swav_platform.images.decode import Refused, decode, thumbnail
+from swav_platform.images.decode import NoDecoderError, Refused, decode, thumbnail
+from swav_platform.images.row import make_row
 
 POLICY = ImagePolicy()
 
@@ -101,7 +105,9 @@ def test_nothing_risky_is_decoded_where_the_filter_is_not_taken(monkeypatch: pyt
     start = confined._START.replace("serve({memory})", "from swav_platform.images import sandbox; ")
     start += "sandbox._SEES = dict.fromkeys(sandbox._SEES, (0, 99999)); "  # no call of Linux
     monkeypatch.setattr(confined, "_START", start + "serve({memory})")
-    assert refused(png()).outcome == Outcome.DECODE_CRASH
+    monkeypatch.setattr(confined, "START_PAUSES", ())
+    with pytest.raises(NoDecoderError):
+        decode(png(), POLICY)
 
 
 @pytest.mark.stack
@@ -137,10 +143,25 @@ def test_a_child_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     assert child._process.returncode is not None
 
 
-def test_one_that_cannot_be_started_is_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_started_says_nothing_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
     monkeypatch.setattr(confined.sys, "executable", "/nowhere/python")
-    assert refused(png()).outcome == Outcome.DECODE_CRASH
+    monkeypatch.setattr(confined.time, "sleep", paused.append)
+    with pytest.raises(NoDecoderError, match="/nowhere/python"):
+        decode(png(), POLICY)
+    assert paused == list(confined.START_PAUSES)
     assert thumbnail(png(), POLICY) is None
+    spec = RowSpec(0, np.arange(1), np.zeros(1, np.int64), np.zeros(1, bool))
+    line = IndexLine(0, "grey", "/data/shard.tar", 512, len(png()), "png", None)
+    with pytest.raises(NoDecoderError):
+        make_row(spec, lambda numbers: {0: (line, png())}, lambda position, attempt: 0, load(None, ["data.row_size=1"]))
+
+
+def test_one_that_cannot_be_started_at_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sys.executable
+    monkeypatch.setattr(confined.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(confined.time, "sleep", lambda seconds: monkeypatch.setattr(confined.sys, "executable", real))
+    assert decode(png(), POLICY).max() == 7
 
 
 @pytest.mark.stack

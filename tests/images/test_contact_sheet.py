@@ -40,10 +40,13 @@ def test_preview_shows_the_views_of_the_first_positions(
     assert answer == {"preview": str(page), "positions": 8, "bad": {}}
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"<h2>Position (\d+) ", text) == [str(n) for n in range(8)]
-    pictures = [Image.open(BytesIO(base64.b64decode(code))) for code in re.findall(r"base64,([^\"]+)", text)]
+    pictures = [Image.open(BytesIO(base64.b64decode(code))) for code in re.findall(r"png;base64,([^\"]+)", text)]
     assert [image.size for image in pictures[:4]] == [(16, 16), (16, 16), (8, 8), (8, 8)]
     assert len(pictures) == 8 * 4
     assert text.count("<figcaption>large 0: ") == 8
+    assert text.count("<image ") == 8
+    assert text.count("<title>large 0</title></rect>") == 8
+    assert "min_side: 16" in text
     assert not (tmp_path / "runs").exists()
 
 
@@ -63,3 +66,47 @@ def test_preview_counts_each_bad_image_once_and_says_why(
     text = page.read_text(encoding="utf-8")
     assert "stands in for text-" in text or "no image could be had" in text
     assert "(not_an_image)" in text
+
+
+def test_boxes_lie_on_the_upright_image_where_the_views_were_cut(
+    tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red is what the upright image shows on its left; every view's box, looked up in the picture of the page, has the view's colour."""
+    left_red = np.zeros((48, 96, 3), np.uint8)
+    left_red[:, :48, 0] = left_red[:, 48:, 2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = BytesIO()
+    Image.fromarray(np.rot90(left_red)).save(out, "JPEG", exif=exif, quality=95)
+    with TarWriter(str(tmp_path / "one.tar"), mtime=0) as tar:
+        for number in range(8):
+            tar.write({"__key__": f"{number}", "jpg": out.getvalue()})
+    page = tmp_path / "views.html"
+    config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
+    plain = [f"views.{group}.photometric=none" for group in ("large", "small")]
+    assert run(["pretrain", config, "--data", str(tmp_path / "one.tar"), *tiny, *plain, "--preview", str(page)]) == 0
+    positions = page.read_text(encoding="utf-8").split("<h2>")[1:]
+    assert len(positions) == 8
+    for text in positions:
+        assert '<svg width="96" height="48"' in text
+        jpeg = re.findall(r"jpeg;base64,([^\"]+)", text)[0]
+        picture = np.asarray(Image.open(BytesIO(base64.b64decode(jpeg))).resize((96, 48))).astype(float)
+        boxes = re.findall(r'x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', text)
+        views = [np.asarray(Image.open(BytesIO(base64.b64decode(code)))) for code in re.findall(r"png;base64,([^\"]+)", text)]
+        assert len(boxes) == len(views) == 4
+        for (x, y, width, height), view in zip(np.int64(boxes), views, strict=True):
+            cut = picture[y : y + height, x : x + width].mean((0, 1))
+            np.testing.assert_allclose(cut, view.mean((0, 1)), atol=20)
+
+
+def test_preview_of_nothing_that_can_be_used_says_so(
+    tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TarWriter(str(tmp_path / "text.tar"), mtime=0) as tar:
+        for number in range(8):
+            tar.write({"__key__": f"text-{number}", "jpg": b"no image"})
+    page = tmp_path / "views.html"
+    config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
+    assert run(["pretrain", config, "--data", str(tmp_path / "text.tar"), *tiny, "--preview", str(page)]) == 1
+    assert "8 not_an_image" in capsys.readouterr().err
+    assert "no image could be had" in page.read_text(encoding="utf-8")

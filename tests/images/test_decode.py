@@ -296,7 +296,7 @@ def test_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sniffing_knows_what_pillow_writes() -> None:
-    names = {"ICO": "ICO", "PPM": "netpbm", "PCX": "PCX", "SGI": "SGI"}
+    names = {"ICO": "ICO", "PPM": "netpbm", "PCX": "PCX", "SGI": "SGI", "TGA": "TGA"}
     if features.check("webp"):
         names["WEBP"] = "WEBP"
     if features.check("jpg_2000"):

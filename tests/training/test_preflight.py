@@ -112,6 +112,13 @@ def test_dry_run(root, capsys: pytest.CaptureFixture[str]) -> None:
     assert "# memory: weights" in text
 
 
+def test_a_dry_run_says_what_is_not_there(root, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
+    assert run(["pretrain", recipe, "--dry-run", "--data", str(tmp_path / "gone" / "*.tar"), "--data", "s3://no-bucket/x/"]) == 0
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "this machine" in line]
+    assert "gone" in warning
+
+
 @pytest.mark.parametrize(("override", "name"), [("model.name=resnet51", "resnet51"), ("method.name=swaw", "swaw")])
 def test_a_dry_run_refuses_names_that_nobody_knows(root, capsys: pytest.CaptureFixture[str], override: str, name: str) -> None:
     recipe = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
