@@ -190,9 +190,13 @@ def _earlier(out: Path, source: str) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"The folder '{out}' can't be read ({error}): name another one.") from None
     if others:
-        raise UsageError(f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones.")
+        raise UsageError(
+            f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones."
+        )
     if ours and told.get("folder", source) != source:
-        raise UsageError(f"The folder '{out}' holds what was packed from '{told['folder']}': name a new folder, or delete it first.")
+        raise UsageError(
+            f"The folder '{out}' holds what was packed from '{told['folder']}': name a new folder, or delete it first."
+        )
     return ours
 
 
