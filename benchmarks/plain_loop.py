@@ -1,5 +1,5 @@
 """A step as published with SwAV, written plainly: what train_step.py compares with. Standard batch norm, uncompiled, LARS tensor by
-tensor, one loss after the other, eight collectives a step where there are ranks (two of Sinkhorn's four for each of two views)."""
+tensor, one loss after the other, eight collectives a step where there are ranks (Sinkhorn's four for each of two views)."""
 
 from __future__ import annotations
 

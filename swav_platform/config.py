@@ -323,6 +323,10 @@ class Config(_Section):
                 "model.normalisation=step needs all rows of a step at once, so it does not go with train.accumulate=recompute: "
                 "take model.normalisation=row, or more workers and train.accumulate=hold"
             )
+        if self.train.compile and self.model.activation_checkpointing:
+            raise ValueError(
+                "train.compile makes activations again by itself, and does not go with model.activation_checkpointing: take one of them"
+            )
         if self.train.shard == "fsdp2":
             self._can_be_split()
         if sum(g.count for g in self.views.values()) < 2:

@@ -59,6 +59,12 @@ def test_wrong_settings_are_explained(override: str, said: str) -> None:
         load(None, [override])
 
 
+def test_compiling_does_not_go_with_checkpointing() -> None:
+    load(None, ["train.compile=true"])
+    with pytest.raises(ConfigError, match=r"train\.compile .* take one of them"):
+        load(None, ["train.compile=true", "model.activation_checkpointing=true"])
+
+
 def test_errors_name_where_the_setting_was_made(tmp_path: Path) -> None:
     good, bad = write(tmp_path, "good.yaml", "seed: 1\n"), write(tmp_path, "bad.yaml", "train: {batch: x}\n")
     for path, overrides, name in [

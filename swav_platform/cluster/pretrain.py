@@ -20,14 +20,14 @@ from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
 from swav_platform.data.index import Index
-from swav_platform.errors import UsageError, UserError
+from swav_platform.errors import UserError
 from swav_platform.images.decode import codec_fingerprint
 from swav_platform.methods.method import build_method
 from swav_platform.models.encoders import check_name
 from swav_platform.run_folder import RunFolder, near_run, runs_folder
 from swav_platform.training import checkpoints, preflight
 from swav_platform.training.export import export_package
-from swav_platform.training.resume import code_version
+from swav_platform.training.resume import code_version, flat, known_run
 
 log = logging.getLogger("swav")
 
@@ -59,7 +59,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     with folder.claimed():
         if resume and not folder.exists():
             log.warning(_is_new(folder))
-        known = _known(folder, config, resume)
+        known = known_run(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
         if folder.exists() and not known:
@@ -130,39 +130,6 @@ def _say_how_to_go_on(folder: RunFolder) -> None:
             )
 
 
-def _known(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:
-    """run.json of the run to go on with; empty for a run that is new or came to no checkpoint."""
-    if not folder.exists() or (folder.summary() is None and checkpoints.latest_valid(folder.checkpoints) is None):
-        return {}
-    if not resume:
-        raise UsageError(f"Run {folder.name} exists in {folder.path.parent}; go on with it by --resume, or take another --name.")
-    known = folder.info()
-    if known["config_digest"] != config.digest():
-        raise UserError(
-            f"Run {folder.name} was started with other settings ({_difference(folder.config(), config)}), so its checkpoints do not fit. "
-            f"Resume with the settings in {folder.path}/config.yaml, or start a new run under another --name."
-        )
-    return known
-
-
-def _difference(old: Config, new: Config) -> str:
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    free = ("run.", "tracking.")
-    changed = [
-        f"{k}: {before.get(k)} -> {after.get(k)}"
-        for k in sorted(before | after)
-        if before.get(k) != after.get(k) and not k.startswith(free)
-    ]
-    return ", ".join(changed[:5])
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _found(config: Config) -> Shards | None:
     """The shards of the sources, if no index is named. Before anything is begun: a slip must not leave a run's folder behind."""
     if config.data.index:
@@ -197,7 +164,7 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
         "swav.codec": codec_fingerprint(),
         "swav.code_version": code_version(),
     }
-    settings = _flat(config.model_dump(mode="json", exclude={"tracking", "run"}))  # where it is, not what; may hold a password
+    settings = flat(config.model_dump(mode="json", exclude={"tracking", "run"}))  # where it is, not what; may hold a password
     run_id = registry.start_run(config, known.get("run_id"), tags, settings)
     folder.write(
         config,

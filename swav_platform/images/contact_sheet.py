@@ -68,7 +68,8 @@ def _position(row: Row, config: Config, slot: int, image: bytes | None) -> str:
 
 def _source(row: Row, config: Config, slot: int, image: bytes) -> str:
     """The image, and the boxes of its views on it, a colour for each group."""
-    boxes, size = [], (0.0, 0.0)
+    boxes: list[str] = []
+    size = [0.0, 0.0]
     for number, (name, params) in enumerate(zip(config.views, row.params, strict=True)):
         for view in range(len(params)):
             left, top, width, height, *size = (float(params[view, slot, COLUMN[column]]) for column in _BOX)

@@ -28,6 +28,10 @@ from swav_platform.training.collectives import joined
 from swav_platform.training.export import export_package
 from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import Progress, train
+from swav_platform.training.resume import known_run
+
+PATIENCE = 3600.0
+"""Seconds that ranks wait for one another: rank 0 indexes shards and writes checkpoints, and any may compile, while the others wait."""
 
 
 def main() -> int:
@@ -61,8 +65,9 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
         collectives.update(progress.collectives)
 
     with folder.claimed() if comm.rank == 0 else contextlib.nullcontext():
+        known = known_run(folder, config, resume) if comm.rank == 0 else {}
         index = _index(config, folder, comm)
-        if comm.rank == 0:
+        if comm.rank == 0 and not known:
             folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples)
         result = train(
             config,
@@ -106,7 +111,8 @@ def _ranks() -> Iterator[tuple[Comm, torch.device]]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield LocalComm(), device
         return
-    with joined(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend="nccl" if gpu else "gloo") as comm:
+    backend = "nccl" if gpu else "gloo"
+    with joined(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend=backend, timeout=PATIENCE) as comm:
         yield comm, device
 
 

@@ -17,13 +17,14 @@ from swav_platform.methods.comm import Comm
 
 
 class DistributedComm:
-    """The default process group. `calls` counts collectives by kind, `seconds` is the time spent in them."""
+    """The default process group. `calls` counts collectives by kind, `seconds` is the time spent in them; None on GPUs, where a
+    call returns before it is done."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.calls: Counter[str] = Counter()
-        self.seconds = 0.0
         self._device = "cuda" if dist.get_backend() == "nccl" else None
+        self.seconds: float | None = None if self._device else 0.0
 
     def sum(self, x: Tensor) -> Tensor:
         return self._timed("sum", lambda: self._reduce(x, dist.ReduceOp.SUM))
@@ -38,7 +39,8 @@ class DistributedComm:
         start = time.perf_counter()
         result = collective()
         self.calls[kind] += 1
-        self.seconds += time.perf_counter() - start
+        if self.seconds is not None:
+            self.seconds += time.perf_counter() - start
         return result
 
     def _reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

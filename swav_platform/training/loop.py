@@ -179,7 +179,7 @@ def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: M
         **report.metrics,
         "data/images_per_second": meter.images_per_second,
         "data/wait_share": meter.wait_share,
-        "train/collective_share": meter.collective_share,
+        **({} if meter.collective_share is None else {"train/collective_share": meter.collective_share}),
         "data/quarantined_total": float(run.quarantined),
         **meter.data.metrics(),
     }

@@ -13,7 +13,8 @@ from swav_platform.training.counters import Counters
 class Meter:
     """Images per second, shares of time spent waiting for rows and in collectives, and what data cost, since the last fresh start."""
 
-    images_per_second = wait_share = collective_share = 0.0
+    images_per_second = wait_share = 0.0
+    collective_share: float | None = 0.0  # None where it can't be told
     waited_last = 0.0  # seconds that the last step's rows were waited for
     data = Counters()
 
@@ -23,7 +24,7 @@ class Meter:
 
     def _afresh(self) -> None:
         self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
-        self.communicated = getattr(self.comm, "seconds", 0.0)
+        self.communicated = self._communicated()
         self._data = Counters()
 
     @contextmanager
@@ -39,6 +40,11 @@ class Meter:
         self.data = self._data = self._data + counters
         spent = max(time.perf_counter() - self.began, 1e-9)
         self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
-        self.collective_share = (getattr(self.comm, "seconds", 0.0) - self.communicated) / spent
+        now = self._communicated()
+        self.collective_share = None if now is None or self.communicated is None else (now - self.communicated) / spent
         if fresh:
             self._afresh()
+
+    def _communicated(self) -> float | None:
+        seconds: float | None = getattr(self.comm, "seconds", 0.0)
+        return seconds

@@ -126,6 +126,11 @@ def _ranks(config: Config) -> Iterator[str]:
             f"model.normalisation=step holds the graphs of all {most} rows of a worker at once. Take more workers, model.activation_checkpointing, "
             f"or model.normalisation=row, with which train.accumulate=recompute goes."
         )
+    if config.train.compile and config.model.normalisation == "step" and workers > 1:
+        yield (
+            "train.compile gains nothing with model.normalisation=step on several workers: each batch norm waits for the others, and ends "
+            "a compiled graph. Take model.normalisation=row, or train.compile=false."
+        )
     if config.model.normalisation == "row" and config.data.row_size < _FEWEST_IN_ROW:
         yield f"Batch statistics of {config.data.row_size} images (data.row_size) are rough; take rows of {_FEWEST_IN_ROW} or more, or model.normalisation=step."
 

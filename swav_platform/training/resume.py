@@ -13,8 +13,9 @@ import torch
 
 from swav_platform.config import Config
 from swav_platform.data.ledger import Ledger
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm
+from swav_platform.run_folder import RunFolder
 from swav_platform.training import checkpoints, snapshots
 from swav_platform.training.step import Learner
 
@@ -83,6 +84,43 @@ def code_version() -> str:
         return version("swav-platform")
     except PackageNotFoundError:
         return "source"
+
+
+def known_run(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]:
+    """run.json of the run to go on with; empty for a run that is new or came to no checkpoint. Nothing is written.
+
+    Raises UsageError if there is a run but `resume` is not asked for, UserError if it has other settings.
+    """
+    if not folder.exists() or (folder.summary() is None and checkpoints.latest_valid(folder.checkpoints) is None):
+        return {}
+    if not resume:
+        raise UsageError(f"Run {folder.name} exists in {folder.path.parent}; go on with it by --resume, or take another --name.")
+    known = folder.info()
+    if known["config_digest"] != config.digest():
+        raise UserError(
+            f"Run {folder.name} was started with other settings ({_difference(folder.config(), config)}), so its checkpoints do not fit. "
+            f"Resume with the settings in {folder.path}/config.yaml, or start a new run under another --name."
+        )
+    return known
+
+
+def _difference(old: Config, new: Config) -> str:
+    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    free = ("run.", "tracking.")
+    changed = [
+        f"{k}: {before.get(k)} -> {after.get(k)}"
+        for k in sorted(before | after)
+        if before.get(k) != after.get(k) and not k.startswith(free)
+    ]
+    return ", ".join(changed[:5])
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _agreed(folder: Path, comm: Comm) -> Path | None:

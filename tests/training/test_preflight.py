@@ -30,7 +30,7 @@ def test_the_published_recipe_is_fine() -> None:
         "train.workers=4",
         "train.optimiser.lr=0.6",
         "method.queue_length=3840",
-        "method.queue_start=75075",
+        "method.queue_start=75060",
     ]
     assert said(*small, "train.steps=1000000") == []
 
@@ -51,6 +51,7 @@ def test_the_published_recipe_is_fine() -> None:
         (["train.workers=60"], "some have 2 and some 1, so 53 %"),
         (["train.accumulate=recompute"], "saves nothing"),
         (["model.normalisation=step", "train.workers=32"], "all 2 rows of a worker"),
+        (["train.compile=true", "model.normalisation=step"], "each batch norm waits"),
         (["data.row_size=8"], "Batch statistics of 8 images"),
     ],
 )

@@ -67,3 +67,19 @@ def test_rows_are_those_of_the_plan(shards: Path, tiny: list[str], tmp_path: Pat
     assert [row.row for row in found] == [3, 4, 5, 6, 7]
     again = next(iter(local_rows(config, tmp_path, LocalComm())(5, 6)))
     assert np.array_equal(again.packed, found[2].packed)
+
+
+def test_a_refused_run_leaves_what_is_there_as_it_was(
+    runs: Callable[[int], Path], root: Path, shards: Path, tiny: list[str]
+) -> None:
+    folder = runs(1)
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "run.json")}
+    command = [sys.executable, "-m", "swav_platform.training", str(folder.parent / "empty.yaml"), "--data", str(shards / "*.tar")]
+    command += ["--name", "r", "--out", str(folder.parent), *tiny, "data.tasks=1", "method.temperature=0.5"]
+    for more, code, said in (([], 2, "by --resume"), (["--resume"], 1, "method.temperature: 0.1 -> 0.5")):
+        found = subprocess.run(
+            [*command, *more], env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=300
+        )
+        assert found.returncode == code
+        assert said in found.stderr
+    assert before == {name: (folder / name).read_bytes() for name in before}

@@ -11,7 +11,10 @@ import torch
 
 from swav_platform.config import ConfigError
 from swav_platform.errors import UserError
+from swav_platform.methods.comm import Comm
+from swav_platform.methods.method import StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork
+from swav_platform.methods.swav import Swav
 from swav_platform.training import checkpoints
 from swav_platform.training.averages import split
 from swav_platform.training.checkpoints import latest_valid, load
@@ -43,10 +46,40 @@ def test_what_only_saves_memory_changes_no_bit(rig: ModuleType, whole: Path, tmp
     assert same(final(tmp_path), final(whole))
 
 
-def test_codes_of_the_whole_step_also_row_by_row(rig: ModuleType, tmp_path: Path) -> None:
-    """The comparison above can fail: rows that know only their own codes learn something else."""
-    rig.train(rig.config(data__row_size=32, train__accumulate="recompute"), tmp_path / "one")
-    assert rig.losses(tmp_path / "one")[0] != rig.train(rig.config(), tmp_path / "eight").loss_first
+def test_codes_of_rows_by_themselves_would_be_noticed(
+    rig: ModuleType, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison above can fail: rows whose codes are shared out over themselves alone learn something else."""
+    of_step = Swav.targets
+
+    def row_by_row(method: Swav, outputs: StepOutputs, comm: Comm) -> Targets:
+        return {k: v for row in outputs.rows for k, v in of_step(method, StepOutputs(outputs.step, (row,)), comm).items()}
+
+    monkeypatch.setattr(Swav, "targets", row_by_row)
+    rig.train(rig.config(train__accumulate="recompute"), tmp_path)
+    assert abs(rig.losses(tmp_path)[0] - rig.losses(whole)[0]) > 1e-3
+
+
+def test_compiled_encoders_learn_the_same(rig: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and run as traced: what a compiler makes of it is torch's affair."""
+    compile_it = torch.nn.Module.compile
+    graphs: list[object] = []
+
+    def traced(module: torch.nn.Module, **options: object) -> None:
+        def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+            graphs.append(graph)
+            return graph.forward
+
+        compile_it(module, backend=backend, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    for accumulate in ("hold", "recompute"):
+        settings = rig.config(train__steps=2, train__compile=True, train__accumulate=accumulate)
+        rig.train(settings, tmp_path / accumulate)
+    rig.train(rig.config(train__steps=2), tmp_path / "eager")
+    assert len(graphs) >= 2, "one a resolution"
+    assert rig.losses(tmp_path / "hold") == rig.losses(tmp_path / "recompute") == rig.losses(tmp_path / "eager")
+    assert same(final(tmp_path / "hold"), final(tmp_path / "eager"))
 
 
 def test_a_step_as_one_batch(rig: ModuleType, tmp_path: Path) -> None:
