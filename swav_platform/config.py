@@ -552,7 +552,10 @@ def _explain(error: ValidationError, tree: Mapping[str, Any], name: str, overrid
     for place, items in places.items():
         where = ".".join(map(str, place))
         if items[0]["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(where, [*known_keys(), *_keys_of_source(place)], n=1, cutoff=0.0)
+            keys = [*known_keys(), *_keys_of_source(place)]
+            nearest = [key for key in keys if key.endswith(f".{where}")] or difflib.get_close_matches(
+                where, keys, n=1, cutoff=0.0
+            )
             parts.append(
                 f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from swav_platform.config import Config, load_with
 from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import RunFolder
 
+QUICKLY_INDEXED = 2 * 2**30  # bytes of local shards that a dry run indexes
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
@@ -82,38 +85,60 @@ def pretrain_command(
 
 def _dry_run(settings: Config, as_json: bool) -> None:
     """The resolved tree as YAML, and under it, as its comments, what is known of the run; with --json one object."""
-    from swav_platform.data.datasets import open_index
     from swav_platform.training.preflight import preflight
 
-    data = settings.data
-    found = preflight(settings, open_index(data.index, allow_pipe=data.allow_pipe).samples if data.index else None).tree()
-    found["warnings"] += _data_warnings(settings)
+    samples, missing = _look_at_data(settings)
+    found = preflight(settings, samples).tree()
+    found["warnings"] += missing
     tree = settings.model_dump(mode="json")
     if as_json:
         click.echo(json.dumps({"config": tree, **found}))
         return
     click.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
-    for part in ("schedule", "memory", "communication"):
-        click.echo(f"# {part}: " + ", ".join(f"{k} {console.readable(v)}" for k, v in found[part].items()))
+    known = {k: v for k, v in found["schedule"].items() if v is not None}
+    click.echo("# schedule: " + ", ".join(f"{k} {console.readable(v)}" for k, v in known.items()))
+    click.echo("# memory of a worker: " + ", ".join(f"{k} {_binary(v)}" for k, v in found["memory"].items()))
+    sent = {
+        k: _binary(v) if k.endswith("bytes") and v is not None else console.readable(v) for k, v in found["communication"].items()
+    }
+    told = ", ".join(f"{k} {v}" for k, v in sent.items()) if settings.train.workers > 1 else "none, one worker"
+    click.echo(f"# communication of a worker, each step: {told}")
     if found["schedule"]["steps"] is None:
-        click.echo("# steps and images are known with data.index (see `swav index`), train.steps or train.images")
+        click.echo(
+            "# steps and images are known with small local data, with data.index in place of --data (see `swav index`), "
+            "with train.steps or with train.images"
+        )
     for warning in found["warnings"]:
         click.echo(f"# warning: {warning}")
 
 
-def _data_warnings(settings: Config) -> list[str]:
-    """Local data that is not there: it may lie on the cluster that the run is meant for. No storage is asked."""
+def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
+    """Samples, where that is quickly known; and local data that is not there: it may lie on the cluster that the run is meant for.
+    No storage is asked."""
+    from swav_platform.data.datasets import open_index, open_or_build
     from swav_platform.data.sources import expand, is_command
 
-    found = []
-    for source in settings.data.sources:
-        pattern = source if isinstance(source, str) else source.pattern
-        if "://" not in pattern and not is_command(pattern):
-            try:
-                expand([pattern])
-            except UserError as error:
-                found.append(f"As seen from this machine: {error}")
-    return found
+    data = settings.data
+    if data.index:
+        return open_index(data.index, allow_pipe=data.allow_pipe).samples, []
+    patterns = [source if isinstance(source, str) else source.pattern for source in data.sources]
+    local = [pattern for pattern in patterns if "://" not in pattern and not is_command(pattern)]
+    missing, size = [], 0
+    for pattern in local:
+        try:
+            size += sum(Path(shard).stat().st_size for shard in expand([pattern]))
+        except (UserError, OSError) as error:
+            missing.append(f"As seen from this machine: {error}")
+    if missing or not local or len(local) < len(patterns) or size > QUICKLY_INDEXED:
+        return None, missing
+    with tempfile.TemporaryDirectory() as folder:
+        return open_or_build(data, Path(folder)).samples, []
+
+
+def _binary(count: int) -> str:
+    """Bytes as people read them."""
+    unit = min(int(math.log2(count)) // 10, 4) if count else 0
+    return f"{count / 2 ** (10 * unit):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 class ProgressDisplay:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from swav_platform.evaluation.features import Features, encoder_function, featur
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.package import load_package
 from swav_platform.run_folder import RunFolder
+
+log = logging.getLogger("swav")
 
 
 def knn_top1(bank: Features, query: Features, k: int, temperature: float) -> float:
@@ -72,6 +75,7 @@ def evaluate_knn(
         **(baselines or {}),
     }
     sides = [_side(folder, "bank", bank, label, bank_size, config), _side(folder, "query", query, label, query_size, config)]
+    _warn_of_same(*(index for index, _ in sides))
     total, done = sum(len(numbers) for _, numbers in sides), 0
 
     def counted(images: int) -> None:
@@ -95,6 +99,15 @@ def _side(folder: RunFolder, side: str, pattern: str, label: str, size: int | No
     build_index(expand([pattern]), where, label=label)
     index = Index.open(where)
     return index, subset(index, size, config.seed)
+
+
+def _warn_of_same(bank: Index, query: Index) -> None:
+    same = sorted({file.url for file in bank.shards.files()} & {file.url for file in query.shards.files()})
+    if same:
+        log.warning(
+            f"{len(same)} shards are in both --bank and --query, such as {same[0]}: an image that is in both is its own nearest "
+            "neighbour, so scores are too good. Name shards that are in one of them."
+        )
 
 
 def _check_side(side: str, pattern: str, label: str, found: Features) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -24,11 +25,14 @@ from swav_platform.data.index import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.run_folder import RunFolder, runs_folder
+from swav_platform.training import preflight
 from swav_platform.training.collectives import joined
 from swav_platform.training.export import export_package
 from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import Progress, train
 from swav_platform.training.resume import known_run
+
+log = logging.getLogger("swav")
 
 PATIENCE = 3600.0
 """Seconds that ranks wait for one another: rank 0 indexes shards and writes checkpoints, and any may compile, while the others wait."""
@@ -67,6 +71,9 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
     with folder.claimed() if comm.rank == 0 else contextlib.nullcontext():
         known = known_run(folder, config, resume) if comm.rank == 0 else {}
         index = _index(config, folder, comm)
+        if comm.rank == 0:
+            for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
+                log.warning(warning)
         if comm.rank == 0 and not known:
             folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples)
         result = train(

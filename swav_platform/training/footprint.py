@@ -16,14 +16,16 @@ from swav_platform.models.encoders import build_encoder, check_name
 from swav_platform.models.normalisation import RowBatchNorm
 from swav_platform.training import sharding
 from swav_platform.training.passes import Passes
+from swav_platform.training.snapshots import ACTIVATIONS_KEPT
 
 _STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers of the optimiser a weight
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the worker with the most rows. activations: what its graphs keep; the kernels' work space is not counted, nor what
-    a block keeps while activation checkpointing makes it again."""
+    """Bytes on the worker with the most rows. activations: what its graphs keep, of compiled ones the most that they may. Not
+    counted: kernels' work space, what a block keeps while activation checkpointing makes it again, and what methods hold (queue,
+    bank, memories)."""
 
     weights: int
     gradients: int
@@ -88,7 +90,8 @@ def footprint(config: Config) -> tuple[Memory, Communication]:
         kept = _kept(network, passes, rows[: own if passes.together else 1])
         sent = _sent(config, method, passes, rows)
     held = 1 if config.train.accumulate == "recompute" or passes.together else own
-    return _memory(config, network, kept * held), _communication(config, network, sent)
+    share = ACTIVATIONS_KEPT if config.train.compile else 1
+    return _memory(config, network, int(kept * held * share)), _communication(config, network, sent)
 
 
 def _memory(config: Config, network: nn.Module, activations: int) -> Memory:

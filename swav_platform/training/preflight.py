@@ -14,21 +14,24 @@ _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
 _LARGEST_EXPONENT_ERROR = 0.25
 _USUAL_LR = {"lars": 0.3 / 256, "sgd": 0.05 / 256}  # an image of the batch: Caron et al. 2020, Koohpayegani et al. 2021
 _FEWEST_IN_ROW = 16
+_FREEZE = ("swav", "sela")  # methods whose prototypes stand still at first
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps and images are None while the number of samples is not known; queue_in_use_from without a queue."""
+    """steps and images are None while the number of samples is not known, epoch_steps (of an epoch of the index) likewise;
+    freeze_prototypes for methods that freeze none; queue_in_use_from without a queue."""
 
     steps: int | None
     images: int | None
+    epoch_steps: int | None
     images_per_step: int
     rows_per_step: int
     warmup_steps: int
     start_lr: float
     lr: float
     final_lr: float
-    freeze_prototypes: int
+    freeze_prototypes: int | None
     queue_in_use_from: int | None
 
 
@@ -52,17 +55,19 @@ def preflight(config: Config, samples: int | None = None) -> Preflight:
 def schedule(config: Config, samples: int | None) -> Schedule:
     train, known = config.train, samples is not None or config.train.steps is not None or config.train.images is not None
     steps = config.steps(samples or 1) if known else None
-    queue = config.method.queue_length // train.batch
+    queue = config.method.queue_length // train.batch if config.method.name == "swav" else 0
+    rows = None if samples is None else -(-samples // config.data.row_size)
     return Schedule(
         steps=steps,
         images=None if steps is None else steps * train.batch,
+        epoch_steps=None if rows is None else -(-rows // config.rows_per_step),
         images_per_step=train.batch,
         rows_per_step=config.rows_per_step,
         warmup_steps=warmup_steps(train.optimiser, train.batch),
         start_lr=train.optimiser.start_lr,
         lr=train.optimiser.lr,
         final_lr=train.optimiser.final_lr,
-        freeze_prototypes=config.method.freeze_prototypes,
+        freeze_prototypes=config.method.freeze_prototypes if config.method.name in _FREEZE else None,
         queue_in_use_from=config.method.queue_start + queue if queue else None,
     )
 
@@ -71,6 +76,12 @@ def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
     """One sentence or two each: what, why, what to do."""
     if config.method.name == "swav":
         yield from _codes(config, of_run)
+    if config.method.name in _FREEZE:
+        yield from _frozen(config, of_run)
+    if config.method.name in ("deepcluster", "sela"):
+        yield from _memories(config, of_run)
+    if config.method.name == "mean_shift":
+        yield from _bank(config)
     yield from _rate(config, of_run)
     yield from _ranks(config)
 
@@ -93,8 +104,37 @@ def _codes(config: Config, of_run: Schedule) -> Iterator[str]:
         )
     if of_run.steps is not None and of_run.queue_in_use_from is not None and of_run.queue_in_use_from >= of_run.steps:
         yield f"The queue is never used: it would be from step {of_run.queue_in_use_from:,} on, and the run has {of_run.steps:,}."
+
+
+def _frozen(config: Config, of_run: Schedule) -> Iterator[str]:
+    method = config.method
     if of_run.steps is not None and method.learn_prototypes and method.freeze_prototypes >= of_run.steps:
         yield f"Prototypes never learn: method.freeze_prototypes={method.freeze_prototypes:,} of {of_run.steps:,} steps."
+
+
+def _memories(config: Config, of_run: Schedule) -> Iterator[str]:
+    name, most = config.method.name, max(config.method.heads)
+    if of_run.epoch_steps is None:
+        return
+    if of_run.steps is not None and of_run.steps <= of_run.epoch_steps:
+        yield (
+            f"No weight will move: in its first epoch, of {of_run.epoch_steps:,} steps, {name} only looks, and the run has "
+            f"{of_run.steps:,}. Take more of train.epochs (or train.steps), or method.name=swav."
+        )
+    images = of_run.epoch_steps * config.train.batch
+    if images < most:
+        yield (
+            f"{most:,} prototypes for at most {images:,} images an epoch: most of them get none. Take method.prototypes of a tenth of the images."
+        )
+
+
+def _bank(config: Config) -> Iterator[str]:
+    method, least = config.method, max(config.train.batch, config.method.neighbours)
+    if method.bank_length < least:
+        yield (
+            f"method.bank_length={method.bank_length:,} is shorter than a step's images or than method.neighbours={method.neighbours}: "
+            f"targets miss their own images or some neighbours. Take {least:,} or more."
+        )
 
 
 def _rate(config: Config, of_run: Schedule) -> Iterator[str]:
@@ -102,8 +142,8 @@ def _rate(config: Config, of_run: Schedule) -> Iterator[str]:
     usual = _USUAL_LR.get(options.name, 0.0) * batch
     if usual and not usual / 8 <= options.lr <= usual * 8:
         yield (
-            f"train.optimiser.lr={options.lr:g} is far from what {options.name} usually takes at a batch of {batch:,}, about {usual:.2g} "
-            f"(in proportion to the batch)."
+            f"train.optimiser.lr={options.lr:g} is far from what {options.name} usually takes at a batch of {batch:,}, about {usual:.3g} "
+            f"(in proportion to the batch; eight times more or less goes unsaid)."
         )
     if options.name == "adamw" and options.lr > 0.01:
         yield f"train.optimiser.lr={options.lr:g} is large for adamw, which usually takes 0.0005 to 0.003."

@@ -15,7 +15,7 @@ from swav_platform.data.index import Index, build_index
 from swav_platform.errors import UserError
 from swav_platform.evaluation import features as module
 from swav_platform.evaluation.features import Features, batches, colour_histogram, features, subset, unit
-from swav_platform.evaluation.knn import _check_side, knn_top1
+from swav_platform.evaluation.knn import _check_side, _warn_of_same, knn_top1
 
 
 def rows(values: np.ndarray, labels: list[str]) -> Features:
@@ -96,6 +96,17 @@ def test_features_keep_order_and_count_what_is_refused(shards: Path, tmp_path: P
     assert found.values.shape == (160, 512)
     assert found.labels == [f"group{i % 4}" for i in range(80)] * 2
     assert knn_top1(found, found, k=1, temperature=0.1) == 100.0
+
+
+def test_shards_on_both_sides_are_told_of(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = sorted(map(str, shards.glob("*.tar")))[:2]
+    for name, files in (("one", [first]), ("two", [second]), ("both", [first, second])):
+        build_index(files, tmp_path / name)
+    one, two, both = (Index.open(tmp_path / name) for name in ("one", "two", "both"))
+    _warn_of_same(one, two)
+    assert not caplog.records
+    _warn_of_same(one, both)
+    assert f"1 shards are in both --bank and --query, such as {first}" in caplog.text
 
 
 def test_subsets_are_drawn_by_seed(shards: Path, tmp_path: Path) -> None:

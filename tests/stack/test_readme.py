@@ -236,7 +236,7 @@ class Done:
 def done(scratch: Scratch) -> Done:
     """In README's order, but for the resume: it comes right after the training, whose last checkpoint is lost."""
     lines = commands(section("Pretrain on your own images"))
-    verbs = [line.split()[1] for line in lines]
+    verbs = ["preview" if "--preview" in line else line.split()[1] for line in lines]
     assert {"pack", "pretrain", "ledger", "embed", "evaluate"} <= set(verbs)
     resume = [line for line in lines if "--resume" in line]
     start = verbs.index("pretrain") + 1
@@ -257,6 +257,7 @@ def done(scratch: Scratch) -> Done:
 def test_pretrain_on_your_own_images(scratch: Scratch, done: Done) -> None:
     run = scratch.folder / "runs" / "mine"
     assert list((scratch.folder / "shards").glob("*.tar"))
+    assert "<svg" in (scratch.folder / "views.html").read_text()
     assert (run / "model" / "model.json").is_file()
     assert (run / "embeddings" / "embeddings.parquet").is_file()
     assert "not_an_image" in done.said["ledger"]

@@ -51,6 +51,8 @@ def test_the_published_recipe_is_fine() -> None:
         (["train.workers=60"], "some have 2 and some 1, so 53 %"),
         (["train.accumulate=recompute"], "saves nothing"),
         (["model.normalisation=step", "train.workers=32"], "all 2 rows of a worker"),
+        (["method.name=sela", "method.freeze_prototypes=31300"], "Prototypes never learn"),
+        (["method.name=mean_shift", "method.bank_length=4000"], "bank_length=4,000 is shorter.*4,096 or more"),
         (["train.compile=true", "model.normalisation=step"], "each batch norm waits"),
         (["data.row_size=8"], "Batch statistics of 8 images"),
     ],
@@ -64,6 +66,20 @@ def test_what_looks_wrong_is_told(overrides: list[str], words: str) -> None:
 
 def test_a_method_without_codes_is_not_told_of_them() -> None:
     assert said("method.name=simclr", "method.prototypes=5000") == []
+
+
+def test_what_looks_wrong_about_an_epoch_of_memories() -> None:
+    def told(samples: int, *overrides: str) -> list[str]:
+        config = load(None, [*QUIET, "method.name=deepcluster", *overrides])
+        return list(warnings(config, schedule(config, samples)))
+
+    assert told(1_281_167) == []
+    assert "in its first epoch, of 313 steps" in told(1_281_167, "train.steps=313")[0]
+    assert told(1_281_167, "train.steps=314", "train.optimiser.warmup_steps=0") == []
+    assert (
+        "3,000 prototypes for at most 2,048 images"
+        in told(2_000, "train.batch=1024", "train.workers=16", "train.optimiser.lr=1.2")[0]
+    )
 
 
 def test_schedule() -> None:
@@ -110,7 +126,18 @@ def test_dry_run(root, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pretrain", recipe, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert yaml.safe_load(text) == load(recipe).model_dump(mode="json")
-    assert "# memory: weights" in text
+    assert "# memory of a worker: weights" in text
+    assert "none, one worker" in text
+
+
+def test_a_dry_run_knows_the_length_over_small_local_data(root, shards, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(root / "configs" / "pretrain" / "small.yaml")
+    options = ["--data", str(shards / "*.tar"), "train.batch=16", "data.row_size=16", "train.epochs=1", "--json"]
+    assert run(["pretrain", recipe, "--dry-run", *options, "method.name=deepcluster"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["schedule"]["steps"] == found["schedule"]["epoch_steps"] > 0
+    assert found["schedule"]["freeze_prototypes"] is None
+    assert any("No weight will move" in warning for warning in found["warnings"])
 
 
 def test_a_dry_run_says_what_is_not_there(root, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
