@@ -545,10 +545,10 @@ _MESSAGES = {
 def _explain(error: ValidationError, tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> str:
     parts = []
     places = _by_place(error, tree)
-    if any(not place for place in places) and overrides:
-        name += " with the settings of the command line"
     if all(_is_said(place, overrides) for place in places):
         name = "What the command line says"
+    elif any(_is_partly_said(place, overrides) for place in places):
+        name += " with the settings of the command line"
     for place, items in places.items():
         where = ".".join(map(str, place))
         if items[0]["type"] == "extra_forbidden":
@@ -568,9 +568,13 @@ def _explain(error: ValidationError, tree: Mapping[str, Any], name: str, overrid
 
 
 def _is_said(place: tuple[int | str, ...], overrides: Sequence[str]) -> bool:
-    """Whether an override set what lies at `place`, or a part of it."""
-    where = ".".join(map(str, place)) + "."
-    return bool(place) and any(where.startswith(f"{key}.") or f"{key}.".startswith(where) for key in overrides)
+    """Whether an override set all that lies at `place`."""
+    return any(place[: len(key)] == key for key in (tuple(override.split(".")) for override in overrides))
+
+
+def _is_partly_said(place: tuple[int | str, ...], overrides: Sequence[str]) -> bool:
+    """Whether an override set something at `place`."""
+    return any(tuple(override.split("."))[: len(place)] == place for override in overrides)
 
 
 def _by_place(error: ValidationError, tree: Mapping[str, Any]) -> dict[tuple[int | str, ...], list[ErrorDetails]]:

@@ -72,8 +72,13 @@ def test_errors_name_where_the_setting_was_made(tmp_path: Path) -> None:
         (good, ["views=3"], "What the command line says"),
         (good, ["train.batch=100"], r"\S+good.yaml with the settings of the command line"),
         (bad, [], r"\S+bad.yaml"),
+        (
+            write(tmp_path, "one.yaml", "method: {prototypes: 1}\n"),
+            ["method.temperature=0.2"],
+            r"\S+one.yaml with the settings .*line",
+        ),
         (bad, ["seed=2"], r"\S+bad.yaml"),
-        (bad, ["train.steps=x"], r"\S+bad.yaml"),
+        (bad, ["train.steps=x"], r"\S+bad.yaml with the settings of the command line"),
     ]:
         with pytest.raises(ConfigError, match=f"^{name} is not a valid configuration: "):
             load(path, overrides)

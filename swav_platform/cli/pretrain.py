@@ -122,17 +122,22 @@ def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
     if data.index:
         return open_index(data.index, allow_pipe=data.allow_pipe).samples, []
     patterns = [source if isinstance(source, str) else source.pattern for source in data.sources]
-    local = [pattern for pattern in patterns if "://" not in pattern and not is_command(pattern)]
-    missing, size = [], 0
+    local = [p for p in patterns if not ("://" in p or is_command(p) or p.startswith("@") or p.endswith(".txt"))]
+    missing, shards = [], []
     for pattern in local:
         try:
-            size += sum(Path(shard).stat().st_size for shard in expand([pattern]))
-        except (UserError, OSError) as error:
+            shards += [Path(shard) for shard in expand([pattern])]
+        except UserError as error:
             missing.append(f"As seen from this machine: {error}")
-    if missing or not local or len(local) < len(patterns) or size > QUICKLY_INDEXED:
+    if missing or not local or len(local) < len(patterns) or any(shard.suffix != ".tar" for shard in shards):
         return None, missing
-    with tempfile.TemporaryDirectory() as folder:
-        return open_or_build(data, Path(folder)).samples, []
+    try:
+        if sum(shard.stat().st_size for shard in shards) > QUICKLY_INDEXED:
+            return None, []
+        with tempfile.TemporaryDirectory() as folder:
+            return open_or_build(data, Path(folder)).samples, []
+    except (UserError, OSError) as error:
+        return None, [f"As seen from this machine: {error}"]
 
 
 def _binary(count: int) -> str:

@@ -112,6 +112,7 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each row that a task yields is a block of its own
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True  # a data task's UserError is to reach the user
     context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
     context._max_num_blocks_in_streaming_gen_buffer = _unseen(job.config)  # a task waits when it has made so many

@@ -130,8 +130,10 @@ def _rank(loop_config: dict[str, Any]) -> None:
             )
         if leads:
             write_text(job.outcome(), json.dumps({**asdict(result), "checkpoint": str(result.checkpoint)}))
-    except UserError as error:
-        write_text(job.outcome(), json.dumps({"error": str(error)}))  # a file, because Ray would only say that a worker failed
+    except Exception as error:
+        if (said := _for_users(error)) is None:
+            raise
+        write_text(job.outcome(), json.dumps({"error": said}))  # a file, because Ray would only say that a worker failed
         if comm.size > 1:
             raise  # the other ranks may wait for this one
     finally:
@@ -139,6 +141,17 @@ def _rank(loop_config: dict[str, Any]) -> None:
             tracker.close()
         if warned:
             warned.close()
+
+
+def _for_users(error: BaseException | None) -> str | None:
+    """What a UserError says, of this process or of a data task, whose errors Ray wraps up; None for other errors."""
+    from ray.exceptions import RayTaskError
+
+    while error is not None:
+        if isinstance(error, UserError) and not isinstance(error, RayTaskError):
+            return str(error).partition("\n")[0]  # Ray adds advice for programmers
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 def _warnings_to(path: Path) -> logging.Handler:

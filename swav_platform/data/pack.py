@@ -85,7 +85,7 @@ def pack(
     for name in earlier.difference(names):  # only now: whoever stops this keeps a shard of either packing under each name
         (out / name).unlink(missing_ok=True)
     _note(out, source, names)
-    undecoded = Counter(image.extension for image in images if image.extension not in naming.DECODED)
+    undecoded = dict(Counter(image.extension for image in images if image.extension not in naming.DECODED))
     return PackReport(files, packed, len(names), skipped.counts, skipped.examples, undecoded)
 
 

@@ -38,6 +38,9 @@ START_SECONDS = 120.0
 START_PAUSES = (0.5, 2.0, 5.0)
 """Seconds between tries to start one: processes and memory come and go."""
 
+START_PATIENCE = 30.0
+"""Seconds after which no further try is made, and for which none is made after the last."""
+
 MEMORY = 768 * 2**20
 """Bytes of address space that decoding may take, beyond the programs themselves."""
 
@@ -166,15 +169,22 @@ def _child() -> Child:
 
 
 def _start() -> Child:
+    refused: NoDecoderError | None = getattr(_here, "refused", None)
+    began = time.monotonic()
+    if refused is not None and began < _here.refused_until:
+        raise refused
     for pause in (*START_PAUSES, None):
         try:
             return Child()
         except OSError as error:
-            if pause is None:
-                raise NoDecoderError(
+            now = time.monotonic()
+            if pause is None or now - began > START_PATIENCE:
+                _here.refused_until = now + START_PATIENCE
+                _here.refused = NoDecoderError(
                     f"No process that decodes images can be started on this machine ({error}): "
                     "see with `ulimit -a`, `free` and `swav doctor` what it is out of."
-                ) from None
+                )
+                raise _here.refused from None
             time.sleep(pause)
     raise AssertionError
 

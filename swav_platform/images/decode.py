@@ -111,7 +111,7 @@ def plain_jpeg(data: bytes, policy: ImagePolicy, reduction: Callable[[int, int],
 def thumbnail(data: bytes, policy: ImagePolicy, side: int = 96) -> bytes | None:
     """A small JPEG of whatever can be decoded of an image, of any size or shape, for people to look at; None if nothing can.
 
-    What the policy closes (formats, bytes, pixels) stays closed. Never raises.
+    What the policy closes (formats, bytes, pixels) stays closed. Raises NoDecoderError, and nothing else.
     """
     policy = policy.model_copy(update={"min_side": 1, "max_aspect": 1e9})
     name = format_of(data)
@@ -123,7 +123,7 @@ def thumbnail(data: bytes, policy: ImagePolicy, side: int = 96) -> bytes | None:
             check_size(cost.width, cost.height, policy)
             cost.check()
         return confined.thumbnail(data, name, policy, side)
-    except (Refused, NoDecoderError, MemoryError):
+    except (Refused, MemoryError):
         return None
 
 

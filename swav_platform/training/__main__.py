@@ -74,8 +74,8 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
         if comm.rank == 0:
             for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
                 log.warning(warning)
-        if comm.rank == 0 and not known:
-            folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples)
+            kept = {name: known.get(name) for name in ("run_id", "tracking_uri", "created")}
+            folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples, **kept)
         result = train(
             config,
             samples=index.samples,

@@ -19,9 +19,10 @@ _FREEZE = ("swav", "sela")  # methods whose prototypes stand still at first
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps and images are None while the number of samples is not known, epoch_steps (of an epoch of the index) likewise;
+    """steps and images are None while samples, those of the index, are not known, epoch_steps (of an epoch of it) likewise;
     freeze_prototypes for methods that freeze none; queue_in_use_from without a queue."""
 
+    samples: int | None
     steps: int | None
     images: int | None
     epoch_steps: int | None
@@ -58,6 +59,7 @@ def schedule(config: Config, samples: int | None) -> Schedule:
     queue = config.method.queue_length // train.batch if config.method.name == "swav" else 0
     rows = None if samples is None else -(-samples // config.data.row_size)
     return Schedule(
+        samples=samples,
         steps=steps,
         images=None if steps is None else steps * train.batch,
         epoch_steps=None if rows is None else -(-rows // config.rows_per_step),
@@ -114,27 +116,24 @@ def _frozen(config: Config, of_run: Schedule) -> Iterator[str]:
 
 def _memories(config: Config, of_run: Schedule) -> Iterator[str]:
     name, most = config.method.name, max(config.method.heads)
-    if of_run.epoch_steps is None:
+    if of_run.samples is None or of_run.epoch_steps is None:
         return
     if of_run.steps is not None and of_run.steps <= of_run.epoch_steps:
         yield (
             f"No weight will move: in its first epoch, of {of_run.epoch_steps:,} steps, {name} only looks, and the run has "
             f"{of_run.steps:,}. Take more of train.epochs (or train.steps), or method.name=swav."
         )
-    images = of_run.epoch_steps * config.train.batch
-    if images < most:
-        yield (
-            f"{most:,} prototypes for at most {images:,} images an epoch: most of them get none. Take method.prototypes of a tenth of the images."
-        )
+    if of_run.samples < most:
+        yield f"{most:,} prototypes for {of_run.samples:,} images: some get none. Take method.prototypes of a tenth of the images or fewer."
 
 
 def _bank(config: Config) -> Iterator[str]:
-    method, least = config.method, max(config.train.batch, config.method.neighbours)
-    if method.bank_length < least:
-        yield (
-            f"method.bank_length={method.bank_length:,} is shorter than a step's images or than method.neighbours={method.neighbours}: "
-            f"targets miss their own images or some neighbours. Take {least:,} or more."
-        )
+    method, batch = config.method, config.train.batch
+    held = max(1, method.bank_length // batch) * batch
+    if held < method.neighbours:
+        yield f"The bank holds {held:,} embeddings, whole steps, fewer than method.neighbours={method.neighbours:,}: all are neighbours."
+    elif held != method.bank_length:
+        yield f"method.bank_length={method.bank_length:,} is made {held:,}, whole steps of {batch:,}."
 
 
 def _rate(config: Config, of_run: Schedule) -> Iterator[str]:

@@ -138,3 +138,12 @@ def test_the_ledger_as_a_page_without_what_was_taken_out(
 def test_a_log_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ledger", "--check", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_packing_says_what_no_run_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    for name in ("a.heic", "b.heic", "c.jpg"):
+        Path("in", name).write_bytes(b"x")
+    assert said(capsys, "pack", "in", "--out", "packed")["undecoded"] == {"heic": 2}
+    assert run(["pack", "in", "--out", "packed"]) == 0
+    assert "of types that no run decodes: 2 heic" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import threading
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from swav_platform.cluster.data_task import rows as rows_of
 from swav_platform.cluster.segments import Course, shared_out, task_share
 from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.cluster.stream_job import StreamJob
+from swav_platform.cluster.train import _for_users
 from swav_platform.config import load
 from swav_platform.data.index import build_index
 from swav_platform.data.sources import expand
 from swav_platform.errors import UsageError
+from swav_platform.images.decode import NoDecoderError
 from swav_platform.images.row import Row, view_hashes
 
 
@@ -103,6 +106,28 @@ def consume(job: StreamJob, first: int, last: int, ranks: int) -> list[list[Row]
     for thread in threads:
         thread.join(60)
     return taken
+
+
+class Bytes:
+    """An image over which decoding can't be started."""
+
+    def __len__(self) -> int:
+        raise NoDecoderError("no process can be started here")
+
+
+@pytest.mark.stack
+def test_what_a_data_task_says_to_users_reaches_them(job: StreamJob, local_ray: None) -> None:
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        told = dataclasses.replace(job, killers=dict.fromkeys(range(1000), Bytes()))
+        with pytest.raises(Exception, match="no process") as caught:
+            list(rank_rows(open_pipelines(told, 0, 4, 1), 0))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert _for_users(caught.value) == "no process can be started here"
+    assert _for_users(ValueError("x")) is None
 
 
 @pytest.mark.stack

@@ -150,7 +150,9 @@ def test_one_that_cannot_be_started_says_nothing_of_the_image(monkeypatch: pytes
     with pytest.raises(NoDecoderError, match="/nowhere/python"):
         decode(png(), POLICY)
     assert paused == list(confined.START_PAUSES)
-    assert thumbnail(png(), POLICY) is None
+    with pytest.raises(NoDecoderError):
+        thumbnail(png(), POLICY)
+    assert paused == list(confined.START_PAUSES), "who asks again soon is told at once"
     spec = RowSpec(0, np.arange(1), np.zeros(1, np.int64), np.zeros(1, bool))
     line = IndexLine(0, "grey", "/data/shard.tar", 512, len(png()), "png", None)
     with pytest.raises(NoDecoderError):

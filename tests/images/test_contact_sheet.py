@@ -71,9 +71,10 @@ def test_preview_counts_each_bad_image_once_and_says_why(
 def test_boxes_lie_on_the_upright_image_where_the_views_were_cut(
     tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Red is what the upright image shows on its left; every view's box, looked up in the picture of the page, has the view's colour."""
+    """Red is what the upright image shows on its left, green at its top; every view's box, looked up in the picture of the page, has
+    the view's colour."""
     left_red = np.zeros((48, 96, 3), np.uint8)
-    left_red[:, :48, 0] = left_red[:, 48:, 2] = 255
+    left_red[:, :48, 0] = left_red[:, 48:, 2] = left_red[:24, :, 1] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
     out = BytesIO()
