@@ -98,6 +98,9 @@ class ViewGroup(_Section):
         return self
 
 
+RECIPES = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+"""Recipes that come with the project, where it is installed from its folder."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Of images that can be taken; no setting opens another one (docs/security.md)."""
 
@@ -464,6 +467,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.y*ml")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else " Name an existing YAML file."
+        if (RECIPES / path.name).is_file() and not near:
+            hint = f" There is one of that name among swav's own recipes: {RECIPES / path.name}"
         raise ConfigError(f"There is no configuration file {path}.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -510,7 +515,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for depth, section in enumerate(sections):
         node = tree.setdefault(section, _default_subtree(sections[: depth + 1]))
         if not isinstance(node, dict):
-            raise ConfigError(f"'{override}': {'.'.join(sections[: depth + 1])} is a value, not a section.")
+            name = ".".join(sections[: depth + 1])
+            raise ConfigError(f"'{override}': {name} is a value already ({node!r}), not a section: say all of it, or none of it.")
         tree = node
     tree[last] = [value] if key == "data.sources" and isinstance(value, str) else value
 

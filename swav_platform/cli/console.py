@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from swav_platform.errors import UsageError
 
 stderr = Console(stderr=True)
 
@@ -65,6 +68,13 @@ def add_row(table: Table, *cells: str) -> None:
 def say(text: str) -> None:
     """A line for people, as it is, on stderr."""
     stderr.print(Text(text), soft_wrap=True)
+
+
+def page(option: str, path: str | Path) -> Path:
+    """Where an option's HTML page goes. Raises UsageError for other names: a slip must not write over a photo or a shard."""
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{option} {path}: name a file that ends in .html.")
+    return Path(path).expanduser()
 
 
 def readable(value: Any) -> str:

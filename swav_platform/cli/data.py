@@ -173,16 +173,17 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
 
     from swav_platform.run_folder import find
 
+    page = console.page("--html", html) if html is not None else None
     folder = find(str(run), out)
     ledger = Ledger.read(folder.ledger)
     if ledger.forget(Exclusions.of_index(Path(folder.info()["index"]).parent)):
         ledger.write(folder.ledger)
-    if html is not None:
+    if page is not None:
         from swav_platform.atomic import write_text
         from swav_platform.data.ledger_page import ledger_page
 
-        write_text(Path(html), ledger_page(ledger, folder.name))
-        console.say(f"{html} shows them.")
+        write_text(page, ledger_page(ledger, folder.name))
+        console.say(f"{page} shows them.")
     if as_json:
         by_shard = ledger.samples_by_shard()
         shards = [{"shard": shard, "count": sum(words.values()), "reasons": words} for shard, words in by_shard.items()]
@@ -196,7 +197,7 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
 
 def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
     counts = ", ".join(f"{count:,} {word}" for word, count in ledger.samples_by_outcome().items())
-    click.echo(f"Bad images: {counts or 'none'}. Positions that got a stand-in: {ledger.quarantined:,}.")
+    click.echo(f"Bad images: {counts or 'none'}. Positions whose own image was bad: {ledger.quarantined:,}.")
     bad = ledger.bad()
     if not bad:
         return

@@ -65,16 +65,17 @@ def pretrain_command(
     as_json: bool,
 ) -> None:
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
+    page = console.page("--preview", preview) if preview else None
     settings = load_with(config, overrides, data=data, name=name, out=out)
     if dry_run and preview:
         raise UsageError("--dry-run and --preview each do one thing and stop: take one of them away.")
     if dry_run:
         _dry_run(settings, as_json)
         return
-    if preview:
+    if page:
         from swav_platform.cluster.preview import preview as write_preview
 
-        console.answer(write_preview(settings, preview), as_json)
+        console.answer(write_preview(settings, page), as_json)
         return
     from swav_platform.cluster.pretrain import Watcher, pretrain
 

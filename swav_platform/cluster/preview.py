@@ -38,7 +38,9 @@ def preview(config: Config, path: Path) -> dict[str, object]:
     bad = Counter({event.sample: event.outcome.word for event in row.events if event.position in shown}.values())
     if not row.weight[:POSITIONS].any():
         why = ", ".join(f"{count} {word}" for word, count in bad.most_common())
-        raise UserError(f"None of the first {len(shown)} positions has an image that can be used ({why}): look at {path}.")
+        raise UserError(
+            f"None of the first {len(shown)} positions has an image that can be used, of those tried: {why}. Look at {path}."
+        )
     return {"preview": str(path), "positions": len(shown), "bad": bad}
 
 

@@ -31,7 +31,7 @@ def ledger_page(ledger: Ledger, run: str) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-        f"<p>{len(bad):,} images: {counts}. Positions that got a stand-in: {ledger.quarantined:,}.</p>{''.join(sections)}</html>"
+        f"<p>{len(bad):,} images: {counts}. Positions whose own image was bad: {ledger.quarantined:,}.</p>{''.join(sections)}</html>"
     )
 
 

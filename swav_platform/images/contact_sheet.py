@@ -29,8 +29,9 @@ _STYLE = """
 body { margin: 2rem } h2 { margin: 2rem 0 .3rem; font-size: 1rem } h2 small { font-weight: normal; opacity: .7 }
 .views { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; max-width: 14rem } img { display: block; max-width: 100% }
 figcaption { font-size: .75rem; opacity: .8; margin-top: .2rem } pre { overflow-x: auto }
-svg { display: block; max-width: 14rem; max-height: 14rem } rect { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke }
-rect { stroke: #e6194b } .g1 { stroke: #00a6d6 } .g2 { stroke: #3cb44b } .g3 { stroke: #f58231 }
+svg { display: block; width: 14rem; min-height: 1.5rem; max-height: 20rem } rect { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke }
+.g0 { --group: #e6194b } .g1 { --group: #00a6d6 } .g2 { --group: #3cb44b } .g3 { --group: #f58231 }
+rect { stroke: var(--group) } figcaption[class] { border-top: 3px solid var(--group) }
 """
 
 
@@ -55,11 +56,14 @@ def _settings(config: Config) -> str:
 
 def _position(row: Row, config: Config, slot: int, image: bytes | None) -> str:
     figures = [_source(row, config, slot, image)] if image else []
-    for name, views, params in zip(config.views, row.views, row.params, strict=True):
+    for number, (name, views, params) in enumerate(zip(config.views, row.views, row.params, strict=True)):
         for view in range(len(views)):
-            said = html.escape(f"{name} {view}: {describe(params[view, slot])}")
-            figures.append(f'<figure><img alt="" src="{_png(views[view, slot])}"><figcaption>{said}</figcaption></figure>')
-    why = Outcome(int(row.outcome[slot])).word
+            said = (
+                f'<figcaption class="g{number % 4}">{html.escape(f"{name} {view}: {describe(params[view, slot])}")}</figcaption>'
+            )
+            figures.append(f'<figure><img alt="" src="{_png(views[view, slot])}">{said}</figure>')
+    own = next((event.detail for event in row.events if event.position == row.position[slot]), "")
+    why = f"{Outcome(int(row.outcome[slot])).word}: {own}"
     notes = [f"stands in for {row.stand_in_for[slot]} ({why})"] if row.stand_in_for[slot] else []
     notes += [f"no image could be had ({why}): grey, without weight"] if not row.weight[slot] else []
     where = html.escape(" · ".join([row.key[slot], row.shard[slot], *notes]))
@@ -77,10 +81,9 @@ def _source(row: Row, config: Config, slot: int, image: bytes) -> str:
             boxes.append(
                 f'<rect class="g{number % 4}" x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}"><title>{title}</title></rect>'
             )
-    whole = f'width="{size[0]:g}" height="{size[1]:g}"'
-    picture = f'<image {whole} preserveAspectRatio="none" href="data:image/jpeg;base64,{base64.b64encode(image).decode()}"/>'
-    svg = f'<svg {whole} viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="boxes of the views">{picture}{"".join(boxes)}</svg>'
-    return f"<figure>{svg}<figcaption>the image and its views' boxes</figcaption></figure>"
+    picture = f'<image width="{size[0]:g}" height="{size[1]:g}" preserveAspectRatio="none" href="data:image/jpeg;base64,{base64.b64encode(image).decode()}"/>'
+    svg = f'<svg viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="boxes of the views">{picture}{"".join(boxes)}</svg>'
+    return f"<figure>{svg}<figcaption>the image, and boxes of its views in the colours below them</figcaption></figure>"
 
 
 def describe(params: np.ndarray) -> str:

@@ -84,6 +84,8 @@ def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
         yield from _memories(config, of_run)
     if config.method.name == "mean_shift":
         yield from _bank(config)
+    if of_run.samples is not None:
+        yield from _few(config, of_run.samples)
     yield from _rate(config, of_run)
     yield from _ranks(config)
 
@@ -115,16 +117,22 @@ def _frozen(config: Config, of_run: Schedule) -> Iterator[str]:
 
 
 def _memories(config: Config, of_run: Schedule) -> Iterator[str]:
-    name, most = config.method.name, max(config.method.heads)
-    if of_run.samples is None or of_run.epoch_steps is None:
+    name = config.method.name
+    if of_run.epoch_steps is None:
         return
     if of_run.steps is not None and of_run.steps <= of_run.epoch_steps:
         yield (
             f"No weight will move: in its first epoch, of {of_run.epoch_steps:,} steps, {name} only looks, and the run has "
             f"{of_run.steps:,}. Take more of train.epochs (or train.steps), or method.name=swav."
         )
-    if of_run.samples < most:
-        yield f"{most:,} prototypes for {of_run.samples:,} images: some get none. Take method.prototypes of a tenth of the images or fewer."
+
+
+def _few(config: Config, samples: int) -> Iterator[str]:
+    most = max(config.method.heads)
+    if samples < config.train.batch:
+        yield f"{samples:,} images are fewer than train.batch={config.train.batch:,}: a step sees some of them more than once. Take a smaller batch."
+    if samples < most and config.method.name in ("swav", "deepcluster", "sela"):
+        yield f"{most:,} prototypes for {samples:,} images: some get none. Take method.prototypes of a tenth of the images or fewer."
 
 
 def _bank(config: Config) -> Iterator[str]:

@@ -268,3 +268,23 @@ def test_a_fault_of_ours_shows_its_traceback_only_with_debug(
     fails(capsys, ["ledger", "x"], 1, "boom", "--debug")
     with pytest.raises(RuntimeError):
         run(["ledger", "x", "--debug"])
+
+
+def test_pages_go_to_html_files_only(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"mine")
+    for command in (["pretrain", preset(root), "--data", "x.tar", "--preview"], ["ledger", "nobody", "--html"]):
+        fails(capsys, [*command, str(photo)], 2, "ends in .html")
+    assert photo.read_bytes() == b"mine"
+
+
+def test_recipes_of_the_project_are_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(
+        capsys,
+        ["pretrain", "configs/pretrain/small.yaml", "--data", "x.tar"],
+        2,
+        f"own recipes: {root / 'configs' / 'pretrain' / 'small.yaml'}",
+    )
