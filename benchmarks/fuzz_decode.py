@@ -3,7 +3,8 @@
     python benchmarks/fuzz_decode.py [--images 20000] [--tars 2000] [--first 0]
 
 Prints one JSON line. `crashes`, `hangs`, `not_as_pillow`, `refused_alone` (Pillow decodes it, the policy allows it, we
-refuse it) and `reduced_otherwise` (a JPEG at a half, a quarter or an eighth has another fate or size) should be 0; what is wrong goes to standard error, with the number that makes the input again.
+refuse it) and `reduced_otherwise` (a JPEG at a half, a quarter or an eighth has another fate or size) should be 0; what is wrong
+goes to standard error, with the number that makes the input again.
 """
 
 from __future__ import annotations

@@ -98,9 +98,6 @@ class ViewGroup(_Section):
         return self
 
 
-RECIPES = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
-"""Recipes that come with the project, where it is installed from its folder."""
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Of images that can be taken; no setting opens another one (docs/security.md)."""
 
@@ -419,6 +416,10 @@ _FREE = {
         "log_every",
     ),
 }
+
+
+RECIPES = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+"""Recipes that come with the project, where it is installed from its folder."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

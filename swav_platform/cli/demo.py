@@ -21,13 +21,13 @@ from swav_platform.cli import console
 from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps, own_images, own_shards, photograph_shards
 from swav_platform.cli.evaluate import embed_images, record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
-from swav_platform.config import Config, load
+from swav_platform.config import RECIPES, Config, load
 from swav_platform.data.index import Index
 from swav_platform.data.ledger import Ledger
 from swav_platform.errors import UsageError, UserError
 from swav_platform.run_folder import RunFolder
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "demo.yaml"
+RECIPE = RECIPES / "demo.yaml"
 BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # what the demo has to beat where there are labels
 
 

@@ -117,12 +117,9 @@ def _frozen(config: Config, of_run: Schedule) -> Iterator[str]:
 
 
 def _memories(config: Config, of_run: Schedule) -> Iterator[str]:
-    name = config.method.name
-    if of_run.epoch_steps is None:
-        return
-    if of_run.steps is not None and of_run.steps <= of_run.epoch_steps:
+    if of_run.steps is not None and of_run.epoch_steps is not None and of_run.steps <= of_run.epoch_steps:
         yield (
-            f"No weight will move: in its first epoch, of {of_run.epoch_steps:,} steps, {name} only looks, and the run has "
+            f"No weight will move: in its first epoch, of {of_run.epoch_steps:,} steps, {config.method.name} only looks, and the run has "
             f"{of_run.steps:,}. Take more of train.epochs (or train.steps), or method.name=swav."
         )
 

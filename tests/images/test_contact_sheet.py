@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def test_parameters_in_words() -> None:
     )
 
 
+def write_tar(path: Path, images: Mapping[str, bytes]) -> None:
+    with TarWriter(str(path), mtime=0) as tar:
+        for key, content in images.items():
+            tar.write({"__key__": key, "jpg": content})
+
+
 def test_preview_shows_the_views_of_the_first_positions(
     shards: Path, tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,12 +60,9 @@ def test_preview_shows_the_views_of_the_first_positions(
 def test_preview_counts_each_bad_image_once_and_says_why(
     tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with TarWriter(str(tmp_path / "mixed.tar"), mtime=0) as tar:
-        for number in range(6):
-            tar.write({"__key__": f"text-{number}", "jpg": b"no image"})
-        image = BytesIO()
-        Image.new("RGB", (64, 48), "red").save(image, "PNG")
-        tar.write({"__key__": "good", "png": image.getvalue()})
+    image = BytesIO()
+    Image.new("RGB", (64, 48), "red").save(image, "PNG")
+    write_tar(tmp_path / "mixed.tar", {f"text-{number}": b"no image" for number in range(6)} | {"good": image.getvalue()})
     page = tmp_path / "views.html"
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", config, "--data", str(tmp_path / "mixed.tar"), *tiny, "--preview", str(page), "--json"]) == 0
@@ -79,9 +83,7 @@ def test_boxes_lie_on_the_upright_image_where_the_views_were_cut(
     exif[0x0112] = 6
     out = BytesIO()
     Image.fromarray(np.rot90(left_red)).save(out, "JPEG", exif=exif, quality=95)
-    with TarWriter(str(tmp_path / "one.tar"), mtime=0) as tar:
-        for number in range(8):
-            tar.write({"__key__": f"{number}", "jpg": out.getvalue()})
+    write_tar(tmp_path / "one.tar", dict.fromkeys(map(str, range(8)), out.getvalue()))
     page = tmp_path / "views.html"
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     plain = [f"views.{group}.photometric=none" for group in ("large", "small")]
@@ -103,9 +105,7 @@ def test_boxes_lie_on_the_upright_image_where_the_views_were_cut(
 def test_preview_of_nothing_that_can_be_used_says_so(
     tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with TarWriter(str(tmp_path / "text.tar"), mtime=0) as tar:
-        for number in range(8):
-            tar.write({"__key__": f"text-{number}", "jpg": b"no image"})
+    write_tar(tmp_path / "text.tar", dict.fromkeys(map(str, range(8)), b"no image"))
     page = tmp_path / "views.html"
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", config, "--data", str(tmp_path / "text.tar"), *tiny, "--preview", str(page)]) == 1
