@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_platform.evaluation.report import curve
-from swav_platform.run_folder import find
+from swav_platform.runs.folder import find
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_cpu.yaml"
 

@@ -30,18 +30,19 @@ from PIL import Image
 from torch import Tensor
 
 from swav_platform.config import Config, load
-from swav_platform.data.index import Index, build_index
-from swav_platform.data.plan import Plan, PlanSpec
-from swav_platform.data.read import read_samples
-from swav_platform.data.sources import expand
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.sources import expand
+from swav_platform.data.order.plan import Plan, PlanSpec
+from swav_platform.data.samples import read_samples
 from swav_platform.evaluation.features import Features
 from swav_platform.evaluation.knn import knn_top1
-from swav_platform.images import params, photometric
-from swav_platform.images.layout import Row, RowLayout
-from swav_platform.images.randomness import uniforms
+from swav_platform.images.views import params, photometric
+from swav_platform.images.views.randomness import uniforms
 from swav_platform.methods.comm import LocalComm
 from swav_platform.models.encoders import build_encoder
-from swav_platform.training import checkpoints
+from swav_platform.rows.layout import Row, RowLayout
+from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.loop import train
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_gpu.yaml"

@@ -7,7 +7,7 @@ import resource
 import time
 from pathlib import Path
 
-from swav_platform.images import confined
+from swav_platform.images.decoding import confined
 
 
 def cpu_seconds() -> float:

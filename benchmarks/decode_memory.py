@@ -24,11 +24,11 @@ from fuzz_decode import child_peak
 from mutations import image_at, photograph, seeds
 
 from swav_platform.config import Config
-from swav_platform.data.index import IndexLine
-from swav_platform.data.outcomes import Outcome
-from swav_platform.data.plan import RowSpec
-from swav_platform.images import confined
-from swav_platform.images.row import make_row
+from swav_platform.data.index.lookup import IndexLine
+from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.data.order.plan import RowSpec
+from swav_platform.images.decoding import confined
+from swav_platform.rows.make import make_row
 
 MARKS = (0.1, 0.5, 1.0)
 

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from swav_platform.data.sample_log import check
+from swav_platform.data.ledger.sample_log import check
 
 RECIPE = [
     "views.large.size=16",

@@ -31,13 +31,15 @@ import psutil
 
 from swav_platform.cluster import session
 from swav_platform.cluster.stream import open_pipelines, rank_rows
-from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import load
-from swav_platform.data.index import Index, IndexLine, build_index
-from swav_platform.data.plan import RowSpec
-from swav_platform.data.rows_reader import RowsReader
-from swav_platform.data.sources import expand
-from swav_platform.images.row import from_table, make_row, to_table
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index, IndexLine
+from swav_platform.data.index.sources import expand
+from swav_platform.data.order.plan import RowSpec
+from swav_platform.rows.fetch import RowsReader
+from swav_platform.rows.job import StreamJob
+from swav_platform.rows.make import make_row
+from swav_platform.rows.table import from_table, to_table
 
 TASKS = 2
 MARGIN = 48  # rows: three pieces of 16, what as many tasks may have made before one of them is taken

@@ -32,13 +32,14 @@ import ray
 from swav_platform.cluster import session
 from swav_platform.cluster.segments import Course, Segments, dataset
 from swav_platform.cluster.stream import Pipelines, open_pipelines, rank_rows
-from swav_platform.cluster.stream_job import StreamJob, open_index
 from swav_platform.config import load
-from swav_platform.data.index import build_index
-from swav_platform.data.outcomes import Outcome
-from swav_platform.data.read import read_samples
-from swav_platform.data.sources import expand
-from swav_platform.images.row import Row, from_table
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.sources import expand
+from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.data.samples import read_samples
+from swav_platform.rows.job import StreamJob, open_index
+from swav_platform.rows.layout import Row
+from swav_platform.rows.table import from_table
 
 TASKS = 2
 TINY = ["views.large.size=16", "views.small.size=8", "views.small.count=2", "data.row_size=4", "data.window=2", "data.segment=24"]

@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swav_platform.data.index_writer import make_current
-from swav_platform.data.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable
-from swav_platform.data.shard import SCHEMA, Skipped, read_shard
+from swav_platform.data.index.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable
+from swav_platform.data.index.shard import SCHEMA, Skipped, read_shard
+from swav_platform.data.index.version_writer import make_current
 
 TARS, CLAIMED, OF_TAR = 10, 10_000, 1_000  # tars; samples that the index claims of a shard; samples that a tar has
 OF_PART = 100  # shards whose lines lie in one file of the index

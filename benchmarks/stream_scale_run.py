@@ -25,10 +25,10 @@ from stream_scale import Server, in_turns, make_tars, middle, traffic
 
 from swav_platform.cluster import session
 from swav_platform.cluster.stream import open_pipelines, rank_rows
-from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import load
 from swav_platform.data.datasets import plan_of
-from swav_platform.data.index import Index
+from swav_platform.data.index.lookup import Index
+from swav_platform.rows.job import StreamJob
 
 SETTINGS = ("data.row_size=64", "data.tasks=1", "train.batch=256")
 

@@ -43,15 +43,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from swav_platform.config import Config, ViewGroup, load
 from swav_platform.data.datasets import open_or_build
-from swav_platform.data.read import ReadFailure, read_samples
+from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.evaluation.knn import evaluate_knn
 from swav_platform.evaluation.report import curve
-from swav_platform.images import photometric
-from swav_platform.images.layout import Row
-from swav_platform.images.table import from_table, to_table
+from swav_platform.images.views import photometric
 from swav_platform.methods.comm import LocalComm
-from swav_platform.run_folder import RunFolder
-from swav_platform.training.export import export_package
+from swav_platform.rows.layout import Row
+from swav_platform.rows.table import from_table, to_table
+from swav_platform.runs.folder import RunFolder
+from swav_platform.training.checkpoints.export import export_package
 from swav_platform.training.local_rows import RowTables, local_rows
 from swav_platform.training.loop import TrainResult, train
 

@@ -37,12 +37,11 @@ from cpu_time import cpu_seconds
 from PIL import Image
 
 from swav_platform.config import Config, ViewGroup
-from swav_platform.data.costs import Costs
-from swav_platform.images import crops, params, photometric
-from swav_platform.images.decode import decode
-from swav_platform.images.layout import RowLayout
-from swav_platform.images.randomness import uniforms
-from swav_platform.images.row import cut_views
+from swav_platform.images.decoding.decode import decode
+from swav_platform.images.views import crops, params, photometric
+from swav_platform.images.views.randomness import uniforms
+from swav_platform.rows.layout import Costs, RowLayout
+from swav_platform.rows.make import cut_views
 
 PILLOW = "13.0.0"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -16,7 +16,7 @@ from typing import Any
 
 from swav_platform.config import Config
 from swav_platform.errors import UserError
-from swav_platform.run_folder import runs_folder
+from swav_platform.runs.folder import runs_folder
 
 # Without these a dead server holds each call for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -18,20 +18,22 @@ FLOORS = {
     "atomic": 0,
     "malloc": 0,
     "client": 0,
-    "run_folder": 0,
     "data": 1,
+    "runs": 1,
     "images": 2,
     "models": 2,
-    "methods": 2,
-    "training": 3,
-    "evaluation": 3,
-    "neighbours": 3,
-    "registry": 4,
-    "cluster": 5,
-    "cli": 6,
-    "__main__": 6,
+    "methods": 3,
+    "rows": 3,
+    "training": 4,
+    "evaluation": 4,
+    "neighbours": 4,
+    "registry": 5,
+    "encoder": 6,
+    "cluster": 6,
+    "cli": 7,
+    "__main__": 7,
 }
-SERVICES_MAY_IMPORT = {"", "config", "errors", "client", "run_folder", "data", "images", "models", "neighbours", "registry"}
+SERVICES_MAY_IMPORT = {"", "config", "errors", "client", "runs", "data", "images", "models", "neighbours", "registry"}
 
 # package -> the only places (prefixes of paths) that may import it; None: everywhere but in `FORBIDDEN`
 ONLY_IN = {"ray": ("swav_platform/cluster/",), "mlflow": ("swav_platform/registry.py",)}
@@ -39,12 +41,14 @@ ONLY_IN = {"ray": ("swav_platform/cluster/",), "mlflow": ("swav_platform/registr
 NO_TORCH = (
     "swav_platform/data/",
     "swav_platform/images/",
+    "swav_platform/rows/",
     "swav_platform/client.py",
     "swav_platform/errors.py",
-    "swav_platform/config.py",
+    "swav_platform/config/",
+    "swav_platform/runs/",
     "swav_platform/malloc.py",
 )
-TORCH_ALLOWED = ("swav_platform/images/photometric.py",)
+TORCH_ALLOWED = ("swav_platform/images/views/photometric.py",)
 
 
 def faults(root: Path) -> list[str]:
@@ -88,7 +92,7 @@ def _package(place: str) -> str:
 
 
 def _room(name: str) -> str:
-    """`swav_platform.data.plan.Plan` -> `data`; `swav_platform.__version__` -> ``; a room that nobody knows is itself."""
+    """`swav_platform.data.order.plan.Plan` -> `data`; `swav_platform.__version__` -> ``; a room that nobody knows is itself."""
     part = name.split(".")[1] if "." in name else ""
     return part if part in FLOORS else "" if part.startswith("__") else part
 
@@ -121,19 +125,19 @@ def test_floors_are_kept(root: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "line", "complaint"),
     [
-        ("swav_platform/data/plan.py", "from swav_platform.images.decode import decode", "(floor 2) from floor 1"),
-        ("swav_platform/methods/sinkhorn.py", "import swav_platform.training.loop", "(floor 3) from floor 2"),
-        ("swav_platform/training/step.py", "from ..cluster import stream", "(floor 5) from floor 3"),
-        ("swav_platform/models/heads.py", "from .. import registry", "(floor 4) from floor 2"),
-        ("swav_platform/config.py", "from swav_platform import data", "(floor 1) from floor 0"),
-        ("swav_platform/images/decode.py", "def late():\n    from swav_platform import training", "(floor 3) from floor 2"),
-        ("swav_platform/models/heads.py", "import importlib; importlib.import_module('swav_platform.cli.main')", "(floor 6)"),
+        ("swav_platform/data/order/plan.py", "from swav_platform.images.decoding.decode import decode", "(floor 2) from floor 1"),
+        ("swav_platform/methods/sinkhorn.py", "import swav_platform.training.loop", "(floor 4) from floor 3"),
+        ("swav_platform/training/step.py", "from ..cluster import stream", "(floor 6) from floor 4"),
+        ("swav_platform/models/heads.py", "from .. import registry", "(floor 5) from floor 2"),
+        ("swav_platform/config/schema.py", "from swav_platform import data", "(floor 1) from floor 0"),
+        ("swav_platform/images/decoding/decode.py", "def late():\n    from swav_platform import training", "(floor 4) from floor 2"),
+        ("swav_platform/models/heads.py", "import importlib; importlib.import_module('swav_platform.cli.main')", "(floor 7)"),
         ("swav_platform/training/step.py", "def late():\n    import ray.data", "imports ray"),
         ("swav_platform/cli/main.py", "from ray import init", "imports ray"),
         ("swav_platform/cluster/train.py", "import mlflow", "imports mlflow"),
         ("services/embeddings/app.py", "def late():\n    from mlflow import MlflowClient", "imports mlflow"),
-        ("swav_platform/data/plan.py", "import torch", "imports torch"),
-        ("swav_platform/images/crops.py", "from torch import nn", "imports torch"),
+        ("swav_platform/data/order/plan.py", "import torch", "imports torch"),
+        ("swav_platform/images/views/crops.py", "from torch import nn", "imports torch"),
         ("services/embeddings/app.py", "from swav_platform.training import loop", "not for services"),
         ("services/embeddings/app.py", "from swav_platform.evaluation.knn import knn", "not for services"),
         ("swav_platform/evaluation/knn.py", "import services.embeddings.app", "only the command line"),
@@ -156,7 +160,7 @@ def test_planted_import_is_reported(root: Path, tmp_path: Path, place: str, line
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        ("swav_platform/data swav_platform/images", ("torch", "ray", "mlflow")),
+        ("swav_platform/data swav_platform/images swav_platform/rows", ("torch", "ray", "mlflow")),
         ("services/embeddings", ("ray", "mlflow")),
         ("swav_platform/cli/main.py", ("torch", "ray", "mlflow", "pyarrow")),
         ("swav_platform/cluster/segments.py", ("torch", "mlflow", "numba", "simplejpeg")),

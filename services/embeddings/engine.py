@@ -17,8 +17,9 @@ from services.embeddings.metrics import Metrics
 from services.embeddings.models import Encoded, ServedModel
 from services.embeddings.settings import ServiceSettings
 from swav_platform.config import ImagePolicy
-from swav_platform.data.outcomes import Outcome
-from swav_platform.images.decode import Refused, decode
+from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.images.decoding.decode import decode
+from swav_platform.images.decoding.refused import Refused
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.embeddings.answers import Json
-from swav_platform.data.outcomes import Outcome
+from swav_platform.data.ledger.outcomes import Outcome
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from services.embeddings.body import read
 from services.embeddings.errors import ServiceError, image_fault
 from services.embeddings.service import current
 from services.embeddings.settings import Limits
-from swav_platform.data.outcomes import Outcome
+from swav_platform.data.ledger.outcomes import Outcome
 
 
 @dataclass(frozen=True)

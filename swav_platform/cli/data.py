@@ -12,8 +12,8 @@ import click
 from rich.table import Table
 
 from swav_platform.cli import console
-from swav_platform.data.exclusions import Exclusions
-from swav_platform.data.ledger import Ledger
+from swav_platform.data.index.exclusions import Exclusions
+from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UsageError
 
 
@@ -58,17 +58,18 @@ def index_command(
     from swav_platform.data.datasets import open_index
 
     if verify:
-        from swav_platform.data.verify import verify as verify_index
+        from swav_platform.data.index.verify import verify as verify_index
 
         verdict = verify_index(open_index(out, allow_pipe=allow_pipe))
         console.answer(dataclasses.asdict(verdict), as_json)
         return 0 if verdict.ok else 1
 
-    from swav_platform.data.balance import Weights
-    from swav_platform.data.exclusions import Exclusions
-    from swav_platform.data.index import Index, build_index
-    from swav_platform.data.sources import expand
-    from swav_platform.data.wids import compare, shards_of_wids
+    from swav_platform.data.index.balance import Weights
+    from swav_platform.data.index.build import build_index
+    from swav_platform.data.index.exclusions import Exclusions
+    from swav_platform.data.index.lookup import Index
+    from swav_platform.data.index.sources import expand
+    from swav_platform.data.index.wids import compare, shards_of_wids
 
     listed = shards_of_wids(from_wids) if from_wids else []
     patterns = [*pattern, *(url for url, _ in listed)]
@@ -165,13 +166,13 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
     if (run is None) == (check is None):
         raise UsageError("Say either the RUN whose ledger you want, or --check LOG.")
     if check is not None:
-        from swav_platform.data.sample_log import check as check_log
+        from swav_platform.data.ledger.sample_log import check as check_log
 
         verdict = check_log(Path(check))
         console.answer(dataclasses.asdict(verdict), as_json)
         return 0 if verdict.ok else 1
 
-    from swav_platform.run_folder import find
+    from swav_platform.runs.folder import find
 
     page = console.page("--html", html) if html is not None else None
     folder = find(str(run), out)
@@ -180,7 +181,7 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
         ledger.write(folder.ledger)
     if page is not None:
         from swav_platform.atomic import write_text
-        from swav_platform.data.ledger_page import ledger_page
+        from swav_platform.data.ledger.page import ledger_page
 
         write_text(page, ledger_page(ledger, folder.name))
         console.say(f"{page} shows them.")

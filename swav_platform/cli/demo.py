@@ -22,10 +22,10 @@ from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps
 from swav_platform.cli.evaluate import embed_images, record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
 from swav_platform.config import RECIPES, Config, load
-from swav_platform.data.index import Index
-from swav_platform.data.ledger import Ledger
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UsageError, UserError
-from swav_platform.run_folder import RunFolder
+from swav_platform.runs.folder import RunFolder
 
 RECIPE = RECIPES / "demo.yaml"
 BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # what the demo has to beat where there are labels
@@ -154,7 +154,7 @@ def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
 def _serve_and_ask(folder: RunFolder, index: Index, place: Path) -> tuple[str, dict[str, Any]]:
     """Starts `swav serve`, asks each kind of question over HTTP, stops it."""
     from swav_platform.client import Client
-    from swav_platform.data.read import read_samples
+    from swav_platform.data.samples import read_samples
 
     images = [c for c in read_samples(index.lines(range(min(8, index.samples)))).values() if isinstance(c, bytes)]
     command = [sys.executable, "-m", "swav_platform", "serve", str(folder.path), "--port", "0", "--json"]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from swav_platform.cli import console
 from swav_platform.config import ImagePolicy, Train
-from swav_platform.data import naming
-from swav_platform.data.index import Index
-from swav_platform.data.sources import expand, is_shard
+from swav_platform.data.index import naming
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.sources import expand, is_shard
 from swav_platform.errors import UsageError
-from swav_platform.images.header import cost_of
-from swav_platform.images.refused import Refused
-from swav_platform.images.sniff import format_of
+from swav_platform.images.decoding.header import cost_of
+from swav_platform.images.decoding.refused import Refused
+from swav_platform.images.decoding.sniff import format_of
 
 PER_PHOTO = {"train": 450, "query": 60}
 FEWEST_STEPS = 20
@@ -119,8 +119,8 @@ def own_shards(own: OwnImages, place: Path) -> Shards:
 
 def affordable_steps(shards: Shards, index_folder: Path, recipe: Train) -> int:
     """Steps for which decoding the user's images takes about DECODE_SECONDS, told from a few headers; at most the recipe's."""
-    from swav_platform.data.index import build_index
-    from swav_platform.data.read import ReadFailure, read_samples
+    from swav_platform.data.index.build import build_index
+    from swav_platform.data.samples import ReadFailure, read_samples
 
     build_index(expand(shards.sources), index_folder)
     index = Index.open(index_folder)

@@ -11,10 +11,10 @@ import click
 
 from swav_platform.atomic import write_text
 from swav_platform.cli import console
-from swav_platform.run_folder import RunFolder, find
+from swav_platform.runs.folder import RunFolder, find
 
 if TYPE_CHECKING:
-    from swav_platform.data.index import Index
+    from swav_platform.data.index.lookup import Index
 
 
 @click.group()
@@ -126,8 +126,9 @@ def embed_images(
 ) -> tuple[Index, dict[str, Any]]:
     """Embeds what a run learned from, or `data`, with a bar; gives the index of it beside what `embed` reports."""
     from swav_platform.data.datasets import labelled, open_index
-    from swav_platform.data.index import Index, build_index
-    from swav_platform.data.sources import expand
+    from swav_platform.data.index.build import build_index
+    from swav_platform.data.index.lookup import Index
+    from swav_platform.data.index.sources import expand
     from swav_platform.evaluation.embed import embed
 
     target = target or folder.embeddings

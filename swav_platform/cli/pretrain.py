@@ -16,7 +16,7 @@ import yaml
 from swav_platform.cli import console
 from swav_platform.config import Config, load_with
 from swav_platform.errors import UsageError, UserError
-from swav_platform.run_folder import RunFolder
+from swav_platform.runs.folder import RunFolder
 
 QUICKLY_INDEXED = 2 * 2**30  # bytes of local shards that a dry run indexes
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -73,7 +73,7 @@ def pretrain_command(
         _dry_run(settings, as_json)
         return
     if page:
-        from swav_platform.cluster.preview import preview as write_preview
+        from swav_platform.rows.preview import preview as write_preview
 
         console.answer(write_preview(settings, page), as_json)
         return
@@ -117,7 +117,7 @@ def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
     """Samples, where that is quickly known; and local data that is not there: it may lie on the cluster that the run is meant for.
     No storage is asked."""
     from swav_platform.data.datasets import open_index, open_or_build
-    from swav_platform.data.sources import expand, is_command
+    from swav_platform.data.index.sources import expand, is_command
 
     data = settings.data
     if data.index:

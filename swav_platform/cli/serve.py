@@ -14,7 +14,7 @@ from rich.table import Table
 from services.embeddings.listener import listen
 from swav_platform.cli import console
 from swav_platform.errors import UsageError
-from swav_platform.run_folder import find
+from swav_platform.runs.folder import find
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MOST_CLUSTERS = 20  # that the service answers for an image

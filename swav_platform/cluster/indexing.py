@@ -11,8 +11,8 @@ import ray
 
 from swav_platform.cluster import session
 from swav_platform.cluster.signals import own_signals
-from swav_platform.data.index import Request, read_in_threads
-from swav_platform.data.shard import ShardSamples
+from swav_platform.data.index.build import Request, read_in_threads
+from swav_platform.data.index.shard import ShardSamples
 
 _OF_TASK = 16  # shards; read side by side, as the time goes into waiting for storages
 

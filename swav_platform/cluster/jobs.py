@@ -28,7 +28,7 @@ import yaml
 from swav_platform.cluster.pretrain import placed
 from swav_platform.config import Config, from_tree
 from swav_platform.errors import UsageError, UserError
-from swav_platform.run_folder import runs_folder
+from swav_platform.runs.folder import runs_folder
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 READY_SECONDS = 60.0

@@ -19,15 +19,16 @@ from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
-from swav_platform.data.index import Index
+from swav_platform.data.index.lookup import Index
 from swav_platform.errors import UserError
-from swav_platform.images.decode import codec_fingerprint
-from swav_platform.methods.method import build_method
+from swav_platform.images.decoding.decode import codec_fingerprint
+from swav_platform.methods.build import build_method
 from swav_platform.models.encoders import check_name
-from swav_platform.run_folder import RunFolder, near_run, runs_folder
-from swav_platform.training import checkpoints, preflight
-from swav_platform.training.export import export_package
-from swav_platform.training.resume import code_version, flat, known_run
+from swav_platform.runs.folder import RunFolder, near_run, runs_folder
+from swav_platform.training import preflight
+from swav_platform.training.checkpoints import store as checkpoints
+from swav_platform.training.checkpoints.export import export_package
+from swav_platform.training.checkpoints.resume import code_version, flat, known_run
 
 log = logging.getLogger("swav")
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.config import Config
-from swav_platform.data.read import Killers
-from swav_platform.images.layout import RowLayout
+from swav_platform.data.samples import Killers
+from swav_platform.rows.job import StreamJob
+from swav_platform.rows.layout import RowLayout
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _unseen(config: Config) -> int:
 
 
 def _make_tables(work: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
-    from swav_platform.cluster.data_task import guarded_tables, tables  # decoders: the scheduling loop has no use for them
+    from swav_platform.rows.produce import guarded_tables, tables  # decoders: the scheduling loop has no use for them
 
     for first, last in chain.from_iterable(work["pieces"].to_pylist()):
         numbers = range(first, last, job.config.data.streams)

@@ -18,8 +18,9 @@ from typing import Any
 import ray
 
 from swav_platform.cluster.segments import Course, Segments
-from swav_platform.cluster.stream_job import StreamJob
-from swav_platform.images.row import Row, RowLayout, from_table
+from swav_platform.rows.job import StreamJob
+from swav_platform.rows.layout import Row, RowLayout
+from swav_platform.rows.table import from_table
 
 AHEAD, MOST_AHEAD = 256 * 2**20, 64
 """Bytes of rows that a rank may hold ready, where Ray keeps them, and how many rows at most of a stream: what a second or two of a

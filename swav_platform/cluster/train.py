@@ -15,9 +15,9 @@ from swav_platform.atomic import write_text
 from swav_platform.cluster.session import Room
 from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config, from_tree
-from swav_platform.data.ledger import Ledger
+from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UserError
-from swav_platform.run_folder import RunFolder
+from swav_platform.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[i
     import torch.distributed as dist
 
     from swav_platform.cluster.stream import open_pipelines, rank_rows
-    from swav_platform.cluster.stream_job import StreamJob
+    from swav_platform.rows.job import StreamJob
 
     def rows(first: int, last: int) -> Iterator[Any]:
         pipelines: list[Any] = [None]
@@ -184,8 +184,8 @@ def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[i
 
 def _known_killers(folder: RunFolder) -> dict[int, Any]:
     """Samples that the newest checkpoint knows to kill whoever decodes them."""
-    from swav_platform.images.guarded import killers_among
-    from swav_platform.training import checkpoints
+    from swav_platform.rows.isolation import killers_among
+    from swav_platform.training.checkpoints import store as checkpoints
 
     newest = checkpoints.latest_valid(folder.checkpoints)
     return {} if newest is None else killers_among(Ledger.read(newest / "ledger.parquet").events())

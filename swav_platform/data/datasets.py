@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from swav_platform.config import Data, Source
-from swav_platform.data.exclusions import Exclusions
-from swav_platform.data.index import Index, Mixed, Request, build_index
-from swav_platform.data.mix import MixedPlan, Part
-from swav_platform.data.plan import Plan, PlanSpec
-from swav_platform.data.shard import ShardSamples
-from swav_platform.data.sources import expand, refusal
-from swav_platform.data.streams import Streams
+from swav_platform.data.index.build import Mixed, Request, build_index
+from swav_platform.data.index.exclusions import Exclusions
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.shard import ShardSamples
+from swav_platform.data.index.sources import expand, refusal
+from swav_platform.data.order.mix import MixedPlan, Part
+from swav_platform.data.order.plan import Plan, PlanSpec
+from swav_platform.data.order.streams import Streams
 from swav_platform.errors import UsageError
 
 Shards = tuple[list[str], list[Mixed]]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swav_platform.atomic import replacing
-from swav_platform.data import naming
-from swav_platform.data.shard import Skipped
+from swav_platform.data.index import naming
+from swav_platform.data.index.shard import Skipped
 from swav_platform.errors import UsageError, UserError
 
 _SAMPLES, _BYTES = 10_000, 256 * 2**20  # of a shard

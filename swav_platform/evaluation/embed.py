@@ -15,9 +15,9 @@ import torch
 
 from swav_platform.atomic import replacing, write_text
 from swav_platform.config import ImagePolicy
-from swav_platform.data.index import Index
+from swav_platform.data.index.lookup import Index
 from swav_platform.evaluation.features import Batch, batches, encoder_function, unit
-from swav_platform.images.decode import thumbnail
+from swav_platform.images.decoding.decode import thumbnail
 from swav_platform.models.package import Package, load_package, package_digest
 
 

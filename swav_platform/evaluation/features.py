@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from swav_platform.config import ImagePolicy
-from swav_platform.data.index import Index, IndexLine
-from swav_platform.data.keyed import key, shuffled
-from swav_platform.data.read import ReadFailure, read_samples
-from swav_platform.images.decode import Refused, decode
+from swav_platform.data.index.lookup import Index, IndexLine
+from swav_platform.data.order.permutation import key, shuffled
+from swav_platform.data.samples import ReadFailure, read_samples
+from swav_platform.images.decoding.decode import decode
+from swav_platform.images.decoding.refused import Refused
 from swav_platform.models.package import preprocess
 
 BATCH = 256  # images

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from swav_platform.config import Config
-from swav_platform.data.index import Index, build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.sources import expand
 from swav_platform.errors import UsageError, UserError
 from swav_platform.evaluation.features import Features, encoder_function, features, subset
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.package import load_package
-from swav_platform.run_folder import RunFolder
+from swav_platform.runs.folder import RunFolder
 
 log = logging.getLogger("swav")
 

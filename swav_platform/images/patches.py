@@ -17,7 +17,7 @@ from PIL import Image
 
 from swav_platform.config import ImagePolicy
 from swav_platform.errors import UserError
-from swav_platform.images.decode import decode
+from swav_platform.images.decoding.decode import decode
 
 SIDE = 48
 LEFT = 0.6  # share of a photograph's width that patches for learning come from

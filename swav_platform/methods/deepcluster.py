@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
-from swav_platform.methods.comm import Comm
+from swav_platform.methods.comm import Comm, in_position_order
 from swav_platform.methods.memory import Memory, assignment_loss
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, unit_prototypes
-from swav_platform.methods.position_order import in_position_order
 
 _CHUNK = 8192  # features compared with all centroids at a time
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
-from swav_platform.methods.comm import Comm
+from swav_platform.methods.comm import Comm, in_position_order
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import drawn_head
-from swav_platform.methods.position_order import in_position_order
 from swav_platform.models.heads import unit
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from swav_platform.config import Config
 from swav_platform.errors import UserError
-from swav_platform.methods.comm import Comm
+from swav_platform.methods.comm import Comm, in_position_order
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs
-from swav_platform.methods.position_order import in_position_order
 
 IGNORED = -100
 

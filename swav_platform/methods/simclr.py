@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
-from swav_platform.methods.comm import Comm
+from swav_platform.methods.comm import Comm, in_position_order
 from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import ProjectionNetwork, build_projection_network
-from swav_platform.methods.position_order import in_position_order
 
 
 class Step(NamedTuple):

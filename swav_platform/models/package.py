@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from swav_platform import config
 from swav_platform.errors import UserError
-from swav_platform.images.photometric import MEAN, STD
+from swav_platform.images.views.photometric import MEAN, STD
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.heads import projection_head
 

@@ -21,16 +21,16 @@ import torch
 from swav_platform.atomic import write_text
 from swav_platform.config import Config, load_with
 from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of
-from swav_platform.data.index import Index
+from swav_platform.data.index.lookup import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
-from swav_platform.run_folder import RunFolder, runs_folder
+from swav_platform.runs.folder import RunFolder, runs_folder
 from swav_platform.training import preflight
+from swav_platform.training.checkpoints.export import export_package
+from swav_platform.training.checkpoints.resume import known_run
 from swav_platform.training.collectives import joined
-from swav_platform.training.export import export_package
 from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import Progress, train
-from swav_platform.training.resume import known_run
 
 log = logging.getLogger("swav")
 

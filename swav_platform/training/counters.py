@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swav_platform.data.costs import Costs
-from swav_platform.data.outcomes import Outcome
+from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.rows.layout import Costs
 
 if TYPE_CHECKING:
-    from swav_platform.images.row import Row
+    from swav_platform.rows.layout import Row
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def set_torch(config: Config, device: torch.device) -> None:
 
 def preparer(config: Config, device: torch.device) -> Prepare:
     """Rows to the device as bytes; there they become what the network takes."""
-    from swav_platform.images import photometric
+    from swav_platform.images.views import photometric
 
     def moved(array: Any) -> Tensor:
         with warnings.catch_warnings():  # rows lie in shared memory that can't be written to, and nobody does

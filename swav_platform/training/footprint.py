@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swav_platform.config import Config
-from swav_platform.methods.method import StepOutputs, build_method
+from swav_platform.methods.build import build_method
+from swav_platform.methods.method import StepOutputs
 from swav_platform.models.encoders import build_encoder, check_name
 from swav_platform.models.normalisation import RowBatchNorm
-from swav_platform.training import sharding
+from swav_platform.training.checkpoints.snapshots import ACTIVATIONS_KEPT
+from swav_platform.training.optimisation import sharding
 from swav_platform.training.passes import Passes
-from swav_platform.training.snapshots import ACTIVATIONS_KEPT
 
 _STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers of the optimiser a weight
 

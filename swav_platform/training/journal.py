@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from swav_platform.atomic import cure, write_text
 from swav_platform.config import Config
-from swav_platform.data.ledger import Ledger
-from swav_platform.data.outcomes import Event
-from swav_platform.data.sample_log import SampleLog
+from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.ledger.outcomes import Event
+from swav_platform.data.ledger.sample_log import SampleLog
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.training.collectives import gather_bytes
 
 if TYPE_CHECKING:
-    from swav_platform.images.row import Row
+    from swav_platform.rows.layout import Row
 
 
 class Journal:
@@ -53,7 +53,7 @@ class Journal:
         for row in rows:
             self.events.extend(row.events)
             if self.sample_log is not None:
-                from swav_platform.images.row import view_hashes  # brings image libraries with it
+                from swav_platform.rows.make import view_hashes  # brings image libraries with it
 
                 self.sample_log.append(step, row, view_hashes(row))
 

@@ -12,11 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from swav_platform.config import Config
 from swav_platform.data.datasets import streams_of
-from swav_platform.data.index import Index
-from swav_platform.data.rows_reader import RowsReader
-from swav_platform.data.streams import Streams
-from swav_platform.images.row import Row, from_table, make_row, to_table
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.order.streams import Streams
 from swav_platform.methods.comm import Comm
+from swav_platform.rows.fetch import RowsReader
+from swav_platform.rows.layout import Row
+from swav_platform.rows.make import make_row
+from swav_platform.rows.table import from_table, to_table
 
 
 class RowTables(Dataset[pa.Table]):

@@ -15,20 +15,21 @@ from swav_platform.config import Config
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.models import normalisation
-from swav_platform.training import checkpoints, snapshots
+from swav_platform.training.checkpoints import snapshots
+from swav_platform.training.checkpoints import store as checkpoints
+from swav_platform.training.checkpoints.resume import Run, begin, identity
 from swav_platform.training.collectives import gather_bytes
 from swav_platform.training.counters import Counters, from_sum, to_sum
 from swav_platform.training.device import preparer, set_torch
 from swav_platform.training.health import quarantine_error, too_many_quarantined
 from swav_platform.training.journal import Journal
 from swav_platform.training.meter import Meter
+from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.passes import Prepare
-from swav_platform.training.resume import Run, begin, identity
-from swav_platform.training.schedules import learning_rate
 from swav_platform.training.step import Learner, StepReport, train_step
 
 if TYPE_CHECKING:
-    from swav_platform.images.row import Row
+    from swav_platform.rows.layout import Row
 
 Rows = Callable[[int, int], "Iterator[Row]"]
 """rows(first, last): this rank's rows of [first, last) in order, those k with (k - first) % size == rank."""

@@ -15,7 +15,7 @@ from swav_platform.methods.method import Method, RowOutputs, StepOutputs, Target
 from swav_platform.models.normalisation import not_recording
 
 if TYPE_CHECKING:
-    from swav_platform.images.row import Row
+    from swav_platform.rows.layout import Row
 
 Prepare = Callable[["Row"], list[Tensor]]
 """A row to what the network takes: per resolution [V_g * R, 3, H, W] on the device, view by view."""

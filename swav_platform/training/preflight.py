@@ -8,7 +8,7 @@ from typing import Any
 
 from swav_platform.config import Config
 from swav_platform.training.footprint import Communication, Memory, footprint
-from swav_platform.training.schedules import warmup_steps
+from swav_platform.training.optimisation.schedules import warmup_steps
 
 _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
 _LARGEST_EXPONENT_ERROR = 0.25

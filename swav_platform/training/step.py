@@ -15,15 +15,15 @@ from torch.amp.grad_scaler import GradScaler
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import Method, StepOutputs
 from swav_platform.models import normalisation
-from swav_platform.training.averages import Averages
 from swav_platform.training.collectives import sum_together
 from swav_platform.training.health import check_finite
-from swav_platform.training.optimisers import AnyOptimiser
+from swav_platform.training.optimisation.averages import Averages
+from swav_platform.training.optimisation.optimisers import AnyOptimiser
+from swav_platform.training.optimisation.sharding import is_split, own, total_norm
 from swav_platform.training.passes import Accumulate, Passes, Precision, Prepare
-from swav_platform.training.sharding import is_split, own, total_norm
 
 if TYPE_CHECKING:
-    from swav_platform.images.row import Row
+    from swav_platform.rows.layout import Row
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from swav_platform.config import load
-from swav_platform.data.index import build_index
-from swav_platform.data.sources import expand
-from swav_platform.images import photometric
-from swav_platform.images.table import from_table
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.sources import expand
+from swav_platform.images.views import photometric
+from swav_platform.rows.table import from_table
 
 PLAIN = [
     f"views.{group}.{setting}"

@@ -12,9 +12,9 @@ from rich.table import Table
 from swav_platform.atomic import write_text
 from swav_platform.cli import console, data, pretrain, serve
 from swav_platform.cli.main import run
-from swav_platform.data.ledger import Ledger
-from swav_platform.data.outcomes import Event, Outcome
-from swav_platform.run_folder import RunFolder
+from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.runs.folder import RunFolder
 
 ODD = "trip [/b]/x [red] :smile: [link=a]"
 

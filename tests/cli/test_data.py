@@ -12,9 +12,9 @@ import pytest
 
 from swav_platform.cli.main import run
 from swav_platform.config import Config
-from swav_platform.data.ledger import Ledger
-from swav_platform.data.outcomes import Event, Outcome
-from swav_platform.run_folder import RunFolder
+from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_the_ledger_as_a_page_without_what_was_taken_out(
     assert "<b>a<b>" not in page
     Path("gone.txt").write_text("three\n")
     said(capsys, "index", "x.tar", "--out", "ix")
-    from swav_platform.data.exclusions import Exclusions
+    from swav_platform.data.index.exclusions import Exclusions
 
     Exclusions.of_file("gone.txt").write(tmp_path / "ix")
     assert run(["ledger", "mine", "--out", "runs", "--html", "bad.html"]) == 0

@@ -184,7 +184,7 @@ def test_a_run_without_a_checkpoint_is_begun_anew(
 ) -> None:
     from swav_platform import registry
     from swav_platform.cluster import session
-    from swav_platform.run_folder import RunFolder
+    from swav_platform.runs.folder import RunFolder
 
     def no_ray(config: object) -> None:
         raise UserError("Ray is away.")
@@ -259,12 +259,12 @@ def test_a_run_without_a_model_is_not_served(tmp_path: Path, capsys: pytest.Capt
 def test_a_fault_of_ours_shows_its_traceback_only_with_debug(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import swav_platform.run_folder
+    import swav_platform.runs.folder
 
     def broken(run: str, out: str | None = None) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(swav_platform.run_folder, "find", broken)
+    monkeypatch.setattr(swav_platform.runs.folder, "find", broken)
     fails(capsys, ["ledger", "x"], 1, "boom", "--debug")
     with pytest.raises(RuntimeError):
         run(["ledger", "x", "--debug"])

@@ -12,8 +12,8 @@ from webdataset import TarWriter
 from swav_platform.cli.evaluate import embed_images
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import open_or_build
-from swav_platform.data.index import Index
-from swav_platform.run_folder import RunFolder
+from swav_platform.data.index.lookup import Index
+from swav_platform.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from swav_platform.cluster.indexing import cluster_reader
-from swav_platform.data.index import build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.sources import expand
 
 pytestmark = pytest.mark.stack
 

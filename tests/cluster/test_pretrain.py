@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from swav_platform.run_folder import RunFolder
+from swav_platform.runs.folder import RunFolder
 
 pytestmark = pytest.mark.stack
 

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from swav_platform.cluster import session
-from swav_platform.cluster.data_task import rows as rows_of
 from swav_platform.cluster.segments import Course, shared_out, task_share
 from swav_platform.cluster.stream import open_pipelines, rank_rows
-from swav_platform.cluster.stream_job import StreamJob
 from swav_platform.cluster.train import _for_users
 from swav_platform.config import load
-from swav_platform.data.index import build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.sources import expand
 from swav_platform.errors import UsageError
-from swav_platform.images.decode import NoDecoderError
-from swav_platform.images.row import Row, view_hashes
+from swav_platform.images.decoding.confined import NoDecoderError
+from swav_platform.rows.job import StreamJob
+from swav_platform.rows.layout import Row
+from swav_platform.rows.make import view_hashes
+from swav_platform.rows.produce import rows as rows_of
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from swav_platform.data.index import Index, build_index
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.sources import expand
 from swav_platform.data.pack import pack
-from swav_platform.data.read import read_samples
-from swav_platform.data.sources import expand
+from swav_platform.data.samples import read_samples
 from swav_platform.errors import UsageError, UserError
 
 FILES: dict[bytes, bytes] = {
@@ -174,7 +175,7 @@ def test_pillow_and_webdataset_are_not_needed_to_read() -> None:
     import sys
 
     code = (
-        "import sys; from swav_platform.data import pack, index, plan, read, ledger, sample_log, sources; "
+        "import sys; from swav_platform.data import pack, samples; from swav_platform.data.index import build, sources; from swav_platform.data.order import plan; from swav_platform.data.ledger import ledger, sample_log; "
         "print(sorted({'torch', 'ray', 'webdataset', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -11,7 +11,8 @@ import pytest
 from webdataset import TarWriter
 
 from swav_platform.config import ImagePolicy
-from swav_platform.data.index import Index, build_index
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index
 from swav_platform.errors import UserError
 from swav_platform.evaluation import features as module
 from swav_platform.evaluation.features import Features, batches, colour_histogram, features, subset, unit

@@ -18,7 +18,7 @@ from swav_platform.methods.memory import IGNORED, Labels, assignment_loss
 from swav_platform.methods.method import RowOutputs
 from swav_platform.methods.sela import balance
 from swav_platform.methods.sinkhorn import sinkhorn
-from swav_platform.training.optimisers import build_optimiser
+from swav_platform.training.optimisation.optimisers import build_optimiser
 from swav_platform.training.step import Learner, train_step
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}

@@ -16,8 +16,8 @@ from swav_platform.methods.sinkhorn import sinkhorn
 from swav_platform.methods.swav import swapped_loss
 from swav_platform.models import heads
 from swav_platform.models.resnet import SHAPES, ResNet
-from swav_platform.training.optimisers import Lars
-from swav_platform.training.schedules import learning_rate
+from swav_platform.training.optimisation.optimisers import Lars
+from swav_platform.training.optimisation.schedules import learning_rate
 
 SINKHORN = [
     "b256_k300_e05_w1", "b32_k3000_e03_i10_w1", "b48_k100_e05_w3", "b64_k30_e0125_w1_underflow", "b64_k30_e01_w1_overflow",

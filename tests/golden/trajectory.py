@@ -19,10 +19,10 @@ from swav_platform.config import Config
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.methods.swav import Swav
+from swav_platform.training.checkpoints.snapshots import gather_state
 from swav_platform.training.collectives import joined
-from swav_platform.training.optimisers import build_optimiser
-from swav_platform.training.schedules import learning_rate
-from swav_platform.training.snapshots import gather_state
+from swav_platform.training.optimisation.optimisers import build_optimiser
+from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.step import Learner, train_step
 
 STEPS, BATCH, ROW = 30, 32, 16

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from swav_platform.config import Config
-from swav_platform.data.costs import Costs
-from swav_platform.data.outcomes import Outcome
+from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.models.normalisation import RowBatchNorm
 from swav_platform.models.resnet import initialise
+from swav_platform.rows.layout import Costs
 from swav_platform.training import loop
 from swav_platform.training.collectives import joined
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config
 from swav_platform.errors import UserError
+from swav_platform.methods.build import build_method
 from swav_platform.methods.comm import LocalComm
 from swav_platform.methods.deepcluster import DeepCluster, kmeans
 from swav_platform.methods.memory import IGNORED
-from swav_platform.methods.method import RowOutputs, StepOutputs, build_method
+from swav_platform.methods.method import RowOutputs, StepOutputs
 from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.methods.sela import Sela, balance
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from swav_platform.methods.comm import LocalComm
-from swav_platform.training.checkpoints import load
+from swav_platform.training.checkpoints.store import load
 
 pytestmark = pytest.mark.stack  # starts processes
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config
 from swav_platform.errors import UsageError
+from swav_platform.methods.build import build_method
 from swav_platform.methods.comm import Comm, LocalComm
-from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets, build_method
-from swav_platform.training.checkpoints import load
+from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
+from swav_platform.training.checkpoints.store import load
 
 
 class Centre(nn.Module):

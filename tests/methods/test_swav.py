@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from swav_platform.config import Config
 from swav_platform.errors import UsageError
 from swav_platform.methods import health
+from swav_platform.methods.build import build_method
 from swav_platform.methods.comm import LocalComm
-from swav_platform.methods.method import RowOutputs, StepOutputs, build_method
+from swav_platform.methods.method import RowOutputs, StepOutputs
 from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.methods.swav import Swav, swapped_loss
 

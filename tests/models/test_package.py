@@ -10,7 +10,7 @@ import torch
 from swav_platform.config import Config
 from swav_platform.errors import UserError
 from swav_platform.evaluation.embed import assign
-from swav_platform.methods.method import build_method
+from swav_platform.methods.build import build_method
 from swav_platform.methods.swav import Swav
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.package import load_package, package_digest, preprocess, save_package

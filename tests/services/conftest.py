@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from services.embeddings.app import create_app
 from services.embeddings.settings import Limits, ServiceSettings
 from swav_platform.config import Config, ImagePolicy, Model, ViewGroup
-from swav_platform.images.decode import decode
+from swav_platform.images.decoding.decode import decode
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.heads import projection_head
 from swav_platform.models.package import load_package, package_digest, preprocess, save_package

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from services.embeddings.server import serving
 from services.embeddings.settings import Limits, ServiceSettings
-from swav_platform.data.outcomes import Outcome
+from swav_platform.data.ledger.outcomes import Outcome
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from swav_platform.cli.demo_images import OwnImages, own_images
 from swav_platform.cli.main import run
-from swav_platform.data.ledger import Ledger
+from swav_platform.data.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.stack
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from swav_platform.config import Config, from_tree
-from swav_platform.data.outcomes import Event, Outcome
-from swav_platform.images import photometric
-from swav_platform.images.layout import Row, RowLayout
+from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.images.views import photometric
 from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.rows.layout import Row, RowLayout
 from swav_platform.training import loop
 from swav_platform.training.collectives import joined
-from swav_platform.training.sharding import own
+from swav_platform.training.optimisation.sharding import own
 
 STEPS, SAMPLES = 10, 1000
 

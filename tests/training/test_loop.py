@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from swav_platform.data.ledger import Ledger
-from swav_platform.data.sample_log import check
+from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.ledger.sample_log import check
 from swav_platform.errors import UserError
-from swav_platform.training.checkpoints import latest_valid, load
+from swav_platform.training.checkpoints.store import latest_valid, load
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_the_sample_log_has_each_position_once(rig: ModuleType, tmp_path: Path) 
 
 
 def test_a_disk_that_is_full_at_a_checkpoint(rig: ModuleType, whole: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from swav_platform.training import checkpoints
+    from swav_platform.training.checkpoints import store as checkpoints
 
     real = checkpoints._write
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from swav_platform.config import Optimiser
-from swav_platform.training.optimisers import build_optimiser, load_optimiser_tensors, optimiser_tensors
-from swav_platform.training.schedules import learning_rate
+from swav_platform.training.optimisation.optimisers import build_optimiser, load_optimiser_tensors, optimiser_tensors
+from swav_platform.training.optimisation.schedules import learning_rate
 
 
 def network() -> nn.Module:

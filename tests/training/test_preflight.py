@@ -9,7 +9,7 @@ import yaml
 
 from swav_platform.cli.main import run
 from swav_platform.config import load
-from swav_platform.methods.method import build_method
+from swav_platform.methods.build import build_method
 from swav_platform.models.encoders import build_encoder
 from swav_platform.training.footprint import _kept, footprint
 from swav_platform.training.passes import Passes

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from swav_platform.training.checkpoints import latest_valid, load
+from swav_platform.training.checkpoints.store import latest_valid, load
 
 pytestmark = pytest.mark.stack  # starts processes
 

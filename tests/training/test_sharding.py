@@ -13,10 +13,10 @@ import torch
 from swav_platform.config import ConfigError
 from swav_platform.errors import UserError
 from swav_platform.models.encoders import build_encoder
-from swav_platform.training import sharding
-from swav_platform.training.checkpoints import load
+from swav_platform.training.checkpoints.snapshots import build_learner
+from swav_platform.training.checkpoints.store import load
 from swav_platform.training.footprint import footprint
-from swav_platform.training.snapshots import build_learner
+from swav_platform.training.optimisation import sharding
 
 NAMES = ["sgd", "lars", "over_step", "mean_shift", "forward_only"]
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from swav_platform.config import load
-from swav_platform.data.index import Index, build_index
-from swav_platform.data.sources import expand
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.sources import expand
 from swav_platform.methods.comm import LocalComm
 from swav_platform.models.package import load_package
-from swav_platform.run_folder import RunFolder
+from swav_platform.runs.folder import RunFolder
 from swav_platform.training.local_rows import local_rows
 
 pytestmark = pytest.mark.stack  # starts processes

@@ -15,9 +15,9 @@ from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.methods.swav import Swav
-from swav_platform.training import checkpoints
-from swav_platform.training.averages import split
-from swav_platform.training.checkpoints import latest_valid, load
+from swav_platform.training.checkpoints import store as checkpoints
+from swav_platform.training.checkpoints.store import latest_valid, load
+from swav_platform.training.optimisation.averages import split
 
 FEW = {"train__batch": 8}  # rows of 4: convolutions in float16 are slow on CPUs
 
@@ -120,7 +120,7 @@ def test_fp16_goes_on_from_a_checkpoint_with_its_scale(rig: ModuleType, tmp_path
 
 
 def test_fp16_lowers_its_scale_where_gradients_overflow(rig: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from swav_platform.training import snapshots
+    from swav_platform.training.checkpoints import snapshots
 
     build = snapshots.GradScaler
     monkeypatch.setattr(snapshots, "GradScaler", lambda device, enabled: build(device, init_scale=2.0**40, enabled=enabled))

@@ -1,0 +1,133 @@
+"""The index: a parquet line a sample, immutable, named by its digest.
+
+OUT/manifest.json            names the current version; written last: without it there is no index
+OUT/version-…/               a version, never changed: a run that began with it goes on with it
+    manifest.json            a copy of what OUT/manifest.json was when this version was the current one
+    _shards.parquet          a line a shard; all that a process holds: O(shards)
+    part-00000.parquet …     lines in the order of shards and, in each, of the tar; row groups of 8,192 lines
+OUT/_excluded.parquet        samples that somebody asked to have taken out, if any
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from swav_platform.data.index.exclusions import Exclusions
+from swav_platform.data.index.manifest import GROUP, SHARDS, ShardTable, read_manifest, renumbered, version_folder
+from swav_platform.data.index.shard import SCHEMA
+from swav_platform.errors import UsageError, UserError
+
+_CACHED_GROUPS = 96  # a window's blocks may all lie in different ones
+_CACHED_FILES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLine:
+    """Where a sample's image lies: `size` bytes from `offset` of `shard` on."""
+
+    number: int
+    key: str
+    shard: str
+    offset: int
+    size: int
+    extension: str
+    label: str | None
+    version: str = ""  # of the shard: a remote one that has another one by now is not read
+    whole: bool = False  # the shard can't be read by ranges; `offset` counts in it unpacked
+    excluded: bool = False  # taken out since this version of the index was made
+
+
+class Index:
+    """Read access to an index: `digest`, `samples` (how many), `shards`, `label`. Safe to send to other processes."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.digest: str = manifest["digest"]
+        self.samples: int = manifest["samples"]
+        self.label: str | None = manifest["label"]
+        self.shards = ShardTable.read(path / SHARDS)
+        self.excluded = Exclusions.of_index(path.parent)
+        self._parts = manifest["parts"]
+        self._first = np.concatenate([[0], np.cumsum([part["samples"] for part in manifest["parts"]], dtype=np.int64)])
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """The current version of the index in a folder, or the version whose own folder it is (`Index.path`).
+
+        Raises UsageError if there is no index at `path`, UserError if it is of another format.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise UsageError(f"There is no index in {path}: make one with `swav index PATTERN --out {path}`.")
+        try:
+            return cls(version_folder(path, manifest), manifest)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"The index in {path} is not whole ({error}): index the shards again.") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index.open, (self.path,)
+
+    def lines(self, numbers: Sequence[int] | np.ndarray) -> list[IndexLine]:
+        """The lines of sample numbers, in the order asked. Raises IndexError for a number outside 0 .. samples-1."""
+        wanted = np.asarray(numbers, dtype=np.int64)
+        if not len(wanted):
+            return []
+        if wanted.min() < 0 or wanted.max() >= self.samples:
+            raise IndexError(f"samples are numbered 0 .. {self.samples - 1}, got {wanted.min()} .. {wanted.max()}")
+        order = np.argsort(wanted, kind="stable")
+        table = pa.Table.from_batches(list(self._take(wanted[order])))
+        found: list[IndexLine] = [None] * len(wanted)  # type: ignore[list-item]
+        columns = [table[name].to_pylist() for name in ("shard", "key", "offset", "size", "extension", "label")]
+        known = {shard: self._of_shard(shard) for shard in set(columns[0])}
+        for place, shard, key, offset, size, extension, label in zip(order.tolist(), *columns, strict=True):
+            url, version, whole = known[shard]
+            gone = bool(self.excluded) and (url, key) in self.excluded
+            found[place] = IndexLine(int(wanted[place]), key, url, offset, size, extension, label, version, whole, gone)
+        return found
+
+    def _of_shard(self, number: int) -> tuple[str, str, bool]:
+        return self.shards.url(number), self.shards.version(number), bool(self.shards.whole[number])
+
+    def table(self, shard: int) -> pa.Table:
+        """All lines of a shard (columns of `SCHEMA`); of a version without repeats."""
+        first, last = int(self.shards.first[shard]), int(self.shards.first[shard + 1])
+        return pa.Table.from_batches(list(self._take(np.arange(first, last))), SCHEMA)
+
+    def _take(self, ascending: np.ndarray) -> Iterator[pa.RecordBatch]:
+        """Lines of ascending numbers, a batch a row group."""
+        parts = np.searchsorted(self._first, ascending, side="right") - 1
+        inside = ascending - self._first[parts]
+        groups = inside // GROUP
+        cuts = np.flatnonzero(np.diff(parts) | np.diff(groups)) + 1
+        for places in np.split(np.arange(len(ascending)), cuts):
+            first = places[0]
+            batch = self._group(int(parts[first]), int(groups[first]))
+            yield batch.take(pa.array(inside[places] - groups[first] * GROUP))
+
+    def _group(self, part: int, group: int) -> pa.RecordBatch:
+        if (batch := self._groups.get((part, group))) is None:
+            table = renumbered(self._file(part).read_row_group(group), self._parts[part]["first_shard"])
+            batch = table.combine_chunks().to_batches()[0]
+            self._groups[part, group] = batch
+            if len(self._groups) > _CACHED_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((part, group))
+        return batch
+
+    def _file(self, part: int) -> pq.ParquetFile:
+        if (file := self._files.get(part)) is None:
+            file = self._files[part] = pq.ParquetFile(self.path / self._parts[part]["file"])
+            if len(self._files) > _CACHED_FILES:
+                self._files.popitem(last=False)[1].close()
+        return file

@@ -1,0 +1,145 @@
+"""The manifest of an index and the table of its shards: what a process holds of it, O(shards)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from swav_platform.data.index.shard import Skipped
+from swav_platform.data.storage.cache import COMMAND
+from swav_platform.errors import UserError
+
+FORMAT = 2
+GROUP = 8192  # lines of a row group
+SHARDS = "_shards.parquet"
+"""Begins with "_", so that readers of Parquet folders see samples only."""
+
+_SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("samples", pa.int64()),
+        ("digest", pa.binary(16)),
+        ("whole", pa.bool_()),
+        ("skipped", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard before anything of it was read; equal ones were not touched in between.
+
+    `version`: modification time in ns, or the ETag of a remote one.
+    """
+
+    url: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar of an index. `digest`: 16 bytes, of its name, size and lines; `whole`: it can't be read by ranges."""
+
+    file: ShardFile
+    samples: int
+    digest: bytes
+    whole: bool
+    skipped: Skipped
+
+
+class ShardTable:
+    """The shards of an index, in order; columns, so that 100,000 of them open in milliseconds."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table.combine_chunks()
+        self.samples = self._table["samples"].to_numpy()
+        self.first = np.concatenate([[0], np.cumsum(self.samples)])
+        self.whole = self._table["whole"].to_numpy(zero_copy_only=False)
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> ShardTable:
+        columns: list[list[Any]] = [[] for _ in _SCHEMA]
+        for shard in shards:
+            skipped = json.dumps([shard.skipped.counts, shard.skipped.examples]) if shard.skipped.counts else None
+            line = (shard.file.url, shard.file.size, shard.file.version, shard.samples, shard.digest, shard.whole, skipped)
+            for column, value in zip(columns, line, strict=True):
+                column.append(value)
+        return cls(pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA))
+
+    @classmethod
+    def read(cls, path: Path) -> ShardTable:
+        return cls(pq.ParquetFile(path).read())
+
+    def write(self, path: Path) -> None:
+        pq.write_table(self._table, path, compression="zstd")
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def url(self, number: int) -> str:
+        return str(self._table["url"][number].as_py())
+
+    def version(self, number: int) -> str:
+        return str(self._table["version"][number].as_py())
+
+    def __getitem__(self, number: int) -> Shard:
+        line = {name: self._table[name][number].as_py() for name in _SCHEMA.names}
+        skipped = Skipped(*json.loads(line["skipped"])) if line["skipped"] else Skipped()
+        file = ShardFile(line["url"], line["size"], line["version"])
+        return Shard(file, line["samples"], line["digest"], line["whole"], skipped)
+
+    def commands(self) -> list[str]:
+        """Those that are the output of a shell command."""
+        urls = self._table["url"]
+        return list(urls.filter(pc.starts_with(urls, COMMAND)).to_pylist())
+
+    def files(self) -> list[ShardFile]:
+        columns = [self._table[name].to_pylist() for name in ("url", "size", "version")]
+        return [ShardFile(*line) for line in zip(*columns, strict=True)]
+
+    def skipped(self) -> Skipped:
+        """Of all shards together."""
+        total = Skipped()
+        for text in self._table["skipped"].drop_null().to_pylist():
+            total.add(Skipped(*json.loads(text)))
+        return total
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest in a folder, None if there is none. Raises UserError for one that can't be read."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"The index in {path} can't be read ({error}): remove the folder and index again.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"The index in {path} is of a format that this version does not read: remove the folder and index again.")
+    return manifest
+
+
+def version_folder(path: Path, manifest: dict[str, Any]) -> Path:
+    """Where the parts of the index lie: `path` itself is the folder of one version, or that of the index."""
+    inside = path / str(manifest["version"])
+    return inside if inside.is_dir() else path
+
+
+def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether all files of a version are there."""
+    return all((folder / name).is_file() for name in (SHARDS, *(part["file"] for part in manifest["parts"])))
+
+
+def renumbered(table: pa.Table, by: int) -> pa.Table:
+    """Lines with their shard numbers moved on."""
+    return table.set_column(0, "shard", pa.array(table["shard"].to_numpy() + np.int32(by)))

@@ -1,0 +1,53 @@
+"""Whether an index still says what its shards hold."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from obstore.exceptions import BaseError
+
+from swav_platform.data.index.build import THREADS, without
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.shard import read_shard
+from swav_platform.data.index.version_writer import shard_digest
+from swav_platform.data.storage.cache import is_command
+from swav_platform.data.storage.errors import explain
+from swav_platform.data.storage.ranges import stat
+
+
+@dataclass(frozen=True)
+class Verified:
+    """`wrong`: a line for each shard that is not as indexed."""
+
+    ok: bool
+    shards: int
+    samples: int
+    bytes_read: int
+    wrong: list[str]
+
+
+def verify(index: Index) -> Verified:
+    """Reads the headers of all shards again and compares every line."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda number: _compare(index, number), range(len(index.shards))))
+    wrong = [complaint for complaint, _ in found if complaint]
+    return Verified(not wrong, len(found), index.samples, sum(read for _, read in found), wrong)
+
+
+def _compare(index: Index, number: int) -> tuple[str | None, int]:
+    shard = index.shards[number]
+    url = shard.file.url
+    try:
+        size, _ = (shard.file.size, "") if is_command(url) else stat(url)
+    except (OSError, BaseError) as error:
+        return explain(url, error), 0
+    if size != shard.file.size:
+        return f"{url} has {size:,} bytes, {shard.file.size:,} when it was indexed", 0
+    found = read_shard(url, number, index.label, shard.file.version)
+    lines = without(found, url, index.excluded)[0].lines
+    if shard_digest(shard.file, lines) == shard.digest:
+        return None, found.bytes_read
+    if lines.num_rows != shard.samples:
+        return f"{url} has {lines.num_rows:,} samples, {shard.samples:,} when it was indexed", found.bytes_read
+    return f"{url} has other names, places or sizes of samples than when it was indexed", found.bytes_read

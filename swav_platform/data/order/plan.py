@@ -1,0 +1,164 @@
+"""The order in which samples are consumed: a pure function of a few numbers.
+
+An epoch runs through all samples once. Consecutive samples form blocks (read together); blocks are permuted;
+`window` consecutive permuted blocks form a window, inside which samples are permuted one by one. So any row is
+known without those before it, each row mixes many places of the data set, and bytes are read in runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from swav_platform.data.order.permutation import Int64s, Permutation, hashes, key, shuffled
+
+_BLOCKS, _WINDOW, _STAND_IN = 1, 2, 3  # what a key is for
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """All that the order depends on. A block is `block` consecutive samples, a window is `window` blocks."""
+
+    samples: int
+    seed: int
+    row_size: int
+    block: int = 16
+    window: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "row_size", "block", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.samples // self.block)
+
+    @property
+    def missing(self) -> int:
+        """Samples that the last block lacks."""
+        return self.blocks * self.block - self.samples
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """Which samples fill a row. Columns have one entry a position; R = row size."""
+
+    row: int
+    positions: np.ndarray  # int64 [R]: row*R .. row*R+R-1
+    samples: np.ndarray  # int64 [R]: sample numbers
+    filler: np.ndarray  # bool [R]: the epoch was over; a sample of it comes a second time
+
+
+class Plan:
+    """Random access to the order that a PlanSpec describes, in time and memory of one window."""
+
+    def __init__(self, spec: PlanSpec) -> None:
+        self.spec = spec
+        self.rows_per_epoch = -(-spec.samples // spec.row_size)
+
+    def row(self, row: int) -> RowSpec:
+        """Row `row` >= 0 of the endless stream."""
+        epoch, offsets = self._offsets(row)
+        inside = offsets % self.spec.samples  # the short end is filled from the epoch's beginning
+        samples = _samples(self.spec, epoch, inside)
+        positions = np.arange(row * self.spec.row_size, (row + 1) * self.spec.row_size, dtype=np.int64)
+        return RowSpec(row, positions, samples, offsets >= self.spec.samples)
+
+    def stand_in(self, position: int, attempt: int) -> int:
+        """The sample that takes the place of the position's own: another one of the same window, if it has another."""
+        row, slot = divmod(position, self.spec.row_size)
+        epoch, offsets = self._offsets(row)
+        return stand_in_at(self.spec, epoch * self.spec.samples + int(offsets[slot]) % self.spec.samples, position, attempt)
+
+    def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
+        """Rows first_row .. last_row-1 in half-open ranges, each of one window."""
+        cuts, row = [first_row], first_row
+        while row < last_row:
+            epoch = row // self.rows_per_epoch
+            end = min(last_row, (epoch + 1) * self.rows_per_epoch)
+            offsets = (np.arange(row, end, dtype=np.int64) - epoch * self.rows_per_epoch) * self.spec.row_size
+            windows = window_of(self.spec, epoch, offsets)
+            cuts += (np.flatnonzero(np.diff(windows)) + row + 1).tolist()
+            cuts.append(end)
+            row = end
+        return list(pairwise(cuts))
+
+    @property
+    def rows_once(self) -> int:
+        """Rows before any sample comes a second time."""
+        return self.spec.samples // self.spec.row_size
+
+    def _offsets(self, row: int) -> tuple[int, Int64s]:
+        """Epoch of a row, and how far from the epoch's beginning each position is; past its end for filler."""
+        if row < 0:
+            raise ValueError(f"rows are numbered from 0, got {row}")
+        epoch, row_of_epoch = divmod(row, self.rows_per_epoch)
+        first = row_of_epoch * self.spec.row_size
+        return epoch, np.arange(first, first + self.spec.row_size, dtype=np.int64)
+
+
+def samples_at(spec: PlanSpec, places: Int64s) -> Int64s:
+    """Sample numbers at places of the endless order of epochs without fillers."""
+    epochs, offsets = places // spec.samples, places % spec.samples
+    samples = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        samples[here] = _samples(spec, epoch, offsets[here])
+    return samples
+
+
+def stand_in_at(spec: PlanSpec, place: int, position: int, attempt: int) -> int:
+    """Another sample of the window in which a place of the endless order lies, if the window has another."""
+    epoch, inside = divmod(place, spec.samples)
+    window = int(window_of(spec, epoch, np.array([inside], np.int64))[0])
+    members = _window(spec, epoch, window)
+    own = inside - _start(spec, epoch, window)
+    if len(members) == 1:
+        return int(members[0])
+    drawn = int(hashes(key(spec.seed, _STAND_IN, position), np.array([attempt], np.uint64))[0])
+    return int(members[(own + 1 + drawn % (len(members) - 1)) % len(members)])
+
+
+def _samples(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
+    """Sample numbers at offsets from an epoch's beginning."""
+    windows = window_of(spec, epoch, offsets)
+    samples = np.empty_like(offsets)
+    for window in np.unique(windows).tolist():
+        here = windows == window
+        samples[here] = _window(spec, epoch, window)[offsets[here] - _start(spec, epoch, window)]
+    return samples
+
+
+@lru_cache(16)
+def _epoch(spec: PlanSpec, epoch: int) -> tuple[Permutation, int]:
+    """The epoch's permutation of blocks, and the place in it of the last block, which may be short."""
+    blocks = Permutation((spec.seed, _BLOCKS, epoch), spec.blocks)
+    return blocks, int(blocks.inverse(np.array([spec.blocks - 1]))[0])
+
+
+@lru_cache(64)
+def _window(spec: PlanSpec, epoch: int, window: int) -> Int64s:
+    """Sample numbers of a window in the order of their consumption."""
+    first = window * spec.window
+    places = np.arange(first, min(first + spec.window, spec.blocks), dtype=np.int64)
+    blocks = _epoch(spec, epoch)[0].forward(places)
+    samples = (blocks[:, None] * spec.block + np.arange(spec.block)).ravel()
+    samples = samples[samples < spec.samples]
+    return samples[shuffled(key(spec.seed, _WINDOW, epoch, window), len(samples))]
+
+
+def window_of(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
+    """Window of each offset from the epoch's beginning: as if the short block were whole, all after it `missing` later."""
+    short = _epoch(spec, epoch)[1]
+    after = offsets >= (short + 1) * spec.block - spec.missing
+    return (offsets + after * spec.missing) // (spec.block * spec.window)
+
+
+def _start(spec: PlanSpec, epoch: int, window: int) -> int:
+    """Offset at which a window begins."""
+    place = window * spec.window
+    return place * spec.block - (spec.missing if place > _epoch(spec, epoch)[1] else 0)

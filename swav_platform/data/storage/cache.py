@@ -1,0 +1,181 @@
+"""Shards that can't be read by ranges: compressed ones, those of servers without ranges, output of commands.
+
+Such a shard is fetched whole, unpacked into a cache on the local disk, and read there. The cache is bounded: what
+was not used for longest goes first. Folder: SWAV_CACHE, else ~/.cache/swav; bytes: SWAV_CACHE_BYTES, else 50 GB.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fcntl
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from obstore.exceptions import BaseError
+
+from swav_platform.atomic import cure, replacing
+from swav_platform.data.storage.objects import is_remote, read_whole
+from swav_platform.errors import UserError
+
+_BYTES = 50 * 10**9
+_PIECE = 2**20
+
+
+def _gunzip(packed: Any) -> Any:
+    return gzip.GzipFile(fileobj=packed)
+
+
+def _unzstd(packed: Any) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd")
+
+
+_UNPACK: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b", _gunzip),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ", lzma.LZMAFile),
+    (b"\x28\xb5\x2f\xfd", _unzstd),
+)
+
+
+COMMAND = "pipe:"
+"""What the URL of a shell command begins with."""
+
+
+def is_command(url: str) -> bool:
+    return url.startswith(COMMAND)
+
+
+def local_copy(url: str, version: str) -> Path:
+    """A plain tar on the local disk with what `url` holds; fetched when it is not there yet.
+
+    Raises OSError, EOFError or an exception of obstore for a shard that can't be read to its end, UserError for the cache.
+    """
+    folder = cache_folder()
+    path = folder / f"{hashlib.sha256(f'{url} {version}'.encode()).hexdigest()[:32]}.tar"
+    with _one_at_a_time(path):
+        if not path.exists():
+            _make_room(folder)
+            _fetch(url, path)
+        os.utime(path)
+    return path
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("SWAV_CACHE") or Path.home() / ".cache" / "swav")
+
+
+class _SourceFailed(Exception):
+    """Around what the source raised, which as an OSError would pass for one of writing the copy."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _fetch(url: str, path: Path) -> None:
+    try:
+        with replacing(path) as aside, aside.open("wb") as out:
+            for piece in _content(url):
+                out.write(piece)
+    except _SourceFailed as failed:
+        raise failed.error from None
+
+
+def _content(url: str) -> Iterator[bytes]:
+    """What a shard holds, unpacked. What comes before damage stays: the walk over the tar finds out where it ends."""
+    begun = False
+    try:
+        with _opened(url) as packed:
+            for piece in _unpacked(packed):
+                begun = True
+                yield piece
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, BaseError) as error:
+        if isinstance(error, BaseError) or getattr(error, "errno", None):  # bzip2, gzip and zstd call damage an OSError, too
+            raise _SourceFailed(error) from None
+        if not begun:
+            raise _SourceFailed(EOFError("it is damaged from its beginning on")) from None
+
+
+def _unpacked(packed: Any) -> Iterator[bytes]:
+    reader: Any = io.BufferedReader(packed, _PIECE)
+    head = reader.peek(16)[:16]
+    unpack = next((kind for magic, kind in _UNPACK if head.startswith(magic)), None)
+    source = unpack(reader) if unpack else reader
+    read = getattr(source, "read1", source.read)  # `read` would lose what it has when damage comes
+    return iter(lambda: read(_PIECE), b"")
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Any]:
+    if is_remote(url):
+        yield _Pieces(read_whole(url))
+    elif is_command(url):
+        yield _Pieces(_output(url.removeprefix(COMMAND)))
+    else:
+        with open(url, "rb") as file:
+            yield file
+
+
+def _output(command: str) -> Iterator[bytes]:
+    with subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        out: Any = process.stdout
+        yield from iter(lambda: out.read(_PIECE), b"")
+    if code := process.returncode:
+        raise _SourceFailed(OSError(f"its command ended with {f'exit code {code}' if code > 0 else f'signal {-code}'}"))
+
+
+class _Pieces(io.RawIOBase):
+    """Bytes objects one after the other as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not len(self._rest):
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Two data tasks that want one shard fetch it once. Makes the folder; raises UserError where that may not be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"The cache of shards that are read whole, {path.parent}, can't be used ({error.strerror}): {cure(error)} or name "
+            f"another folder by SWAV_CACHE."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make_room(folder: Path) -> None:
+    """Who has an evicted file open reads on: its bytes go when it is closed."""
+    most = int(os.environ.get("SWAV_CACHE_BYTES", _BYTES))
+    kept = 0
+    with suppress(OSError):
+        for entry in sorted(folder.glob("*.tar"), key=lambda path: -path.stat().st_mtime):
+            kept += entry.stat().st_size
+            if kept > most:
+                entry.unlink(missing_ok=True)

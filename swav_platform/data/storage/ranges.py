@@ -1,0 +1,110 @@
+"""One way to read ranges of a shard, wherever it lies."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Protocol, Self
+
+from obstore.exceptions import GenericError
+
+from swav_platform.data.storage.objects import Traffic, info, is_remote, read_range
+
+_AHEAD, _MOST_AHEAD = 4 * 2**10, 2**20
+
+
+class Ranges(Protocol):
+    """An open shard of `size` bytes. `bytes_read`: of all reads so far."""
+
+    size: int
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Fewer bytes only where the file ends. Raises OSError."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def open_ranges(url: str) -> Ranges:
+    """Raises OSError or an exception of obstore."""
+    return RemoteFile(url) if is_remote(url) else LocalFile(url)
+
+
+class LocalFile:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._descriptor).st_size
+        self.bytes_read = 0
+
+    def read(self, size: int, offset: int) -> bytes:
+        """pread may give less than was asked for."""
+        parts = []
+        while size > 0 and (part := os.pread(self._descriptor, size, offset)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        self.bytes_read += sum(map(len, parts))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+class RemoteFile:
+    """Small reads of ascending offsets, as a walk over headers makes them, in few requests.
+
+    A request is answered in the time of some megabytes. So each one reads a little ahead, the more so the longer
+    reads follow each other closely (small images), and again little once far jumps come (large ones).
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url, self.traffic = url, Traffic()
+        self._ahead = _AHEAD
+        self._first, self._data = 0, b""
+        try:
+            self._data, found = read_range(url, 0, _AHEAD, traffic=self.traffic)
+        except GenericError:
+            found = info(url)
+            if found.size:  # an empty object has no range to give
+                raise
+        self.size, self.version = found.size, found.version
+
+    @property
+    def bytes_read(self) -> int:
+        return self.traffic.bytes
+
+    def read(self, size: int, offset: int) -> bytes:
+        end = min(offset + size, self.size)
+        if offset >= end:
+            return b""
+        if not self._first <= offset <= end <= self._first + len(self._data):
+            near = 0 <= offset - (self._first + len(self._data)) <= self._ahead or self._first <= offset < self._first + len(
+                self._data
+            )
+            self._ahead = min(2 * self._ahead, _MOST_AHEAD) if near else _AHEAD
+            self._first = offset
+            self._data, _ = read_range(
+                self.url, offset, min(max(end, offset + self._ahead), self.size), version=self.version, traffic=self.traffic
+            )
+        start = offset - self._first
+        return self._data[start : start + size]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def stat(url: str) -> tuple[int, str]:
+    """Size and what changes when the file does. Raises OSError or an exception of obstore."""
+    if is_remote(url):
+        found = info(url)
+        return found.size, found.version
+    status = os.stat(url)
+    return status.st_size, str(status.st_mtime_ns)

@@ -1,0 +1,199 @@
+"""What decoding an image will cost, told by its header. Nothing is decoded here, and no codec is asked.
+
+Each reader looks at a few bytes of untrusted data with bounded work. What it can't make sense of is None: then
+Pillow has a look, in the child.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.images.decoding.jpeg import segments
+from swav_platform.images.decoding.refused import Refused
+
+MAX_SECONDS = 1.5
+"""Estimated CPU time; more is a bomb of time."""
+
+MAX_MEMORY = 640 * 2**20
+"""Estimated bytes that the decoder holds at its peak; more is a bomb of memory."""
+
+MAX_INFLATED = 16 * 2**20
+"""Texts and colour profiles of one PNG may inflate to this much. Pillow's own limit, 1 MiB, refuses good photographs."""
+
+MAX_PARTS = 16_384
+"""Chunks of a PNG. They are read one by one in Python; 64 MiB in libpng's pieces are 8,192."""
+
+MAX_FRAMES = 50_000
+"""Frames in the first 4 MiB of a GIF. Only the first is decoded, but no photograph looks like that."""
+
+_DEFLATE_RATIO = 1032  # what a byte of deflate can become at most
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size in pixels; `seconds` of CPU and `memory` in bytes are estimates, rather too high than too low."""
+
+    width: int
+    height: int
+    seconds: float
+    memory: int
+
+    def check(self) -> None:
+        """Raises Refused for an image that is too expensive on any machine, whatever the clock says."""
+        if self.seconds > MAX_SECONDS:
+            raise Refused(Outcome.DECODE_TIMEOUT, f"{self.width}x{self.height} pixels would take some {self.seconds:.1f} s")
+        if self.memory > MAX_MEMORY:
+            raise Refused(Outcome.DECODE_MEMORY, f"{self.width}x{self.height} pixels would take {self.memory / 2**20:.0f} MiB")
+
+
+def cost_of(data: bytes, name: str) -> Cost | None:
+    """What an image of this format costs, by its header; None if that can't be told.
+
+    Raises Refused for bombs that are no matter of size: texts that inflate, endless chunks or frames.
+    """
+    reader = _READERS.get(name)
+    try:
+        return reader(data) if reader else None
+    except (struct.error, IndexError, OverflowError):  # the header is cut off
+        return None
+
+
+def _linear(width: int, height: int, nanoseconds: float, memory: float) -> Cost:
+    """Cost of so much per pixel. Figures: measured on one core at 16 megapixels, noise; seconds × 1.0-1.5."""
+    pixels = width * height
+    return Cost(width, height, pixels * nanoseconds * 1e-9, int(pixels * memory))
+
+
+def _png(data: bytes) -> Cost | None:
+    _check_chunks(data)
+    if data[12:16] != b"IHDR":
+        return None
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    raw = width * height * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 4) // 8
+    pixels = width * height
+    return Cost(width, height, (raw * 4 + len(data) * 8 + pixels * 4) * 1e-9, pixels * 7)
+
+
+def _check_chunks(data: bytes) -> None:
+    at, parts, inflated = 8, 0, 0
+    while at + 8 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"IEND":
+            return
+        if kind in (b"iCCP", b"zTXt", b"iTXt"):
+            inflated += _inflated(data[at + 8 : at + 8 + size], kind, MAX_INFLATED - inflated)
+            if inflated > MAX_INFLATED:
+                raise Refused(Outcome.DECODE_MEMORY, f"PNG: its texts inflate to more than {MAX_INFLATED:,} bytes")
+        at, parts = at + 12 + size, parts + 1
+        if parts > MAX_PARTS:
+            raise Refused(Outcome.DECODE_TIMEOUT, f"PNG: more than {MAX_PARTS:,} chunks")
+
+
+def _inflated(chunk: bytes, kind: bytes, limit: int) -> int:
+    """Bytes that a compressed text becomes, never less: counted only where it could be more than `limit`."""
+    _, _, rest = chunk[:80].partition(b"\0")
+    start = len(chunk[:80]) - len(rest) + 1  # after the keyword and the byte that names the method
+    if kind == b"iTXt":
+        if rest[:1] != b"\1":
+            return len(chunk)
+        start = chunk.find(b"\0", chunk.find(b"\0", start + 1) + 1) + 1
+    if (len(chunk) - start) * _DEFLATE_RATIO <= limit:
+        return (len(chunk) - start) * _DEFLATE_RATIO
+    inflater, count = zlib.decompressobj(), 0
+    try:
+        for begin in range(start, len(chunk), 2**14):
+            piece = chunk[begin : begin + 2**14]
+            while piece and count <= limit:
+                count += len(inflater.decompress(piece, 2**18))
+                piece = inflater.unconsumed_tail
+                done = begin + 2**14 - len(piece) - start
+                if count > MAX_INFLATED // 4 and count * (len(chunk) - start) > 2 * limit * done:
+                    return limit + 1  # clear enough, if the rest is like that
+    except zlib.error:
+        pass  # the decoder will find that out too
+    return count
+
+
+def _gif(data: bytes) -> Cost:
+    # Each frame but the first follows a block's end: 00 2C. In compressed pixels the pair is as rare as any other.
+    frames = data.count(b"\0,", 0, 2**22)
+    if frames > MAX_FRAMES:
+        raise Refused(Outcome.DECODE_TIMEOUT, f"GIF: {frames:,} frames and more")
+    width, height = struct.unpack_from("<HH", data, 6)
+    return _linear(width, height, nanoseconds=20, memory=9)
+
+
+def _webp(data: bytes) -> Cost | None:
+    """The decoder takes memory for the whole canvas, twice, as soon as it is opened."""
+    chunk = data[12:16]
+    if chunk == b"VP8X" and len(data) >= 30:
+        size = int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    elif chunk == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif chunk == b"VP8 " and len(data) >= 30:
+        size = int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    else:
+        return None
+    return _linear(size[0], size[1], nanoseconds=30, memory=16)
+
+
+def _bmp(data: bytes) -> Cost:
+    if struct.unpack_from("<I", data, 14)[0] == 12:
+        width, height = struct.unpack_from("<HH", data, 18)
+        return _linear(width, height, nanoseconds=12, memory=7)
+    width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
+    cost = _linear(abs(width), abs(height), nanoseconds=12, memory=7)
+    if compression in (1, 2):  # run lengths: Pillow unpacks them in Python, pair by pair
+        return Cost(cost.width, cost.height, cost.seconds + len(data) * 3e-7, cost.memory + cost.width * cost.height)
+    return cost
+
+
+def _tiff(data: bytes) -> Cost | None:
+    """From the first directory, classic or BigTIFF."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = 43 in struct.unpack_from(order + "H", data, 2)
+    place = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    count = struct.unpack_from(order + ("Q" if big else "H"), data, place)[0]
+    tags: dict[int, int] = {}
+    for number in range(min(count, 1000)):
+        entry = place + (8 + 20 * number if big else 2 + 12 * number)
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in (256, 257) and kind in (3, 4):
+            tags[tag] = struct.unpack_from(order + " HI"[kind - 2], data, entry + (12 if big else 8))[0]
+    if len(tags) < 2:
+        return None
+    return _linear(tags[256], tags[257], nanoseconds=22, memory=9)
+
+
+def _avif(data: bytes) -> Cost | None:
+    """The largest size that its items or tracks have (the boxes `ispe`)."""
+    head, at = data[: 2**16], -1
+    sizes: list[tuple[int, int]] = []
+    while (at := head.find(b"ispe", at + 1)) >= 0 and len(sizes) < 1000:
+        width, height = struct.unpack_from(">II", head, at + 8)
+        sizes.append((width, height))
+    if not sizes:
+        return None
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return _linear(width, height, nanoseconds=30, memory=15)
+
+
+def _jpeg(data: bytes) -> Cost | None:
+    frame = next((part for part in segments(data) if part.is_frame), None)
+    if frame is None:
+        return None
+    kind = frame.kind
+    _, height, width, components = struct.unpack_from(">BHHB", data, frame.start)
+    pixels = max(width * height, 2**16)
+    scans = data.count(b"\xff\xda")
+    entropy = len(data) * (60 if kind >= 0xC9 else 15)  # arithmetic coding is slow
+    coefficients = 2 * components if kind in (0xC2, 0xCA) or scans > 1 else 0  # bytes a pixel, held until the last scan
+    seconds = (pixels * (2 + components * 2 + scans * 0.8) + entropy) * 1e-9
+    return Cost(width, height, seconds, width * height * (coefficients + (3 if components < 4 else 7)))
+
+
+_READERS = {"PNG": _png, "GIF": _gif, "WEBP": _webp, "BMP": _bmp, "TIFF": _tiff, "AVIF": _avif, "JPEG": _jpeg}

@@ -1,0 +1,224 @@
+"""Pillow's side of decoding: every format but ordinary JPEG, and whatever is odd about a JPEG.
+
+These functions read what anybody may have made with code that has had errors. They run in the child
+(`images/confined.py`); nothing that holds credentials calls them on bytes from outside.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
+
+from swav_platform import malloc
+from swav_platform.config import ImagePolicy
+from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.images.decoding.header import MAX_INFLATED
+from swav_platform.images.decoding.refused import Refused, check_size
+from swav_platform.images.decoding.sniff import ends_early
+
+_ORIENTATION = 0x0112
+_FAX = ("group3", "group4", "tiff_ccitt", "tiff_raw_16")
+_BAND = 2**20
+"""Pixels that are converted at a time, so that a large image is not held in three forms at once."""
+
+# Pillow warns of what ends in an outcome here anyway, and once per image.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_INFLATED
+
+if not features.check("avif"):
+    with suppress(ImportError):
+        import pillow_avif  # noqa: F401  registers itself in the place of Pillow's reader without a codec
+AVIF: Any = sys.modules.get("pillow_avif.AvifImagePlugin") or AvifImagePlugin
+AVIF.DEFAULT_MAX_THREADS = 1  # the child can't start threads, and data workers want none
+
+
+def with_pillow(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
+    """Upright RGB pixels uint8 [H, W, 3] of the first frame. Raises Refused, or MemoryError."""
+    try:
+        return _strictly(data, name, policy)
+    except Refused as refused:
+        if refused.outcome is not Outcome.TRUNCATED or policy.truncated == "reject":
+            raise
+    with truncated_accepted():
+        return _strictly(data, name, policy)
+
+
+def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
+    if Image.MAX_IMAGE_PIXELS is not None and policy.max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = policy.max_pixels
+    try:
+        with Image.open(BytesIO(data), formats=(name,)) as image:
+            check_size(*image.size, policy)
+            if getattr(image, "_compression", "") in _FAX:
+                _load_fax(data, image)
+            image.load()
+            return upright(to_rgb(image), orientation(image))
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them raise
+        raise _reason(error, data, name) from None
+
+
+def _load_fax(data: bytes, image: Image.Image) -> None:
+    """Loads an image of fax lines. Raises Refused if it looks another when malloc gives bytes of another value (glibc).
+
+    libtiff takes a bad code for the end, and leaves the rest of the picture as the memory that it was given: chance, or
+    another image.
+    """
+    try:
+        malloc.fill(0xFF)
+        image.load()
+        malloc.fill(0x5A)
+        with Image.open(BytesIO(data), formats=("TIFF",)) as again:
+            if again.tobytes() != image.tobytes():
+                raise Refused(Outcome.CORRUPT, "TIFF: part of its fax lines can't be read")
+    finally:
+        malloc.fill(0)
+
+
+def _reason(error: Exception, data: bytes, name: str) -> Refused:
+    unreadable = isinstance(error, UnidentifiedImageError)  # its message holds an address, different in each process
+    text = f"{name}: " + ("its header can't be read" if unreadable else f"{type(error).__name__}: {str(error)[:200]}")
+    if isinstance(error, Image.DecompressionBombError):
+        return Refused(Outcome.TOO_MANY_PIXELS, text)
+    if "too large for PngImagePlugin" in text or "Too much memory used in text chunks" in text:
+        return Refused(Outcome.DECODE_MEMORY, text)
+    if unreadable and not has_codec(name):
+        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without {name}")
+    if isinstance(error, ImportError) or text.endswith("not available"):
+        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without a part that it needs ({text})")
+    if "truncated" in text.lower() or ends_early(data, name):
+        return Refused(Outcome.TRUNCATED, text)
+    return Refused(Outcome.CORRUPT, text)
+
+
+def has_codec(name: str) -> bool:
+    """Whether there is a decoder for a format that Pillow may be built without."""
+    return bool(AVIF.SUPPORTED) if name == "AVIF" else name != "WEBP" or bool(features.check("webp"))
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] of a loaded Pillow image of any mode; what is transparent lies on white."""
+    levels = _levels(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, band in _bands(image):
+        if levels is None:
+            pixels[top : top + band.height] = _on_white(band)
+        else:
+            pixels[top : top + band.height] = _from_levels(_numbers(band), *levels)[:, :, None]
+    return pixels
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, _BAND // max(image.width, 1))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _levels(image: Image.Image) -> tuple[float, float] | None:
+    """Which numbers are black and white, None for modes of 8 bits.
+
+    Numbers without a declared range: 0-1, 8 or 16 bits if they fit and need it, else from the least to the greatest.
+    """
+    if image.mode.startswith("I;16"):
+        return 0, 65535
+    if image.mode not in ("I", "F"):
+        return None
+    ends = [(float(values.min()), float(values.max())) for values in (_numbers(band) for _, band in _bands(image))]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    if low >= 0:
+        for top in (1, 255, 65535):
+            if high <= top:
+                return 0, top
+    return low, high
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return values
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _from_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.rint((values - values.dtype.type(low)) * np.float32(255 / ((high - low) or 1))).astype(np.uint8)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation 1-8; 1 for none, a senseless one, or metadata that can't be read."""
+    try:
+        number = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return number if number in range(1, 9) else 1
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels [H, W, 3] stored under an EXIF orientation, as they should be seen."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[tuple(slice(None, None, -1 if back else 1) for back in mirrored(orientation))])
+
+
+def mirrored(orientation: int) -> tuple[bool, bool]:
+    """Whether the rows, and the columns, of the upright image run backwards through those of the file."""
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
+class _TruncatedAccepted(threading.local):
+    """Stands for Pillow's LOAD_TRUNCATED_IMAGES, a global of the process, with a value of its own in each thread."""
+
+    value = False
+
+    def __bool__(self) -> bool:
+        return self.value
+
+
+_accepted = _TruncatedAccepted()
+
+
+@contextmanager
+def truncated_accepted() -> Iterator[None]:
+    """Within it, and in this thread alone, Pillow fills up images that end early instead of raising."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = _accepted  # type: ignore[assignment]
+    _accepted.value = True
+    try:
+        yield
+    finally:
+        _accepted.value = False
+
+
+def small_jpeg(data: bytes, name: str, policy: ImagePolicy, side: int) -> bytes:
+    """A JPEG of at most `side` pixels of whatever can be decoded of an image. Raises anything."""
+    with truncated_accepted(), Image.open(BytesIO(data), formats=(name,)) as image:
+        check_size(*image.size, policy)
+        image.draft("RGB", (side, side))
+        image.load()
+        small = Image.fromarray(upright(to_rgb(image), orientation(image)))
+    small.thumbnail((side, side))
+    out = BytesIO()
+    small.save(out, "JPEG", quality=75)
+    return out.getvalue()

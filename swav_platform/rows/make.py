@@ -1,0 +1,215 @@
+"""From the samples of a row to the row: decoded, cropped, resized in place, with a stand-in for what fails."""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import xxhash
+
+from swav_platform.config import Config, ImagePolicy, ViewGroup
+from swav_platform.data.index.lookup import IndexLine
+from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.data.order.plan import RowSpec
+from swav_platform.data.samples import ReadFailure
+from swav_platform.images.decoding.confined import NoDecoderError
+from swav_platform.images.decoding.decode import decode_reduced, thumbnail
+from swav_platform.images.decoding.refused import Refused
+from swav_platform.images.views import crops, params
+from swav_platform.images.views.randomness import uniforms
+from swav_platform.rows.layout import Costs, Row, RowLayout
+from swav_platform.rows.table import from_table, to_table
+
+try:  # compiled, or read from the cache, as soon as a data worker imports this
+    from swav_platform.images.views import colour_kernel
+except ImportError:  # no numba
+    colour_kernel = None  # type: ignore[assignment]
+
+__all__ = ["Row", "RowLayout", "from_table", "make_row", "to_table", "view_hashes"]
+
+ATTEMPTS = 4
+"""The position's own sample and three stand-ins."""
+
+GREY = 128
+
+_TOO_DEAR = (Outcome.DECODE_TIMEOUT, Outcome.DECODE_MEMORY, Outcome.DECODE_CRASH)
+"""What ended so has no thumbnail: trying for one would cost the same again."""
+
+Fetch = Callable[[Sequence[int]], Mapping[int, tuple[IndexLine, bytes | ReadFailure]]]
+StandIn = Callable[[int, int], int]
+Chance = list[list[list[crops.Proposal]]]
+"""Proposals of crops, [group][R][V]."""
+
+
+def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> Row:
+    """The row of a plan's specification.
+
+    fetch(samples) gives line and bytes of each sample; it is called once for the row and once for each round of
+    stand-ins. stand_in(position, attempt) names the sample that takes the place of one that failed.
+    The pixels of a position depend on its own randomness and on the image that fills it, on nothing else.
+    No image can make this raise: what fails is an event of the row. Raises NoDecoderError where this machine can't decode.
+    """
+    began = time.perf_counter()
+    row = _blank(spec, RowLayout.of(config))
+    chance = _draw(row, config)
+    tries = [(slot, int(sample)) for slot, sample in enumerate(spec.samples)]
+    for attempt in range(ATTEMPTS):
+        tries = _attempt(row, tries, attempt, fetch, chance, config)
+        if not tries or attempt + 1 == ATTEMPTS:
+            break
+        tries = [(slot, stand_in(int(row.position[slot]), attempt + 1)) for slot, _ in tries]
+    for slot, _ in tries:
+        _turn_grey(row, slot)
+    row.events.sort(key=lambda event: (event.position, event.attempt))
+    if config.data.photometric == "worker":
+        _photometrics(row)
+    row.costs.views_seconds = time.perf_counter() - began - row.costs.read_seconds - row.costs.decode_seconds
+    return row
+
+
+def _blank(spec: RowSpec, layout: RowLayout) -> Row:
+    packed = np.zeros(layout.nbytes, np.uint8)  # what lies between its parts is the same in every row
+    count = layout.row_size
+    return Row(
+        row=spec.row,
+        views=layout.views(packed),
+        params=layout.params(packed),
+        position=np.array(spec.positions, np.int64),
+        sample=np.array(spec.samples, np.int64),
+        outcome=np.where(spec.filler, Outcome.FILLER, Outcome.OK).astype(np.uint8),
+        weight=np.ones(count, np.float32),
+        key=[""] * count,
+        shard=[""] * count,
+        stand_in_for=[None] * count,
+        events=[],
+        packed=packed,
+        layout=layout,
+    )
+
+
+def _draw(row: Row, config: Config) -> Chance:
+    """All that is random about the row: photometric parameters go into it, the crops' proposals are returned."""
+    groups = list(config.views.values())
+    numbers = uniforms(config.seed, row.position, sum(group.count for group in groups), params.SLOTS)
+    chance, first = [], 0
+    for group, columns in zip(groups, row.params, strict=True):
+        mine = numbers[:, first : first + group.count]
+        chance.append(crops.proposals(mine, group))
+        columns[..., len(params.GEOMETRY) :] = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
+        first += group.count
+    return chance
+
+
+def _attempt(
+    row: Row, tries: list[tuple[int, int]], attempt: int, fetch: Fetch, chance: Chance, config: Config
+) -> list[tuple[int, int]]:
+    """Fills slots with samples; returns the (slot, sample) that failed, after noting why."""
+    began = time.perf_counter()
+    fetched = fetch([sample for _, sample in tries])
+    row.costs.read_seconds += time.perf_counter() - began
+    failed = []
+    for slot, sample in tries:
+        line, data = fetched[sample]
+        shard = posixpath.basename(line.shard)
+        if attempt == 0:
+            row.key[slot], row.shard[slot] = line.key, shard
+        refused = _fill(row, slot, data, chance, config)
+        if refused is not None:
+            failed.append((slot, sample))
+            small = None if isinstance(data, ReadFailure) or refused.outcome in _TOO_DEAR else thumbnail(data, config.data.images)
+            position = int(row.position[slot])
+            row.events.append(Event(position, attempt, line.number, line.key, shard, refused.outcome, refused.detail, small))
+            if attempt == 0:
+                row.outcome[slot] = refused.outcome
+        elif attempt > 0:
+            row.stand_in_for[slot] = row.key[slot]
+            row.sample[slot], row.key[slot], row.shard[slot] = sample, line.key, shard
+    return failed
+
+
+def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config: Config) -> Refused | None:
+    """Writes the views of one image into a slot, or says why that can't be done."""
+    if isinstance(data, ReadFailure):
+        return Refused(data.outcome, data.detail)
+    row.costs.read_bytes += len(data)
+    try:
+        proposals = [group[slot] for group in chance]
+        cut_views(data, proposals, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
+    except Refused as refused:
+        return refused
+    except NoDecoderError:
+        raise
+    except MemoryError:
+        return Refused(Outcome.DECODE_MEMORY, "not enough memory for its views")
+    except Exception as error:  # one image must not take the row with it
+        return Refused(Outcome.CORRUPT, f"{type(error).__name__}: {error}")
+    return None
+
+
+def cut_views(
+    data: bytes,
+    chance: list[list[crops.Proposal]],
+    policy: ImagePolicy,
+    groups: list[ViewGroup],
+    views: list[np.ndarray],
+    columns: list[np.ndarray],
+    slot: int,
+    costs: Costs,
+) -> None:
+    """Writes an image's views [V, R, H, W, 3] and the geometry among its parameters [V, R, P] into a slot of a row.
+
+    chance: proposals of each group and view. costs: the decoder's time is added. Raises Refused for an image that gives no sample.
+    """
+
+    @functools.cache
+    def chosen(height: int, width: int) -> list[list[crops.Crop]]:
+        each = zip(groups, chance, strict=True)
+        return [[crops.choose(height, width, proposal, group.ratio) for proposal in mine] for group, mine in each]
+
+    began = time.perf_counter()
+    try:
+        image = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
+    finally:
+        costs.decode_seconds += time.perf_counter() - began
+    size = image.height, image.width
+    for number, (group, boxes) in enumerate(zip(groups, chosen(*size), strict=True)):
+        flips = [proposal.flip for proposal in chance[number]]
+        for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+            crops.cut(image, box, flip, group.interpolation, views[number][view, slot])
+        geometry = [(*box, flip, *size) for box, flip in zip(boxes, flips, strict=True)]
+        columns[number][:, slot, : len(params.GEOMETRY)] = geometry
+
+
+def _turn_grey(row: Row, slot: int) -> None:
+    row.weight[slot] = 0
+    for views, columns in zip(row.views, row.params, strict=True):
+        views[:, slot] = GREY
+        columns[:, slot, : len(params.GEOMETRY)] = 0
+        columns[:, slot, len(params.GEOMETRY) :] = params.NEUTRAL
+
+
+def _photometrics(row: Row) -> None:
+    """Does in place what `device` mode leaves to the trainer."""
+    for views, columns in zip(row.views, row.params, strict=True):
+        if colour_kernel:
+            colour_kernel.to_uint8(views, columns, out=views)
+        else:
+            from swav_platform.images.views import photometric  # torch: only where there is no other way
+
+            photometric.to_uint8(views, columns, out=views)
+
+
+def view_hashes(row: Row) -> np.ndarray:
+    """xxh3-64, uint64 [R], of each position's views and then its parameters, in the order of groups and views."""
+    hashes = np.empty(row.layout.row_size, np.uint64)
+    parts = [part[view] for group in (row.views, row.params) for part in group for view in range(len(part))]
+    hasher = xxhash.xxh3_64()
+    for slot in range(row.layout.row_size):
+        hasher.reset()
+        for part in parts:
+            hasher.update(part[slot])
+        hashes[slot] = hasher.intdigest()
+    return hashes

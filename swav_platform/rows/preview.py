@@ -1,0 +1,55 @@
+"""What a run would be trained on first, to look at before it is started. No Ray is started."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from swav_platform.config import Config, ImagePolicy
+from swav_platform.data.datasets import open_or_build
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.samples import ReadFailure, read_samples
+from swav_platform.errors import UserError
+from swav_platform.images.decoding.decode import thumbnail
+from swav_platform.rows.contact_sheet import POSITIONS, SIDE, contact_sheet
+from swav_platform.rows.job import StreamJob
+from swav_platform.rows.layout import Row
+from swav_platform.rows.produce import rows
+from swav_platform.runs.folder import write_text
+
+
+def preview(config: Config, path: Path) -> dict[str, object]:
+    """Writes a contact sheet of the run's first positions, made by the code that makes its rows.
+
+    `bad` of the answer: how many images these positions met that could not be used, by reason.
+
+    Raises UsageError or UserError for sources without a sample, UserError if none of these positions has an image (the page
+    is written then, too).
+    """
+    config = config.model_copy(update={"data": config.data.model_copy(update={"photometric": "worker"})})
+    with tempfile.TemporaryDirectory() as folder:
+        index = open_or_build(config.data, Path(folder))
+        job = StreamJob(config, str(index.path), tasks=1)
+        row = next(rows(job, 0, 1))
+        shown = row.position[:POSITIONS].tolist()
+        images = _images(index, row, config.data.images)
+    write_text(path, contact_sheet(row, config, images))
+    bad = Counter({event.sample: event.outcome.word for event in row.events if event.position in shown}.values())
+    if not row.weight[:POSITIONS].any():
+        why = ", ".join(f"{count} {word}" for word, count in bad.most_common())
+        raise UserError(
+            f"None of the first {len(shown)} positions has an image that can be used, of those tried: {why}. Look at {path}."
+        )
+    return {"preview": str(path), "positions": len(shown), "bad": bad}
+
+
+def _images(index: Index, row: Row, policy: ImagePolicy) -> list[bytes | None]:
+    """Small JPEGs of the images that fill the positions of the page; none where nothing fills one."""
+    lines = index.lines(row.sample[:POSITIONS])
+    contents = read_samples(lines, max_bytes=policy.max_bytes)
+    found: list[bytes | None] = []
+    for line, weight in zip(lines, row.weight, strict=False):
+        data = contents[line.number]
+        found.append(thumbnail(data, policy, SIDE) if weight and not isinstance(data, ReadFailure) else None)
+    return found

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+
+from swav_platform.data.ledger.outcomes import Outcome
+
+WORDS = """ok filler read_error not_an_image unsupported_format truncated corrupt too_many_pixels too_many_bytes too_small
+extreme_aspect decode_timeout decode_memory decode_crash excluded"""
+
+
+def test_the_list_is_closed_and_its_numbers_stay() -> None:
+    assert {outcome.word: int(outcome) for outcome in Outcome} == {word: n for n, word in enumerate(WORDS.split())}
+
+
+def test_words_come_back() -> None:
+    assert all(Outcome.from_word(outcome.word) is outcome for outcome in Outcome)
+    with pytest.raises(ValueError, match="'fine' is not an outcome"):
+        Outcome.from_word("fine")

@@ -1,0 +1,125 @@
+"""A real S3 protocol server, whole and with a tenth of its answers spoiled."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swav_platform.data.index.build import build_index
+from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.sources import expand
+from swav_platform.data.order.plan import Plan, PlanSpec
+from swav_platform.data.samples import read_samples
+from swav_platform.errors import UsageError, UserError
+
+pytestmark = pytest.mark.stack
+
+SHARDS, IMAGES = 8, 24
+
+
+def picture(number: int) -> bytes:
+    return random.Random(number).randbytes(30_000 + 100 * (number % 50))
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Any]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def proxy(moto: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    name = "fault_proxy"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("fault_proxy.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    for key, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{key}", value)
+    port = moto.get_host_and_port()[1]
+    with sys.modules[name].FaultProxy(port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy: Any, make_tar: Any) -> str:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.port_behind}", region_name="us-east-1")
+    client.create_bucket(Bucket="pictures")
+    for shard in range(SHARDS):
+        files = [(f"{number:05d}.jpg", picture(number)) for number in range(shard * IMAGES, (shard + 1) * IMAGES)]
+        path = Path(make_tar(f"{shard}.tar", files))
+        client.put_object(Bucket="pictures", Key=f"set/part/{shard}.tar", Body=path.read_bytes())
+    client.put_object(Bucket="pictures", Key="set/part/0.parquet", Body=b"sidecar")
+    return "s3://pictures"
+
+
+def test_nothing_is_lost_or_doubled_and_little_is_read_twice(
+    bucket: str, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.share = 0.1
+    monkeypatch.setenv("SWAV_STORAGE_TIMEOUT", "0.5")
+    report = build_index(expand([f"{bucket}/set/part/*"]), tmp_path / "index")
+    assert (report.samples, report.skipped) == (SHARDS * IMAGES, {})
+    assert report.digest == build_index([str(tmp_path / f"{n}.tar") for n in range(SHARDS)], tmp_path / "here").digest
+    index, plan = Index.open(tmp_path / "index"), Plan(PlanSpec(report.samples, 5, 8, block=8, window=4))
+    sent, wanted, seen = proxy.sent, 0, []
+    for epoch in range(4):
+        for first, last in plan.chunks(epoch * plan.rows_per_epoch, (epoch + 1) * plan.rows_per_epoch):
+            lines = index.lines([int(n) for row in range(first, last) for n in plan.row(row).samples])
+            found = read_samples(lines)
+            for line in lines:
+                assert found[line.number] == picture(int(line.key)), line.key
+            wanted += sum(line.size for line in lines)
+            seen += [line.number for line in lines]
+    assert sorted(seen) == sorted(4 * list(range(report.samples)))
+    assert set(proxy.met) == {"503", "reset", "slow", "truncated"}
+    assert sum(proxy.met.values()) > 0.06 * proxy.requests
+    amplification = (proxy.sent - sent) / wanted
+    print(f"read amplification {amplification:.3f}, {sum(proxy.met.values())} of {proxy.requests} requests spoiled")
+    assert amplification <= 1.1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("set/part/", SHARDS),
+        ("set", SHARDS),
+        ("", SHARDS),
+        ("set/part/{0..2}.tar", 3),
+        ("**/[0-3].tar", 4),
+        ("set/*/*.tar", SHARDS),
+    ],
+)
+def test_patterns(bucket: str, pattern: str, count: int) -> None:
+    found = expand([f"{bucket}/{pattern}"])
+    assert len(found) == count
+    assert found[0] == f"{bucket}/set/part/0.tar"
+
+
+def test_what_is_not_there(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="Nothing matches"):
+        expand([f"{bucket}/set/*.tar"])
+    for act in (expand, lambda urls: build_index([f"{urls[0]}x.tar"], tmp_path)):
+        with pytest.raises(UserError, match=r"There is no bucket 'nowhere'.*AWS_ENDPOINT_URL") as raised:
+            act(["s3://nowhere/set/"])
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="is not there"):
+        build_index([f"{bucket}/gone.tar"], tmp_path / "index")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"could not be reached.*AWS_ENDPOINT_URL"):
+        expand(["s3://pictures/set/"])
