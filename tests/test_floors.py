@@ -130,7 +130,11 @@ def test_floors_are_kept(root: Path) -> None:
         ("swav_platform/training/step.py", "from ..cluster import stream", "(floor 6) from floor 4"),
         ("swav_platform/models/heads.py", "from .. import registry", "(floor 5) from floor 2"),
         ("swav_platform/config/schema.py", "from swav_platform import data", "(floor 1) from floor 0"),
-        ("swav_platform/images/decoding/decode.py", "def late():\n    from swav_platform import training", "(floor 4) from floor 2"),
+        (
+            "swav_platform/images/decoding/decode.py",
+            "def late():\n    from swav_platform import training",
+            "(floor 4) from floor 2",
+        ),
         ("swav_platform/models/heads.py", "import importlib; importlib.import_module('swav_platform.cli.main')", "(floor 7)"),
         ("swav_platform/training/step.py", "def late():\n    import ray.data", "imports ray"),
         ("swav_platform/cli/main.py", "from ray import init", "imports ray"),

@@ -19,7 +19,7 @@ from swav_platform.data.index.lookup import IndexLine
 from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.data.order.plan import RowSpec
 from swav_platform.data.samples import Killers, ReadFailure
-from swav_platform.rows.make import Fetch, StandIn, make_row
+from swav_platform.rows.make import Fetch, Replacement, make_row
 from swav_platform.rows.table import to_table
 
 DEATHS = 2
@@ -33,7 +33,7 @@ _UNEXPLAINED = 5
 
 
 def make_row_guarded(
-    spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config, killers: Killers
+    spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Config, killers: Killers
 ) -> tuple[pa.Table, Killers]:
     """`to_table(make_row(…))` in a child process, and the samples that killed two children.
 
@@ -44,7 +44,7 @@ def make_row_guarded(
     found: Killers = {}
     deaths: Counter[int | None] = Counter()
     while True:
-        table, sample, why = _attempt(spec, spared(fetch, killers | found), stand_in, config)
+        table, sample, why = _attempt(spec, spared(fetch, killers | found), replacement, config)
         if table is not None:
             return table, found
         deaths[sample] += 1
@@ -73,13 +73,15 @@ def killers_among(events: Iterable[Event]) -> Killers:
     return {event.sample: ReadFailure(event.detail, event.outcome) for event in events if event.outcome in deadly}
 
 
-def _attempt(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> tuple[pa.Table | None, int | None, ReadFailure]:
+def _attempt(
+    spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Config
+) -> tuple[pa.Table | None, int | None, ReadFailure]:
     """The row's table, or none and the sample in whose hands the child died, with what can be said about its end."""
     ours, theirs = Pipe()
     child = os.fork()
     if child == 0:
         ours.close()
-        _be_child(theirs, lambda asking: to_table(make_row(spec, asking, stand_in, config)))
+        _be_child(theirs, lambda asking: to_table(make_row(spec, asking, replacement, config)))
     theirs.close()
     table, sample = None, None
     try:

@@ -39,16 +39,16 @@ _TOO_DEAR = (Outcome.DECODE_TIMEOUT, Outcome.DECODE_MEMORY, Outcome.DECODE_CRASH
 """What ended so has no thumbnail: trying for one would cost the same again."""
 
 Fetch = Callable[[Sequence[int]], Mapping[int, tuple[IndexLine, bytes | ReadFailure]]]
-StandIn = Callable[[int, int], int]
+Replacement = Callable[[int, int], int]
 Chance = list[list[list[crops.Proposal]]]
 """Proposals of crops, [group][R][V]."""
 
 
-def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> Row:
+def make_row(spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Config) -> Row:
     """The row of a plan's specification.
 
     fetch(samples) gives line and bytes of each sample; it is called once for the row and once for each round of
-    stand-ins. stand_in(position, attempt) names the sample that takes the place of one that failed.
+    stand-ins. replacement(position, attempt) names the sample that takes the place of one that failed.
     The pixels of a position depend on its own randomness and on the image that fills it, on nothing else.
     No image can make this raise: what fails is an event of the row. Raises NoDecoderError where this machine can't decode.
     """
@@ -60,7 +60,7 @@ def make_row(spec: RowSpec, fetch: Fetch, stand_in: StandIn, config: Config) -> 
         tries = _attempt(row, tries, attempt, fetch, chance, config)
         if not tries or attempt + 1 == ATTEMPTS:
             break
-        tries = [(slot, stand_in(int(row.position[slot]), attempt + 1)) for slot, _ in tries]
+        tries = [(slot, replacement(int(row.position[slot]), attempt + 1)) for slot, _ in tries]
     for slot, _ in tries:
         _turn_grey(row, slot)
     row.events.sort(key=lambda event: (event.position, event.attempt))

@@ -25,14 +25,14 @@ def tables(job: StreamJob, numbers: Sequence[int], killers: Killers) -> Iterator
     """Rows of these numbers, best of one window, as tables of one line. Plain function: Ray calls it, and so do tests."""
     plan = job.plan()
     for spec, fetch in _with_bytes(job, plan, numbers):
-        yield to_table(make_row(spec, spared(fetch, killers), plan.stand_in, job.config))
+        yield to_table(make_row(spec, spared(fetch, killers), plan.replacement, job.config))
 
 
 def guarded_tables(job: StreamJob, numbers: Sequence[int], killers: Killers) -> Iterator[tuple[pa.Table, Killers]]:
     """The same tables, each with the samples that were found to kill who decodes them. Slower; survives such samples."""
     plan, known = job.plan(), dict(killers)
     for spec, fetch in _with_bytes(job, plan, numbers):
-        table, found = make_row_guarded(spec, fetch, plan.stand_in, job.config, known)
+        table, found = make_row_guarded(spec, fetch, plan.replacement, job.config, known)
         known |= found
         yield table, found
 

@@ -39,7 +39,7 @@ class RowTables(Dataset[pa.Table]):
     def __getitem__(self, row: int) -> pa.Table:
         spec = self.plan.row(row)
         fetch = RowsReader(self.index, self.index.lines(spec.samples), self.config.data.images.max_bytes)
-        return to_table(make_row(spec, fetch, self.plan.stand_in, self.config))
+        return to_table(make_row(spec, fetch, self.plan.replacement, self.config))
 
 
 def local_rows(config: Config, index: Path, comm: Comm) -> Callable[[int, int], Iterator[Row]]:

@@ -95,7 +95,7 @@ class Run:
                     break
                 events.append(Event(position, attempt, sample, f"k{sample}", "s.tar", Outcome.CORRUPT, "", None))
                 outcome[slot] = Outcome.CORRUPT
-                sample = self.plan.stand_in(position, attempt + 1)
+                sample = self.plan.replacement(position, attempt + 1)
             if sample != own:
                 stand_in_for[slot], keys[slot] = keys[slot], f"k{sample}"
             hashes[slot] = xxhash.xxh3_64_intdigest(f"{position} {sample}".encode())

@@ -64,12 +64,12 @@ def spec(samples: Sequence[int], positions: Sequence[int] = range(80, 80 + R), f
     return RowSpec(10, np.array(positions), np.array(samples), np.arange(R) >= R - filler)
 
 
-def stand_in(position: int, attempt: int) -> int:
+def replacement(position: int, attempt: int) -> int:
     return 1000 * attempt + position
 
 
 def made(store: Store, settings: Config | None = None, **changes: object) -> Row:
-    return make_row(spec(range(R), **changes), store.fetch, stand_in, settings or config())  # type: ignore[arg-type]
+    return make_row(spec(range(R), **changes), store.fetch, replacement, settings or config())  # type: ignore[arg-type]
 
 
 def position_bytes(row: Row, slot: int) -> bytes:
@@ -124,7 +124,7 @@ def test_views_and_parameters_lie_in_one_buffer() -> None:
 def test_a_position_is_the_same_wherever_it_is_made() -> None:
     straight = made(Store())
     order = np.random.default_rng(0).permutation(R)
-    mixed = make_row(spec(order, positions=80 + order), Store().fetch, stand_in, config())
+    mixed = make_row(spec(order, positions=80 + order), Store().fetch, replacement, config())
     for slot, position in enumerate(order):
         assert position_bytes(mixed, slot) == position_bytes(straight, position)
     np.testing.assert_array_equal(view_hashes(mixed), view_hashes(straight)[order])
@@ -161,12 +161,12 @@ def test_a_bad_image_changes_its_own_position_only(mode: str, broken: bytes | Re
     assert (event.position, event.attempt, event.sample, event.key, event.shard) == (83, 0, 3, "key3", "shard-0.tar")
     assert event.outcome == outcome
     assert (event.thumbnail is not None) == (outcome == Outcome.TRUNCATED)
-    own = make_row(spec([0, 1, 2, 1083, 4, 5, 6, 7]), Store().fetch, stand_in, config(mode))
+    own = make_row(spec([0, 1, 2, 1083, 4, 5, 6, 7]), Store().fetch, replacement, config(mode))
     assert position_bytes(row, 3) == position_bytes(own, 3), "the crops belong to the position, not to the attempt"
 
 
 @pytest.mark.parametrize("mode", ["device", "worker"])
-def test_three_failed_stand_ins_leave_a_grey_image_without_weight(mode: str) -> None:
+def test_three_failed_replacements_leave_a_grey_image_without_weight(mode: str) -> None:
     store = Store(n2=b"x", n1082=b"y", n2082=ReadFailure("gone"), n3082=b"", n5=b"x", n1085=b"z")
     row = made(store, config(mode))
     assert store.asked == [list(range(R)), [1082, 1085], [2082, 2085], [3082]]

@@ -66,11 +66,11 @@ class MixedPlan:
         sources = self._sources[inside]
         return sources, rounds * np.asarray(self.counts)[sources] + self._ranks[inside]
 
-    def stand_in(self, position: int, attempt: int) -> int:
+    def replacement(self, position: int, attempt: int) -> int:
         """The sample that takes the place of the position's own: another one of the same source and window."""
         sources, places = self.places(np.array([position], np.int64))
         source = int(sources[0])
-        return self.parts[source].first + plan.stand_in_at(self._specs[source], int(places[0]), position, attempt)
+        return self.parts[source].first + plan.replacement_at(self._specs[source], int(places[0]), position, attempt)
 
     def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
         """Half-open ranges of rows, cut where the window of the heaviest source changes; those of the others, which are as

@@ -15,7 +15,7 @@ import numpy as np
 
 from swav_platform.data.order.permutation import Int64s, Permutation, hashes, key, shuffled
 
-_BLOCKS, _WINDOW, _STAND_IN = 1, 2, 3  # what a key is for
+_BLOCKS, _WINDOW, _REPLACEMENT = 1, 2, 3  # what a key is for
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Plan:
         positions = np.arange(row * self.spec.row_size, (row + 1) * self.spec.row_size, dtype=np.int64)
         return RowSpec(row, positions, samples, offsets >= self.spec.samples)
 
-    def stand_in(self, position: int, attempt: int) -> int:
+    def replacement(self, position: int, attempt: int) -> int:
         """The sample that takes the place of the position's own: another one of the same window, if it has another."""
         row, slot = divmod(position, self.spec.row_size)
         epoch, offsets = self._offsets(row)
-        return stand_in_at(self.spec, epoch * self.spec.samples + int(offsets[slot]) % self.spec.samples, position, attempt)
+        return replacement_at(self.spec, epoch * self.spec.samples + int(offsets[slot]) % self.spec.samples, position, attempt)
 
     def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
         """Rows first_row .. last_row-1 in half-open ranges, each of one window."""
@@ -111,7 +111,7 @@ def samples_at(spec: PlanSpec, places: Int64s) -> Int64s:
     return samples
 
 
-def stand_in_at(spec: PlanSpec, place: int, position: int, attempt: int) -> int:
+def replacement_at(spec: PlanSpec, place: int, position: int, attempt: int) -> int:
     """Another sample of the window in which a place of the endless order lies, if the window has another."""
     epoch, inside = divmod(place, spec.samples)
     window = int(window_of(spec, epoch, np.array([inside], np.int64))[0])
@@ -119,7 +119,7 @@ def stand_in_at(spec: PlanSpec, place: int, position: int, attempt: int) -> int:
     own = inside - _start(spec, epoch, window)
     if len(members) == 1:
         return int(members[0])
-    drawn = int(hashes(key(spec.seed, _STAND_IN, position), np.array([attempt], np.uint64))[0])
+    drawn = int(hashes(key(spec.seed, _REPLACEMENT, position), np.array([attempt], np.uint64))[0])
     return int(members[(own + 1 + drawn % (len(members) - 1)) % len(members)])
 
 

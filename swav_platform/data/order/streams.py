@@ -29,10 +29,10 @@ class Streams:
         positions = np.arange(row * size, (row + 1) * size, dtype=np.int64)
         return RowSpec(row, positions, planned.samples, planned.filler)
 
-    def stand_in(self, position: int, attempt: int) -> int:
+    def replacement(self, position: int, attempt: int) -> int:
         """The sample that takes the place of the position's own: another one of the same window, if it has another."""
         row, slot = divmod(position, self.plan.spec.row_size)
-        return self.plan.stand_in(self._planned(row) * self.plan.spec.row_size + slot, attempt)
+        return self.plan.replacement(self._planned(row) * self.plan.spec.row_size + slot, attempt)
 
     def chunks(self, stream: int, first: int, last: int) -> list[range]:
         """The stream's rows among first .. last-1, in pieces of one window each."""

@@ -58,15 +58,15 @@ def test_rows_do_not_depend_on_what_was_asked_before() -> None:
     assert len(set(far)) > 1
 
 
-def test_chunks_and_stand_ins() -> None:
+def test_chunks_and_replacements() -> None:
     plan = mixed([900, 100], [3, 1])
     assert [row for a, b in plan.chunks(3, 200) for row in range(a, b)] == list(range(3, 200))
     assert plan.chunks(5, 5) == []
     for position in range(200):
         own = int(plan.row(position // 8).samples[position % 8])
-        stand_in = plan.stand_in(position, 1)
-        assert stand_in != own
-        assert (stand_in < 900) == (own < 900)
+        replacement = plan.replacement(position, 1)
+        assert replacement != own
+        assert (replacement < 900) == (own < 900)
 
 
 def test_former_neighbours_are_far_apart_and_steps_see_all_classes() -> None:

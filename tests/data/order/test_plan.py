@@ -93,20 +93,20 @@ def test_every_place_of_the_epoch_is_as_likely() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(spec=specs, position=st.integers(0, 10**6), attempt=st.integers(1, 3))
-def test_stand_in_is_another_sample_of_the_window(spec: PlanSpec, position: int, attempt: int) -> None:
+def test_replacement_is_another_sample_of_the_window(spec: PlanSpec, position: int, attempt: int) -> None:
     plan = Plan(spec)
     own = int(plan.row(position // spec.row_size).samples[position % spec.row_size])
-    stand_in = plan.stand_in(position, attempt)
-    assert stand_in == Plan(spec).stand_in(position, attempt)
-    assert 0 <= stand_in < spec.samples
+    replacement = plan.replacement(position, attempt)
+    assert replacement == Plan(spec).replacement(position, attempt)
+    assert 0 <= replacement < spec.samples
     if spec.samples >= 2 * spec.block and spec.window >= 3:
-        assert stand_in != own or spec.samples % (spec.block * spec.window) <= spec.block  # a last window of one sample
+        assert replacement != own or spec.samples % (spec.block * spec.window) <= spec.block  # a last window of one sample
 
 
-def test_stand_ins_are_near_and_vary() -> None:
+def test_replacements_are_near_and_vary() -> None:
     plan = Plan(PlanSpec(50_000, 3, 32))
     window = set(np.concatenate([plan.row(k).samples for k in range(32)]).tolist())
-    drawn = {plan.stand_in(p, a) for p in range(500) for a in (1, 2, 3)}
+    drawn = {plan.replacement(p, a) for p in range(500) for a in (1, 2, 3)}
     assert drawn <= window
     assert len(drawn) > 500
 
@@ -116,12 +116,12 @@ def test_these_numbers_are_for_ever() -> None:
     plan = Plan(PlanSpec(50_000, 31, 8))
     assert plan.row(0).samples.tolist() == FIRST
     assert plan.row(123_456).samples.tolist() == FAR
-    assert [plan.stand_in(5, a) for a in (1, 2, 3)] == STAND_INS
+    assert [plan.replacement(5, a) for a in (1, 2, 3)] == REPLACEMENTS
 
 
 FIRST = [45202, 42947, 8544, 9196, 34680, 18659, 5391, 795]
 FAR = [14718, 4712, 30939, 40113, 13864, 6130, 2472, 18951]
-STAND_INS = [37270, 18157, 42650]
+REPLACEMENTS = [37270, 18157, 42650]
 
 
 def test_far_rows_of_huge_sets_cost_what_near_ones_do() -> None:

@@ -50,12 +50,12 @@ def test_a_chunk_reads_one_window() -> None:
             assert any(samples <= window for window in windows)
 
 
-def test_a_stand_in_is_of_the_same_window() -> None:
+def test_a_replacement_is_of_the_same_window() -> None:
     plan = Plan(PlanSpec(samples=640, seed=3, row_size=8, block=4, window=8))
     windows = [set(np.concatenate([plan.row(k).samples for k in range(w * 4, w * 4 + 4)]).tolist()) for w in range(20)]
     dealt = Streams(plan, 2)
     for position in range(0, 640, 13):
         own = int(dealt.row(position // 8).samples[position % 8])
         window = next(w for w in windows if own in w)
-        drawn = [dealt.stand_in(position, attempt) for attempt in (1, 2, 3)]
+        drawn = [dealt.replacement(position, attempt) for attempt in (1, 2, 3)]
         assert set(drawn) <= window - {own}
