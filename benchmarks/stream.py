@@ -37,7 +37,7 @@ from swav_platform.data.index.lookup import Index, IndexLine
 from swav_platform.data.index.sources import expand
 from swav_platform.data.order.plan import RowSpec
 from swav_platform.rows.fetch import RowsReader
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 from swav_platform.rows.make import make_row
 from swav_platform.rows.table import from_table, to_table
 
@@ -53,7 +53,7 @@ SETTINGS = {
 Stream = Iterator[np.ndarray]  # packed rows, uint8 [nbytes]
 
 
-def ours(job: StreamJob, rows: int) -> Stream:
+def ours(job: RowJob, rows: int) -> Stream:
     pipelines = open_pipelines(job, 0, rows, 1)
     try:
         for number, row in enumerate(rank_rows(pipelines, 0)):
@@ -63,7 +63,7 @@ def ours(job: StreamJob, rows: int) -> Stream:
         _end(pipelines.segments)
 
 
-def dataloader(job: StreamJob, rows: int) -> Stream:
+def dataloader(job: RowJob, rows: int) -> Stream:
     """A plain map-style dataset of rows; two workers, rows by shared memory."""
     from torch.utils.data import DataLoader
 
@@ -73,7 +73,7 @@ def dataloader(job: StreamJob, rows: int) -> Stream:
 
 
 class Rows:
-    def __init__(self, job: StreamJob, rows: int) -> None:
+    def __init__(self, job: RowJob, rows: int) -> None:
         self.job, self.rows, self.plan, self.index = job, rows, job.plan(), Index.open(job.index)
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Rows:
         return torch.from_numpy(row.packed), rest
 
 
-def webdataset(job: StreamJob, rows: int) -> Stream:
+def webdataset(job: RowJob, rows: int) -> Stream:
     """Ray's own reader of tars; bytes to rows in the same task, so that no image travels twice."""
     import ray.data
 
@@ -116,7 +116,7 @@ def webdataset(job: StreamJob, rows: int) -> Stream:
             yield from_table(table.slice(i, 1)).packed
 
 
-def _rows_of_bytes(batch: dict[str, Any], job: StreamJob) -> Iterator[Any]:
+def _rows_of_bytes(batch: dict[str, Any], job: RowJob) -> Iterator[Any]:
     size = job.config.data.row_size
     images, keys = batch["jpg"], batch["__key__"]
     numbers = np.arange(size) % len(images)  # the last batch of a shard is a short one
@@ -171,7 +171,7 @@ def wait_share(stream: Stream, work: float) -> float:
         waited += time.perf_counter() - before
 
 
-def compare(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
+def compare(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
     ways = {"ours": ours, "dataloader": dataloader, "read_webdataset": webdataset}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -217,7 +217,7 @@ KINDS = [
 ]
 
 
-def streams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
+def streams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
     """Rows a second and CPU-milliseconds a row of one stream and of two."""
     found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for _ in range(rounds):
@@ -240,7 +240,7 @@ def streams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
     }
 
 
-def seconds_of_a_row(job: StreamJob) -> float:
+def seconds_of_a_row(job: RowJob) -> float:
     """CPU time of making one, kernels loaded."""
     rows = Rows(job, 65)
     rows[0]
@@ -250,7 +250,7 @@ def seconds_of_a_row(job: StreamJob) -> float:
     return (time.process_time() - began) / 64
 
 
-def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
+def seams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
     """Two ranks that step together over 21 segments, at the pace of rows that half a core makes."""
     ranks, changes = 2, 20
     pace = 2 * seconds_of_a_row(job)
@@ -290,7 +290,7 @@ def seams(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
     }
 
 
-def start(job: StreamJob, rounds: int, rows: int) -> dict[str, Any]:
+def start(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
     """Ray is up; seconds from opening the pipelines to their first row."""
     found = []
     for _ in range(rounds):
@@ -318,7 +318,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_index(expand([options.data]), Path(folder))
         config = load(None, [*SETTINGS.get(options.question, []), *options.overrides])
-        job = StreamJob(config, folder, TASKS)
+        job = RowJob(config, folder)
         with session.connected(config):
             answer = QUESTIONS[options.question](job, options.rounds, options.rows)
     print(json.dumps(answer | {"cores": os.cpu_count(), "rounds": options.rounds}))

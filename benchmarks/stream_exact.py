@@ -37,7 +37,7 @@ from swav_platform.data.index.build import build_index
 from swav_platform.data.index.sources import expand
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.data.samples import read_samples
-from swav_platform.rows.job import StreamJob, open_index
+from swav_platform.rows.job import RowJob, open_index
 from swav_platform.rows.layout import Row
 from swav_platform.rows.table import from_table
 
@@ -63,7 +63,7 @@ if "POISON" in os.environ:
 """
 
 
-def splits(job: StreamJob, rounds: int) -> dict[str, Any]:
+def splits(job: RowJob, rounds: int) -> dict[str, Any]:
     found = {}
     for streams in (1, 2, 3):
         for ranks in (1, 2, 3, 4):
@@ -74,7 +74,7 @@ def splits(job: StreamJob, rounds: int) -> dict[str, Any]:
     return {"ok": all(split["ok"] for split in found.values()), "splits": found, "rounds": 1}
 
 
-def _one_epoch(job: StreamJob, ranks: int) -> dict[str, Any]:
+def _one_epoch(job: RowJob, ranks: int) -> dict[str, Any]:
     """Rows of an epoch: positions taken, doubled and missing, samples that nobody saw, ranks with rows not theirs or out of order."""
     began, plan = time.perf_counter(), job.plan()
     rows, size = plan.plan.rows_per_epoch, job.config.data.row_size
@@ -106,7 +106,7 @@ def _one_epoch(job: StreamJob, ranks: int) -> dict[str, Any]:
     return told | {"seconds": round(time.perf_counter() - began, 1), "ok": right}
 
 
-def costs(job: StreamJob, rounds: int) -> dict[str, Any]:
+def costs(job: RowJob, rounds: int) -> dict[str, Any]:
     """Order: one data set with it and without. Checks: a row's number compared, and a piece's attempts counted by the actor."""
     rows = 24 * TASKS
     rates: dict[bool, list[float]] = {True: [], False: []}
@@ -134,7 +134,7 @@ def costs(job: StreamJob, rounds: int) -> dict[str, Any]:
     }
 
 
-def _rate(job: StreamJob, rows: int, ordered: bool) -> float:
+def _rate(job: RowJob, rows: int, ordered: bool) -> float:
     stream = _rows(job, rows, ordered)
     next(stream)
     began = time.perf_counter()
@@ -145,7 +145,7 @@ def _rate(job: StreamJob, rows: int, ordered: bool) -> float:
     return count / seconds
 
 
-def _rows(job: StreamJob, rows: int, ordered: bool) -> Iterator[Row]:
+def _rows(job: RowJob, rows: int, ordered: bool) -> Iterator[Row]:
     course = Course(0, 1, 0, rows, 1, rows)
     segments = Segments.remote(job, course)  # type: ignore[attr-defined]
     made = dataset(job, course, 0, rows, segments)
@@ -158,7 +158,7 @@ def _rows(job: StreamJob, rows: int, ordered: bool) -> Iterator[Row]:
         ray.kill(segments)
 
 
-def poison(job: StreamJob, rounds: int) -> dict[str, Any]:
+def poison(job: RowJob, rounds: int) -> dict[str, Any]:
     """The same rows without and with the sample that kills: what becomes of it, and the longest wait for a row in both."""
     rows, found = 96, []
     [victim] = job.plan().row(rows // 2).samples[:1].tolist()
@@ -210,7 +210,7 @@ def main() -> None:
             os.environ |= {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}", "POISON": str(folder / "poison")}
         config = load(None, [*SETTINGS[options.question], *options.overrides])
         with session.connected(config):
-            answer = QUESTIONS[options.question](StreamJob(config, str(folder / "index"), TASKS), options.rounds)
+            answer = QUESTIONS[options.question](RowJob(config, str(folder / "index")), options.rounds)
     print(json.dumps({"cores": os.cpu_count(), "rounds": options.rounds} | answer))
 
 

@@ -28,7 +28,7 @@ from swav_platform.cluster.stream import open_pipelines, rank_rows
 from swav_platform.config import load
 from swav_platform.data.datasets import plan_of
 from swav_platform.data.index.lookup import Index
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 
 SETTINGS = ("data.row_size=64", "data.tasks=1", "train.batch=256")
 
@@ -48,7 +48,7 @@ def take(index: Path) -> dict[str, float]:
         began = time.perf_counter()
         opened = Index.open(index)
         plan_of(opened, config.data, config.seed)
-        pipelines = open_pipelines(StreamJob(config, str(opened.path), config.data.tasks), 0, config.rows_per_step, 1)
+        pipelines = open_pipelines(RowJob(config, str(opened.path)), 0, config.rows_per_step, 1)
         seconds, seen = [], 0
         for row in rank_rows(pipelines, 0):
             seconds.append(time.perf_counter() - began)

@@ -19,7 +19,7 @@ import ray.data
 
 from swav_platform.config import Config
 from swav_platform.data.samples import Killers
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import RowLayout
 
 
@@ -81,7 +81,7 @@ class Segments:
     worker: from the second one on a piece's rows are made in child processes, which finds the samples that kill.
     """
 
-    def __init__(self, job: StreamJob, course: Course) -> None:
+    def __init__(self, job: RowJob, course: Course) -> None:
         self._job, self._course = job, course
         self._splits: dict[int, list[ray.data.DataIterator]] = {}
         self._begun: Counter[int] = Counter()
@@ -106,7 +106,7 @@ class Segments:
         self._killers |= by
 
 
-def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
+def dataset(job: RowJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
     """One segment, lazy."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -117,7 +117,7 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
     context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
     context._max_num_blocks_in_streaming_gen_buffer = _unseen(job.config)  # a task waits when it has made so many
     work = [{"pieces": [[p.start, p.stop] for p in pieces]} for pieces in shared_out(job, course.stream, first, last)]
-    tasks, cpus = task_share(job.tasks, course.streams)
+    tasks, cpus = task_share(job.config.data.tasks, course.streams)
     return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _make_tables,  # type: ignore[arg-type]
         batch_size=1,
@@ -129,13 +129,13 @@ def dataset(job: StreamJob, course: Course, first: int, last: int, segments: Any
     )
 
 
-def shared_out(job: StreamJob, stream: int, first: int, last: int) -> list[list[range]]:
+def shared_out(job: RowJob, stream: int, first: int, last: int) -> list[list[range]]:
     """The stream's pieces of rows first … last-1, short ones together: none crosses an epoch, so of few images each is soon over.
 
     Together they are at most a window of positions, and not so many that tasks would have less than four turns each.
     """
     data, pieces = job.config.data, job.plan().chunks(stream, first, last)
-    turns = 4 * _at_work(job.tasks, data.streams)
+    turns = 4 * _at_work(data.tasks, data.streams)
     most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // turns)
     found = list[list[range]]()
     for piece in pieces:
@@ -166,7 +166,7 @@ def _unseen(config: Config) -> int:
     return min(max(2**26 // RowLayout.of(config).nbytes, 2), 32)
 
 
-def _make_tables(work: pa.Table, job: StreamJob, segments: Any) -> Iterator[pa.Table]:
+def _make_tables(work: pa.Table, job: RowJob, segments: Any) -> Iterator[pa.Table]:
     from swav_platform.rows.produce import guarded_tables, tables  # decoders: the scheduling loop has no use for them
 
     for first, last in chain.from_iterable(work["pieces"].to_pylist()):

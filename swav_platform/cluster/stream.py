@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from swav_platform.cluster.segments import Course, Segments
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import Row, RowLayout
 from swav_platform.rows.table import from_table
 
@@ -36,7 +36,7 @@ class Pipelines:
     ahead: int  # rows of each segment that a rank holds ready beside the one in use
 
 
-def open_pipelines(job: StreamJob, first: int, last: int, ranks: int) -> Pipelines:
+def open_pipelines(job: RowJob, first: int, last: int, ranks: int) -> Pipelines:
     """Called once for all ranks; the pipelines live as long as the process that called."""
     data = job.config.data
     courses = tuple(Course(s, data.streams, first, last, ranks, data.segment) for s in range(data.streams))

@@ -168,12 +168,14 @@ def _stream(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[i
     import torch.distributed as dist
 
     from swav_platform.cluster.stream import open_pipelines, rank_rows
-    from swav_platform.rows.job import StreamJob
+    from swav_platform.rows.job import RowJob
 
     def rows(first: int, last: int) -> Iterator[Any]:
         pipelines: list[Any] = [None]
         if rank == 0:
-            stream = StreamJob(config, job.index, job.tasks, _known_killers(RunFolder(Path(job.run_dir))))
+            data = config.data.model_copy(update={"tasks": job.tasks})
+            known = _known_killers(RunFolder(Path(job.run_dir)))
+            stream = RowJob(config.model_copy(update={"data": data}), job.index, known)
             pipelines = [open_pipelines(stream, first, last, ranks)]
         if ranks > 1:
             dist.broadcast_object_list(pipelines, src=0)

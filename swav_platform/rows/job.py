@@ -1,4 +1,4 @@
-"""What all processes of a stream know. Imports nothing that makes images: who only schedules has no use for decoders."""
+"""What a process must know to make rows. Imports no decoders, so that a scheduler can import it cheaply."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from swav_platform.data.samples import Killers
 
 
 @dataclass(frozen=True)
-class StreamJob:
-    """All that a data task has to know. Small: it travels with every task. `killers`: known when the run was taken up."""
+class RowJob:
+    """A configuration, the path of an index and the samples known to kill their decoder when the run started.
+
+    It is small, because it is sent with every data task. With Ray, `config.data.tasks` is the number of tasks that have a CPU.
+    """
 
     config: Config
     index: str
-    tasks: int
     killers: Killers = field(default_factory=dict)
 
     def plan(self) -> Streams:

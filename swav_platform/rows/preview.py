@@ -13,7 +13,7 @@ from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.errors import UserError
 from swav_platform.images.decoding.decode import thumbnail
 from swav_platform.rows.contact_sheet import POSITIONS, SIDE, contact_sheet
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import Row
 from swav_platform.rows.produce import rows
 from swav_platform.runs.folder import write_text
@@ -30,7 +30,7 @@ def preview(config: Config, path: Path) -> dict[str, object]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"photometric": "worker"})})
     with tempfile.TemporaryDirectory() as folder:
         index = open_or_build(config.data, Path(folder))
-        job = StreamJob(config, str(index.path), tasks=1)
+        job = RowJob(config, str(index.path))
         row = next(rows(job, 0, 1))
         shown = row.position[:POSITIONS].tolist()
         images = _images(index, row, config.data.images)

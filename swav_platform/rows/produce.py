@@ -12,7 +12,7 @@ from swav_platform.data.order.streams import Streams
 from swav_platform.data.samples import Killers
 from swav_platform.rows.fetch import RowsReader
 from swav_platform.rows.isolation import make_row_guarded, spared
-from swav_platform.rows.job import StreamJob, open_index
+from swav_platform.rows.job import RowJob, open_index
 from swav_platform.rows.layout import Row
 from swav_platform.rows.make import Fetch, make_row
 from swav_platform.rows.table import from_table, to_table
@@ -21,14 +21,14 @@ HELD_BYTES = 128 * 2**20
 """Encoded images that a data task holds at one time: a window of camera photographs would be gigabytes."""
 
 
-def tables(job: StreamJob, numbers: Sequence[int], killers: Killers) -> Iterator[pa.Table]:
+def tables(job: RowJob, numbers: Sequence[int], killers: Killers) -> Iterator[pa.Table]:
     """Rows of these numbers, best of one window, as tables of one line. Plain function: Ray calls it, and so do tests."""
     plan = job.plan()
     for spec, fetch in _with_bytes(job, plan, numbers):
         yield to_table(make_row(spec, spared(fetch, killers), plan.replacement, job.config))
 
 
-def guarded_tables(job: StreamJob, numbers: Sequence[int], killers: Killers) -> Iterator[tuple[pa.Table, Killers]]:
+def guarded_tables(job: RowJob, numbers: Sequence[int], killers: Killers) -> Iterator[tuple[pa.Table, Killers]]:
     """The same tables, each with the samples that were found to kill who decodes them. Slower; survives such samples."""
     plan, known = job.plan(), dict(killers)
     for spec, fetch in _with_bytes(job, plan, numbers):
@@ -37,12 +37,12 @@ def guarded_tables(job: StreamJob, numbers: Sequence[int], killers: Killers) -> 
         yield table, found
 
 
-def rows(job: StreamJob, first: int, last: int) -> Iterator[Row]:
+def rows(job: RowJob, first: int, last: int) -> Iterator[Row]:
     """Rows first … last-1, without Ray."""
     return map(from_table, tables(job, range(first, last), job.killers))
 
 
-def _with_bytes(job: StreamJob, plan: Streams, numbers: Sequence[int]) -> Iterator[tuple[RowSpec, Fetch]]:
+def _with_bytes(job: RowJob, plan: Streams, numbers: Sequence[int]) -> Iterator[tuple[RowSpec, Fetch]]:
     index = open_index(job.index)
     for specs, lines in _held_together([plan.row(k) for k in numbers], index):
         fetch = RowsReader(index, lines, job.config.data.images.max_bytes)

@@ -20,17 +20,17 @@ from swav_platform.data.index.build import build_index
 from swav_platform.data.index.sources import expand
 from swav_platform.errors import UsageError
 from swav_platform.images.decoding.confined import NoDecoderError
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import Row
 from swav_platform.rows.make import view_hashes
 from swav_platform.rows.produce import rows as rows_of
 
 
 @pytest.fixture(scope="module")
-def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> StreamJob:
+def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> RowJob:
     path = tmp_path_factory.mktemp("index")
     build_index(expand([str(shards)]), path)
-    return StreamJob(load(None, tiny), str(path), tasks=2)
+    return RowJob(load(None, tiny), str(path))
 
 
 def test_each_row_is_taken_by_its_rank_from_its_stream() -> None:
@@ -52,7 +52,7 @@ def test_tasks_of_two_overlapping_segments_of_all_streams_fit() -> None:
         assert (each - 1) * streams >= tasks, "one to spare"
 
 
-def test_short_pieces_go_into_one_task_together(job: StreamJob) -> None:
+def test_short_pieces_go_into_one_task_together(job: RowJob) -> None:
     job = with_data(job, window=64)
     whole = 16 * 64 // job.config.data.row_size  # an epoch is a sixth of it
     assert max(sum(map(len, task)) for task in shared_out(job, 0, 0, 2000)) > whole - 20, "as many as there is room for"
@@ -60,10 +60,10 @@ def test_short_pieces_go_into_one_task_together(job: StreamJob) -> None:
         pieces, tasks = job.plan().chunks(0, first, last), shared_out(job, 0, first, last)
         assert [piece for task in tasks for piece in task] == pieces
         assert all(sum(map(len, task)) <= whole for task in tasks)
-        assert len(tasks) >= min(len(pieces), 4 * job.tasks)
+        assert len(tasks) >= min(len(pieces), 4 * job.config.data.tasks)
 
 
-def test_rows_are_a_function_of_their_numbers(job: StreamJob) -> None:
+def test_rows_are_a_function_of_their_numbers(job: RowJob) -> None:
     together = {row.row: view_hashes(row) for row in rows_of(job, 0, 8)}
     alone = next(rows_of(job, 5, 6))
     assert np.array_equal(view_hashes(alone), together[5])
@@ -72,7 +72,7 @@ def test_rows_are_a_function_of_their_numbers(job: StreamJob) -> None:
 
 @pytest.mark.stack
 @pytest.mark.parametrize(("streams", "ranks"), [(1, 1), (1, 2), (1, 3), (2, 2), (3, 2)])
-def test_each_rank_gets_its_rows_in_order(job: StreamJob, local_ray: None, streams: int, ranks: int) -> None:
+def test_each_rank_gets_its_rows_in_order(job: RowJob, local_ray: None, streams: int, ranks: int) -> None:
     first, last = 3, 46  # neither a multiple of the ranks nor of the segment
     job = with_data(job, streams=streams)
     taken = consume(job, first, last, ranks)
@@ -85,20 +85,20 @@ def test_each_rank_gets_its_rows_in_order(job: StreamJob, local_ray: None, strea
 
 
 @pytest.mark.stack
-def test_pieces_of_one_task_give_their_rows_in_order(job: StreamJob, local_ray: None) -> None:
-    job = dataclasses.replace(with_data(job, window=64, segment=160), tasks=1)
+def test_pieces_of_one_task_give_their_rows_in_order(job: RowJob, local_ray: None) -> None:
+    job = with_data(job, window=64, segment=160, tasks=1)
     assert len(shared_out(job, 0, 0, 160)) < len(job.plan().chunks(0, 0, 160))
     [rows] = consume(job, 0, 160, 1)
     assert [row.row for row in rows] == list(range(160))
     assert np.array_equal(view_hashes(rows[30]), view_hashes(next(rows_of(job, 30, 31))))
 
 
-def with_data(job: StreamJob, **settings: int) -> StreamJob:
+def with_data(job: RowJob, **settings: int) -> RowJob:
     data = job.config.data.model_copy(update=settings)
     return dataclasses.replace(job, config=job.config.model_copy(update={"data": data}))
 
 
-def consume(job: StreamJob, first: int, last: int, ranks: int) -> list[list[Row]]:
+def consume(job: RowJob, first: int, last: int, ranks: int) -> list[list[Row]]:
     pipelines = open_pipelines(job, first, last, ranks)
     taken: list[list[Row]] = [[] for _ in range(ranks)]
     threads = [threading.Thread(target=lambda rank=rank: taken[rank].extend(rank_rows(pipelines, rank))) for rank in range(ranks)]
@@ -117,7 +117,7 @@ class Bytes:
 
 
 @pytest.mark.stack
-def test_what_a_data_task_says_to_users_reaches_them(job: StreamJob, local_ray: None) -> None:
+def test_what_a_data_task_says_to_users_reaches_them(job: RowJob, local_ray: None) -> None:
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -132,13 +132,13 @@ def test_what_a_data_task_says_to_users_reaches_them(job: StreamJob, local_ray: 
 
 
 @pytest.mark.stack
-def test_data_tasks_keep_to_nodes_with_their_labels(job: StreamJob, local_ray: None) -> None:
+def test_data_tasks_keep_to_nodes_with_their_labels(job: RowJob, local_ray: None) -> None:
     import ray
 
     [node] = ray.nodes()
     key, value = "ray.io/node-id", node["NodeID"]
 
-    def labelled(labels: dict[str, str]) -> StreamJob:
+    def labelled(labels: dict[str, str]) -> RowJob:
         data = job.config.data.model_copy(update={"node_labels": labels})
         return dataclasses.replace(job, config=job.config.model_copy(update={"data": data}))
 

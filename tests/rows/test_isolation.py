@@ -21,7 +21,7 @@ from swav_platform.data.samples import Killers, read_samples
 from swav_platform.images.decoding.decode import decode_reduced
 from swav_platform.rows import make as row_module
 from swav_platform.rows.isolation import killers_among
-from swav_platform.rows.job import StreamJob
+from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import Row
 from swav_platform.rows.make import view_hashes
 from swav_platform.rows.produce import guarded_tables, tables
@@ -31,14 +31,14 @@ Damage = Callable[[], None]
 
 
 @pytest.fixture(scope="module")
-def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> StreamJob:
+def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> RowJob:
     path = tmp_path_factory.mktemp("index")
     build_index(expand([str(shards)]), path)
-    return StreamJob(load(None, tiny), str(path), tasks=2)
+    return RowJob(load(None, tiny), str(path))
 
 
 @pytest.fixture
-def deadly(job: StreamJob, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Damage], None]:
+def deadly(job: RowJob, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Damage], None]:
     """deadly(sample, damage): from now on, decoding that sample does the damage."""
 
     def make(sample: int, damage: Damage) -> None:
@@ -54,7 +54,7 @@ def deadly(job: StreamJob, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Da
     return make
 
 
-def guarded(job: StreamJob, rows: int) -> tuple[list[Row], Killers]:
+def guarded(job: RowJob, rows: int) -> tuple[list[Row], Killers]:
     made, found = [], {}
     for table, killers in guarded_tables(job, range(rows), job.killers):
         made.append(from_table(table))
@@ -62,7 +62,7 @@ def guarded(job: StreamJob, rows: int) -> tuple[list[Row], Killers]:
     return made, found
 
 
-def test_the_same_rows_as_without_a_guard(job: StreamJob) -> None:
+def test_the_same_rows_as_without_a_guard(job: RowJob) -> None:
     plain = [from_table(table) for table in tables(job, range(4), {})]
     made, found = guarded(job, 4)
     assert not found
@@ -80,7 +80,7 @@ def test_the_same_rows_as_without_a_guard(job: StreamJob) -> None:
     ],
 )
 def test_what_kills_its_decoder_becomes_an_outcome(
-    job: StreamJob, deadly: Callable[[int, Damage], None], damage: Damage, words: str
+    job: RowJob, deadly: Callable[[int, Damage], None], damage: Damage, words: str
 ) -> None:
     before = [from_table(table) for table in tables(job, range(4), {})]
     sample = int(before[2].sample[3])
@@ -102,7 +102,7 @@ def test_what_kills_its_decoder_becomes_an_outcome(
 
 
 def test_an_image_that_takes_too_much_memory_is_told_from_one_that_crashes(
-    job: StreamJob, deadly: Callable[[int, Damage], None]
+    job: RowJob, deadly: Callable[[int, Damage], None]
 ) -> None:
     sample = int(next(iter(map(from_table, tables(job, [0], {})))).sample[1])
     deadly(sample, lambda: np.zeros(2**33, np.uint8).fill(1))
@@ -111,7 +111,7 @@ def test_an_image_that_takes_too_much_memory_is_told_from_one_that_crashes(
     assert not found, "it could be refused without a death"
 
 
-def test_one_death_by_another_hand_is_forgiven(job: StreamJob, deadly: Callable[[int, Damage], None], tmp_path: Path) -> None:
+def test_one_death_by_another_hand_is_forgiven(job: RowJob, deadly: Callable[[int, Damage], None], tmp_path: Path) -> None:
     sample = int(next(iter(map(from_table, tables(job, [0], {})))).sample[5])
     first = tmp_path / "first"
 
@@ -126,15 +126,13 @@ def test_one_death_by_another_hand_is_forgiven(job: StreamJob, deadly: Callable[
     assert not row.events
 
 
-def test_children_that_die_before_their_first_sample_are_not_tried_for_ever(
-    job: StreamJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_children_that_die_before_their_first_sample_are_not_tried_for_ever(job: RowJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swav_platform.rows.isolation.make_row", lambda *_: os._exit(3))
     with pytest.raises(RuntimeError, match="exit code 3"):
         guarded(job, 1)
 
 
-def test_what_reading_raises_comes_through(job: StreamJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reading_raises_comes_through(job: RowJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swav_platform.rows.fetch.read_samples", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         guarded(job, 1)
