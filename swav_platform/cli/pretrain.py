@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
+from rich.table import Table
 
 from swav_platform.cli import console
 from swav_platform.config import Config, load_with
@@ -22,10 +25,10 @@ QUICKLY_INDEXED = 2 * 2**30  # bytes of local shards that a dry run indexes
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
-def run_options(command: Any) -> Any:
+def run_options(command: Any, config_required: bool = True) -> Any:
     for option in reversed(
         (
-            click.argument("config"),
+            click.argument("config", required=config_required, metavar="CONFIG"),
             click.argument("overrides", nargs=-1, metavar="[key=value …]"),
             click.option("--data", multiple=True, metavar="PATTERN", help="Shards: paths, globs or {000..019} ranges, quoted."),
             click.option("--name", help="The run's name."),
@@ -43,7 +46,7 @@ def run_options(command: Any) -> Any:
         "swav pretrain configs/pretrain/small.yaml --data shards --name longer train.epochs=50 train.workers=2",
     )
 )
-@run_options
+@functools.partial(run_options, config_required=False)  # --settings needs none
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run, if there is one.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what the run would be, and stop.")
 @click.option(
@@ -52,9 +55,12 @@ def run_options(command: Any) -> Any:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the first views to an HTML page and stop.",
 )
+@click.option(
+    "--settings", "list_settings", is_flag=True, help="Print every setting with its default, unit and meaning, and stop."
+)
 @console.json_option
 def pretrain_command(
-    config: str,
+    config: str | None,
     overrides: tuple[str, ...],
     data: tuple[str, ...],
     name: str | None,
@@ -62,9 +68,15 @@ def pretrain_command(
     resume: bool,
     dry_run: bool,
     preview: Path | None,
+    list_settings: bool,
     as_json: bool,
 ) -> None:
     """Learn an encoder from the images of --data by the recipe in CONFIG."""
+    if list_settings:
+        _list_settings(as_json)
+        return
+    if config is None:
+        raise UsageError("Missing argument CONFIG: name a YAML file, for example configs/pretrain/small.yaml.")
     page = console.page("--preview", preview) if preview else None
     settings = load_with(config, overrides, data=data, name=name, out=out)
     if dry_run and preview:
@@ -82,6 +94,20 @@ def pretrain_command(
     with ProgressDisplay() as display:
         result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started))
     console.answer(result, as_json)
+
+
+def _list_settings(as_json: bool) -> None:
+    """Every setting with type, default, unit, effect on results and meaning."""
+    from swav_platform.config.table import COLUMNS, settings
+
+    if as_json:
+        click.echo(json.dumps({"settings": [asdict(each) for each in settings()]}))
+        return
+    table = Table(*COLUMNS, box=None)
+    table.columns[0].no_wrap = True
+    for each in settings():
+        console.add_row(table, *each.cells())
+    console.show(table)
 
 
 def _dry_run(settings: Config, as_json: bool) -> None:

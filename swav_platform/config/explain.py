@@ -9,7 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from swav_platform.config.schema import Config, Source
+from swav_platform.config.data import Source
+from swav_platform.config.schema import Config
+
+Place = tuple[int | str, ...]
+"""Keys and list positions from the root of the configuration to a value."""
 
 _MESSAGES = {
     "tuple_type": "must be a list",
@@ -24,51 +28,53 @@ _MESSAGES = {
 
 
 def explain(error: ValidationError, tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> str:
-    parts = []
-    places = _by_place(error, tree)
-    if all(_is_said(place, overrides) for place in places):
-        name = "What the command line says"
-    elif any(_is_partly_said(place, overrides) for place in places):
+    """name: of the file. overrides: keys set on the command line, which is named instead of the file where all errors are there."""
+    found = _by_place(error, tree)
+    if all(_is_overridden(place, overrides) for place in found):
+        name = "The command line"
+    elif any(_is_partly_overridden(place, overrides) for place in found):
         name += " with the settings of the command line"
-    for place, items in places.items():
-        where = ".".join(map(str, place))
-        if items[0]["type"] == "extra_forbidden":
-            keys = [*known_keys(), *_keys_of_source(place)]
-            nearest = [key for key in keys if key.endswith(f".{where}")] or difflib.get_close_matches(
-                where, keys, n=1, cutoff=0.0
-            )
-            parts.append(
-                f"unknown key '{where}'; the nearest known one is '{nearest[0]}'" if nearest else f"unknown key '{where}'"
-            )
-        else:
-            message = ", or: ".join(_MESSAGES.get(i["type"], i["msg"].removeprefix("Value error, ")) for i in items)
-            message = message.replace("Input should", "must").replace("must be a valid", "must be a")
-            got = f" (got {items[0]['input']!r})" if where and not isinstance(items[0]["input"], dict) else ""
-            parts.append(f"{where}: {message}{got}" if where else message)
-    return f"{name} is not a valid configuration: {'; '.join(parts)}."
+    parts = [_unknown_key(p) if items[0]["type"] == "extra_forbidden" else _bad_value(p, items) for p, items in found.items()]
+    paragraph = f"{name} is not a valid configuration: {'; '.join(parts)}"
+    return paragraph if paragraph.endswith("?") else f"{paragraph}."
 
 
-def _is_said(place: tuple[int | str, ...], overrides: Sequence[str]) -> bool:
-    """Whether an override set all that lies at `place`."""
+def _unknown_key(place: Place) -> str:
+    where = ".".join(map(str, place))
+    keys = [*known_keys(), *_keys_of_source(place)]
+    nearest = [key for key in keys if key.endswith(f".{where}")] or difflib.get_close_matches(where, keys, n=1, cutoff=0.0)
+    return f"unknown key '{where}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+
+
+def _bad_value(place: Place, items: Sequence[ErrorDetails]) -> str:
+    where, value = ".".join(map(str, place)), items[0]["input"]
+    message = ", or: ".join(_MESSAGES.get(i["type"], i["msg"].removeprefix("Value error, ")) for i in items)
+    message = message.replace("Input should", "must").replace("must be a valid", "must be a")
+    got = f" (got {value!r})" if where and not isinstance(value, dict) else ""
+    return f"{where}: {message}{got}" if where else message
+
+
+def _is_overridden(place: Place, overrides: Sequence[str]) -> bool:
+    """Whether an override set the whole value at `place`."""
     return any(place[: len(key)] == key for key in (tuple(override.split(".")) for override in overrides))
 
 
-def _is_partly_said(place: tuple[int | str, ...], overrides: Sequence[str]) -> bool:
-    """Whether an override set something at `place`."""
+def _is_partly_overridden(place: Place, overrides: Sequence[str]) -> bool:
+    """Whether an override set something below `place`."""
     return any(tuple(override.split("."))[: len(place)] == place for override in overrides)
 
 
-def _by_place(error: ValidationError, tree: Mapping[str, Any]) -> dict[tuple[int | str, ...], list[ErrorDetails]]:
-    """Errors by where they stand in the tree. A value that may be of several kinds has errors for each of them; the
-    deepest of them speak, for theirs is the kind that was meant."""
-    found: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+def _by_place(error: ValidationError, tree: Mapping[str, Any]) -> dict[Place, list[ErrorDetails]]:
+    """Errors by their place in the tree. A value of a union has errors for each type of it; only the deepest are kept, since they are
+    about the type that the user meant."""
+    found: dict[Place, list[ErrorDetails]] = {}
     for item in error.errors():
         found.setdefault(_in_tree(item, tree), []).append(item)
     return {p: i for p, i in found.items() if not p or not any(len(o) > len(p) and o[: len(p)] == p for o in found)}
 
 
-def _in_tree(item: ErrorDetails, tree: Any) -> tuple[int | str, ...]:
-    """An error's place without the names of kinds that were tried, which stand in it but in no file."""
+def _in_tree(item: ErrorDetails, tree: Any) -> Place:
+    """The place of an error without the names of union members, which pydantic adds to it."""
     place: list[int | str] = []
     for part in item["loc"]:
         try:
@@ -79,12 +85,12 @@ def _in_tree(item: ErrorDetails, tree: Any) -> tuple[int | str, ...]:
     return (*place, item["loc"][-1]) if item["type"] == "missing" else tuple(place)
 
 
-def _keys_of_source(place: tuple[int | str, ...]) -> list[str]:
+def _keys_of_source(place: Place) -> list[str]:
     return [".".join(map(str, (*place[:-1], key))) for key in Source.model_fields] if place[:2] == ("data", "sources") else []
 
 
 def known_keys() -> Iterable[str]:
-    """Dotted names of every setting; views by the names of the default groups."""
+    """Dotted names of all settings, those of views with the names of the default groups."""
     return _keys(Config().model_dump(mode="json"), "")
 
 

@@ -16,40 +16,41 @@ from swav_platform.config.explain import explain
 from swav_platform.config.schema import Config, ConfigError
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
-"""Recipes that come with the project, where it is installed from its folder."""
+"""The project's recipes. They exist only in a source checkout."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file (or of the defaults) with `key.path=value` overrides.
+    """The configuration of a YAML file, or the defaults, with `key.path=value` overrides.
 
-    Raises ConfigError for a missing file, bad YAML, an unknown key (with the nearest known name) or a bad value.
+    Raises ConfigError for a missing file, invalid YAML, an unknown key (with the nearest known name) or an invalid value.
     """
     tree = _read(Path(path), ()) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
-    said = [override.partition("=")[0] for override in overrides]
-    return from_tree(tree, str(path) if path is not None else "the configuration", said)
+    keys = [override.partition("=")[0] for override in overrides]
+    return from_tree(tree, str(path) if path is not None else "the configuration", keys)
 
 
 def load_with(
     path: str | Path, overrides: Sequence[str], *, data: Sequence[str] = (), name: str | None = None, out: str | None = None
 ) -> Config:
-    """`load` with what the options --data, --name and --out of a command say. Raises ConfigError also for what is said twice."""
-    given = {"--data": ("data.sources", list(data)), "--name": ("run.name", name), "--out": ("run.out", out)}
-    said = list(overrides)
-    for option, (key, value) in given.items():
+    """`load` with the options --data, --name and --out of a command. Raises ConfigError also for a setting that is given twice."""
+    options = {"--data": ("data.sources", list(data)), "--name": ("run.name", name), "--out": ("run.out", out)}
+    settings = list(overrides)
+    for option, (key, value) in options.items():
         if value and any(override.startswith(f"{key}=") for override in overrides):
-            raise ConfigError(f"{option} and {key}= say the same thing twice: take one of them away.")
+            raise ConfigError(f"{option} and {key}= set the same value; remove one of them.")
         if value:
-            said.append(f"{key}={json.dumps(value)}")
-    config = load(path, said)
+            settings.append(f"{key}={json.dumps(value)}")
+    config = load(path, settings)
     if data and config.data.index:
-        raise ConfigError(f"--data and data.index={config.data.index} both say what to learn from: take one of them away.")
+        raise ConfigError(f"--data and data.index={config.data.index} both select the images; remove one of them.")
     return config
 
 
 def from_tree(tree: Mapping[str, Any], name: str = "the configuration", overrides: Sequence[str] = ()) -> Config:
-    """name: of the file that an error is about, unless it lies in what `overrides`, keys of the command line, have set."""
+    """Raises ConfigError. name: the file that the message names. overrides: keys set on the command line; the message names the command
+    line for errors in these."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -57,17 +58,22 @@ def from_tree(tree: Mapping[str, Any], name: str = "the configuration", override
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The tree of a file with that of the file that it extends. seen: files that led here."""
     path = path.expanduser().resolve()
     if path in seen:
-        raise ConfigError(f"{path}: `extends` goes in a circle; take one of the files out of it.")
+        raise ConfigError(f"{path}: `extends` forms a circle; remove one of the files from it.")
+    tree = _parse(path)
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    return _merge(_read(path.parent / str(parent), (*seen, path)), tree)
+
+
+def _parse(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.y*ml")], 1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else " Name an existing YAML file."
-        if (RECIPES / path.name).is_file() and not near:
-            hint = f" There is one of that name among swav's own recipes: {RECIPES / path.name}"
-        raise ConfigError(f"There is no configuration file {path}.{hint}") from None
+        raise ConfigError(f"There is no configuration file {path}.{_hint(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The configuration file {path} can't be read ({error}); check its permissions and that it is text."
@@ -78,10 +84,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level, not a {type(tree).__name__}.")
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    return _merge(_read(path.parent / str(parent), (*seen, path)), tree)
+    return tree
+
+
+def _hint(missing: Path) -> str:
+    near = difflib.get_close_matches(missing.name, [other.name for other in missing.parent.glob("*.y*ml")], 1)
+    if near:
+        return f" Did you mean {missing.parent / near[0]}?"
+    if (RECIPES / missing.name).is_file():
+        return f" The project has a recipe of that name: {RECIPES / missing.name}"
+    return " Name an existing YAML file."
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,32 +107,33 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        hint = (
-            " If it is one of the files of a pattern, quote the pattern, so that the shell leaves it alone."
-            if "." in override
-            else ""
-        )
+        hint = " To pass a glob pattern, put it in quotes so that the shell does not expand it." if "." in override else ""
         raise ConfigError(f"'{override}' is not an override; write key=value, for example train.steps=200.{hint}")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: 2024-99-99 looks like a date
-        value = text
-    if isinstance(value, datetime.date):
-        value = text  # there are no dates among the settings, but a name may look like one
-    if isinstance(value, str) and value == text.strip() and _is_number(value):  # not in quotes
-        value = float(value)  # YAML 1.1 reads 1e-3 as text
+    value = _value(text)
     *sections, last = key.split(".")
     for depth, section in enumerate(sections):
         node = tree.setdefault(section, _default_subtree(sections[: depth + 1]))
         if not isinstance(node, dict):
             name = ".".join(sections[: depth + 1])
-            raise ConfigError(f"'{override}': {name} is a value already ({node!r}), not a section: say all of it, or none of it.")
+            raise ConfigError(f"'{override}': {name} already has the value {node!r} and is not a section; set {name} as a whole.")
         tree = node
     tree[last] = [value] if key == "data.sources" and isinstance(value, str) else value
 
 
+def _value(text: str) -> Any:
+    """An override's value: YAML, except that dates stay text and numbers such as 1e-3, which YAML 1.1 reads as text, are numbers."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: 2024-99-99 looks like a date
+        value = text
+    if isinstance(value, datetime.date):
+        return text
+    unquoted = isinstance(value, str) and value == text.strip()
+    return float(value) if unquoted and _is_number(value) else value
+
+
 def _default_subtree(path: Sequence[str]) -> dict[str, Any]:
-    """What an override starts from: views have no defaults of their own, so one of them is taken whole."""
+    """The section that an override changes. Groups of views have required settings, so they start from the default groups."""
     if path == ["views"]:
         return {name: group.model_dump() for name, group in Config().views.items()}
     return {}

@@ -49,9 +49,9 @@ def test_files_compose_and_overrides_win(tmp_path: Path) -> None:
         ("run.name=a/b", "run.name: a name starts with"),
         ("run.name=../b", "run.name"),
         ("tracking.model='a:b'", "tracking.model"),
-        ("method.prototypes=abc", "method.prototypes: must be a whole number, or: must be a list .got 'abc'"),
-        ("method.prototypes=[100,abc]", "configuration: method.prototypes.1: .*got 'abc'"),
-        ("data.sources=[{weight: 2}]", "configuration: data.sources.0.pattern: Field required"),
+        ("method.prototypes=abc", "method.prototypes: .*whole number.*list.*got 'abc'"),
+        ("method.prototypes=[100,abc]", "method.prototypes.1: .*got 'abc'"),
+        ("data.sources=[{weight: 2}]", "data.sources.0.pattern: .*required"),
     ],
 )
 def test_wrong_settings_are_explained(override: str, said: str) -> None:
@@ -59,17 +59,17 @@ def test_wrong_settings_are_explained(override: str, said: str) -> None:
         load(None, [override])
 
 
-def test_compiling_does_not_go_with_checkpointing() -> None:
+def test_compiling_excludes_checkpointing() -> None:
     load(None, ["train.compile=true"])
-    with pytest.raises(ConfigError, match=r"train\.compile .* take one of them"):
+    with pytest.raises(ConfigError, match=r"train\.compile .*activation_checkpointing"):
         load(None, ["train.compile=true", "model.activation_checkpointing=true"])
 
 
 def test_errors_name_where_the_setting_was_made(tmp_path: Path) -> None:
     good, bad = write(tmp_path, "good.yaml", "seed: 1\n"), write(tmp_path, "bad.yaml", "train: {batch: x}\n")
     for path, overrides, name in [
-        (good, ["train.batch=x"], "What the command line says"),
-        (good, ["views=3"], "What the command line says"),
+        (good, ["train.batch=x"], "The command line"),
+        (good, ["views=3"], "The command line"),
         (good, ["train.batch=100"], r"\S+good.yaml with the settings of the command line"),
         (bad, [], r"\S+bad.yaml"),
         (
@@ -107,16 +107,6 @@ def test_the_nearest_recipe_is_named(tmp_path: Path) -> None:
         load(tmp_path / "smal.yaml")
 
 
-def test_digest_tells_what_changes_results() -> None:
-    same = load(None, ["train.workers=2", "train.checkpoint_every=7", "run.name=other", "data.tasks=5", "tracking.uri=x"])
-    assert same.digest() == Config().digest()
-    assert load(None, ["method.epsilon=0.03"]).digest() != Config().digest()
-    assert load(None, ["seed=1"]).digest() != Config().digest()
-    assert load(None, ["data.photometric=worker"]).digest() != Config().digest()
-    turned = Config(views=dict(reversed(Config().views.items())))
-    assert turned.digest() != Config().digest(), "the order of views is part of the recipe"
-
-
 @pytest.mark.parametrize("preset", ["cifar10_cpu", "demo", "small"])
 def test_presets_are_valid(root: Path, preset: str) -> None:
     config = load(root / "configs" / "pretrain" / f"{preset}.yaml")
@@ -129,7 +119,7 @@ def test_published_colour_changes_by_name() -> None:
     assert (large.blur, large.solarise, large.hue, large.jitter) == (0.1, 0.2, 0.1, 0.8)
     assert (small.jitter, small.grey, small.blur) == (0, 0, 0)
     assert load(None, ["views.large.photometric=swav"]).digest() == Config().digest()
-    with pytest.raises(ConfigError, match=r"nearest name is 'dino-local'"):
+    with pytest.raises(ConfigError, match=r"unknown photometric preset 'dino-locl'; did you mean 'dino-local'\?"):
         load(None, ["views.large.photometric=dino-locl"])
 
 
