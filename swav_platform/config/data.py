@@ -73,7 +73,7 @@ class Data(Section):
     node_labels: dict[str, str] = setting(
         {}, "labels of the Ray nodes that may run data tasks; any node when empty", changes_results="no"
     )
-    sample_log: str | None = setting(None, "folder of the sample log; none is written when null", changes_results="no")
+    sample_log: str | None = setting(None, "folder of the sample log; no log when null", changes_results="no")
     max_quarantine_fraction: float = setting(
         0.5, "the run stops when a larger share of its images is unusable", changes_results="no", gt=0, le=1
     )

@@ -1,4 +1,4 @@
-"""Settings of what learns: encoder and heads, method, optimiser, and the steps of the run."""
+"""Settings of the model, the method, the optimiser and the training steps."""
 
 from __future__ import annotations
 

@@ -23,10 +23,12 @@ EFFECTS: dict[ChangesResults, str] = {
 
 _HEADER = """# Settings
 
-All settings of a run. Each is a key of the YAML file and `key=value` on the command line. `swav pretrain --settings` prints this table.
-This page is generated; after a change of the schema run `python -m swav_platform.config > docs/settings.md`.
+All settings of a run. Each is a key of the YAML file and `key=value` on the command line.
+`swav pretrain --settings` prints this table. This page is generated;
+after a change of the schema run `python -m swav_platform.config > docs/settings.md`.
 
-NAME is the name of a group of views; the default groups are `large` and `small`. N is the position of a source in the list, from 0.
+NAME is the name of a group of views; the default groups are `large` and `small`.
+N is the position of a source in the list, from 0.
 
 | changes results | a change of the setting gives |
 |---|---|
