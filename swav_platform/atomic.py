@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file replacement: readers see the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from swav_platform.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends well.
+    """Yields a temporary path in the folder of `path` and renames it to `path` when the block succeeds.
 
-    Of several who write at the same time, one wins. The name begins with "_", which readers of Parquet folders pass over.
-    Raises UserError when the disk is full or the folder can't be written; what was at `path` is then still there.
+    Of several concurrent writers, the last rename wins. The temporary name begins with "_", so readers of Parquet folders skip it.
+    Raises UserError if the disk is full or the folder is not writable; the old content of `path` is then unchanged.
     """
     aside = path.with_name(f"_{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error.strerror or error}): {cure(error)} or name another folder."
+            f"{path} could not be written ({error.strerror or error}): {cure(error)} or choose another folder."
         ) from error
     finally:
         with suppress(OSError):
@@ -39,21 +39,21 @@ _CURES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EACCES: "give this user the right to write there",
-    errno.EPERM: "give this user the right to write there",
-    errno.EROFS: "make its file system writable",
-    errno.EEXIST: "take away what is there already",
-    errno.ENOTDIR: "take away the file that is where a folder should be",
-    errno.EISDIR: "take away the folder that is where a file should be",
+    errno.EACCES: "grant this user write permission",
+    errno.EPERM: "grant this user write permission",
+    errno.EROFS: "mount the file system writable",
+    errno.EEXIST: "remove the existing file",
+    errno.ENOTDIR: "remove the file that blocks the folder",
+    errno.EISDIR: "remove the folder with the name of the file",
 }
 
 
 def cure(error: OSError) -> str:
-    """What to do about a file that could not be written."""
-    return _CURES.get(error.errno or 0, "look at its file system")
+    """The advice for a failed write, without a final stop."""
+    return _CURES.get(error.errno or 0, "check the file system")
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file by `replacing`, in UTF-8."""
+    """Writes a small UTF-8 file atomically."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -1,20 +1,20 @@
-"""How this process's malloc deals with memory. Nothing happens where malloc is not glibc's."""
+"""Settings of glibc's malloc for this process. They have no effect with another malloc."""
 
 from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _PERTURB = -1, -3, -6  # of glibc's mallopt
-_LARGEST_EVERYWHERE = 2**25  # more is refused by older glibc
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _PERTURB = -1, -3, -6  # parameters of glibc's mallopt
+_LARGEST_EVERYWHERE = 2**25  # older versions of glibc refuse more
 
 
 def keep_freed(largest: int, total: int) -> None:
-    """From now on freed pieces of up to `largest` bytes stay with malloc for the next who asks, until more than `total` lie free at
-    the heap's end. Both below 2 GiB; holds for the whole process.
+    """Makes malloc keep freed blocks of up to `largest` bytes for reuse, until more than `total` bytes are free at the heap's end.
 
-    Without it large pieces go back to the kernel at once, and each of their pages has to be made anew, zeroed, when it is next
-    touched. In threads other than the main one malloc has heaps of 64 MiB: pieces near that size go back all the same.
+    Both limits are below 2 GiB and apply to the whole process. By default, large blocks go back to the kernel at once, and the
+    next use of each page costs a page fault and a zeroed page. Threads other than the main one have heaps of 64 MiB: blocks near
+    that size go back in any case.
     """
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -24,6 +24,6 @@ def keep_freed(largest: int, total: int) -> None:
 
 
 def fill(value: int) -> None:
-    """What is freed is filled with a value from 1 to 255, what is allocated with its complement; 0: neither."""
+    """Fills freed memory with `value` (1 to 255) and newly allocated memory with its complement; 0 turns this off."""
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_PERTURB, value)

@@ -18,7 +18,7 @@ def write(path: Path, text: str, error: Exception | None = None) -> None:
             raise error
 
 
-def test_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     write(path, "one")
     with pytest.raises(RuntimeError):
@@ -27,7 +27,7 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, "one")
     with pytest.raises(UserError, match=r"file could not be written \(No space left on device\): free some space"):
@@ -36,14 +36,14 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_file_where_a_folder_should_be_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"take away .* or name another folder"):
+    with pytest.raises(UserError, match=r"remove .* or choose another folder"):
         write(tmp_path / "file" / "below", "text")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_writers_at_the_same_time_leave_one_whole_text(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_text(tmp_path: Path) -> None:
     texts = [str(i) * 100_000 for i in range(4)]
     writers = [threading.Thread(target=write_text, args=(tmp_path / "x.json", text)) for text in texts]
     for writer in writers:

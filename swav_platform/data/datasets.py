@@ -1,4 +1,4 @@
-"""From the settings of a run to its index and its plan."""
+"""Builds the index and the plan of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from swav_platform.data.order.streams import Streams
 from swav_platform.errors import UsageError
 
 Shards = tuple[list[str], list[Mixed]]
-"""Shards, source after source, and what is mixed if sources have weights."""
+"""Shards in the order of their sources, and the sources if these have weights."""
 
 
 def open_or_build(
@@ -28,10 +28,10 @@ def open_or_build(
     progress: Callable[[int, int], None] | None = None,
     read: Callable[[list[Request]], Iterator[ShardSamples]] | None = None,
 ) -> Index:
-    """The index that the settings name, or that of their sources, made in `out` where it is not there yet.
+    """Opens data.index, or indexes the sources into `out` if that index does not exist or is out of date.
 
-    shards: what `shards_of` gave, where it was asked before.
-    Raises UsageError for settings that name no data and UserError for data that can't be read.
+    shards: the result of `shards_of`, if known.
+    Raises UsageError if the configuration names no data and UserError if the data can't be read.
     """
     if data.index:
         return open_index(data.index, allow_pipe=data.allow_pipe)
@@ -42,7 +42,7 @@ def open_or_build(
 
 
 def open_index(path: str | Path, *, allow_pipe: bool) -> Index:
-    """An index whose shards may be read. Raises UsageError if there is none, or it has shell commands that nobody allowed."""
+    """Opens an index. Raises UsageError if there is none, or if it contains shell commands without `allow_pipe`."""
     index = Index.open(path)
     if (commands := index.shards.commands()) and not allow_pipe:
         raise UsageError(refusal(commands[0], f"the index in {path}"))
@@ -50,9 +50,9 @@ def open_index(path: str | Path, *, allow_pipe: bool) -> Index:
 
 
 def shards_of(data: Data) -> Shards:
-    """The shards of all sources. Raises UsageError for settings that name none, UserError for a storage that does not answer."""
+    """The shards of all sources. Raises UsageError if there is no source and UserError if a storage does not answer."""
     if not data.sources:
-        raise UsageError("No images to learn from: say --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
+        raise UsageError("No images to learn from: pass --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
     if not data.mixed:
         return expand(data.sources, allow_pipe=data.allow_pipe), []
     sources = [source if isinstance(source, Source) else Source(pattern=source) for source in data.sources]
@@ -63,39 +63,39 @@ def shards_of(data: Data) -> Shards:
 
 
 def labelled(index: Index, out: Path, label: str) -> Index:
-    """An index with labels in `out`: of the same shards, each once, without what was taken out.
+    """Builds an index with labels in `out`, from the same shards (each once) and with the same exclusions.
 
-    label: as in `build_index`. Raises UserError for a shard that is not there any more.
+    label: as in `build_index`. Raises UserError if a shard no longer exists.
     """
-    urls = dict.fromkeys(file.url for file in index.shards.files())  # mixed sources may have some in common
+    urls = dict.fromkeys(file.url for file in index.shards.files())  # mixed sources may share shards
     build_index(list(urls), out, label=label, exclude=index.excluded)
     return Index.open(out)
 
 
 def plan_of(index: Index, data: Data, seed: int) -> Plan | MixedPlan:
-    """The order in which a run consumes an index. Raises UsageError for a source that has no sample."""
+    """The order in which a run consumes an index. Raises UsageError if a source has no sample."""
     spec = PlanSpec(index.samples, seed, data.row_size, data.block, data.window)
     parts = [Part(source["first"], source["samples"], source["weight"]) for source in index.manifest["sources"]]
     if empty := [number for number, part in enumerate(parts) if not part.samples]:
         raise UsageError(
-            f"Source {empty[0] + 1} of data.sources has no sample to use: take it out, or see `swav index` for what was skipped."
+            f"Source {empty[0] + 1} of data.sources has no usable sample: remove it, or run `swav index` to see what was skipped."
         )
     return MixedPlan(spec, tuple(parts)) if parts else Plan(spec)
 
 
 def streams_of(index: Index, data: Data, seed: int) -> Streams:
-    """That order as the streams which carry it. Raises UsageError for a source that has no sample."""
+    """The order of `plan_of`, split into data.streams streams. Raises UsageError if a source has no sample."""
     return Streams(plan_of(index, data, seed), data.streams)
 
 
 def check_one_pass(plan: Plan | MixedPlan, data: Data, rows_per_step: int, steps: int) -> None:
-    """Raises UsageError where `steps` would use a sample twice and data.one_pass forbids it."""
+    """Raises UsageError if `steps` would use a sample twice although data.one_pass forbids it."""
     once = plan.rows_once // rows_per_step
     if data.one_pass and not once:
         raise UsageError(
-            "One pass over this data is less than a step, so nothing would be learned: lower train.batch, or name more data."
+            "One pass over this data is less than a step, so nothing would be learned: lower train.batch or add data."
         )
     if data.one_pass and steps > once:
         raise UsageError(
-            f"{steps:,} steps use samples twice, which data.one_pass forbids: set train.steps to at most {once:,}, or name more data."
+            f"{steps:,} steps use samples twice, which data.one_pass forbids: set train.steps to at most {once:,} or add data."
         )

@@ -1,4 +1,4 @@
-"""A folder of images of any nesting and any names -> tars."""
+"""Packs a folder of images, with any nesting and any names, into tars."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from swav_platform.data.index import naming
 from swav_platform.data.index.shard import Skipped
 from swav_platform.errors import UsageError, UserError
 
-_SAMPLES, _BYTES = 10_000, 256 * 2**20  # of a shard
+_SAMPLES, _BYTES = 10_000, 256 * 2**20  # maximum of a shard
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """`files`: seen in the folder; `samples`: of these packed, in `shards` tars; `skipped`: the others, by reason, and
-    hidden folders, whose files nobody looks at; `examples`: some of their names; `undecoded`: packed images of types that
-    no run decodes, by extension."""
+    """What `pack` did.
+
+    files: files found. samples: files packed, into `shards` tars. skipped: the other files by reason, and hidden folders, which
+    are not searched. examples: some names of each reason. undecoded: packed images by extension whose type no run decodes.
+    """
 
     files: int
     samples: int
@@ -48,27 +50,27 @@ def pack(
     bytes_per_shard: int = _BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
-    """Pack the images of `folder` into `out`/shard-000000.tar …, as they are, also broken ones.
+    """Packs the images of `folder` into `out`/shard-000000.tar …, byte for byte, including broken ones.
 
-    The order is that of the names' bytes, and the same files give the same tars. progress: called with (images
-    packed, images). Raises UsageError if there is no such folder, if it has no image or if `out` holds other shards, and
-    UserError if the disk refuses.
+    Images are sorted by the bytes of their names, and the same files give the same tars. progress: called with (images
+    packed, images). Raises UsageError if the folder does not exist or has no image, or if `out` has other shards. Raises
+    UserError if reading or writing fails.
     """
     folder, out = Path(folder), Path(out)
     for path, use in ((folder, "of images"), (out, "for the shards")):
         if path.exists() and not path.is_dir():
-            raise UsageError(f"'{path}' is a file: name a folder {use}.")
+            raise UsageError(f"'{path}' is a file: pass a folder {use}.")
     if not folder.is_dir():
-        raise UsageError(f"There is no folder '{folder}': name a folder of images.")
+        raise UsageError(f"Folder '{folder}' does not exist: pass a folder of images.")
     if out.resolve() == folder.resolve():
         raise UsageError(
-            f"'{out}' is the folder of the images itself: name another one for the shards, such as '{folder}-shards'."
+            f"'{out}' is the folder of the images itself: choose another one for the shards, such as '{folder}-shards'."
         )
     skipped = Skipped()
     images = sorted(_images(os.fsencode(folder), out, skipped), key=lambda image: image.name)
     files = len(images) + sum(count for reason, count in skipped.counts.items() if reason != "hidden_folder")
     if not images:
-        raise UsageError(f"The folder '{folder}' has no image in it ({files} other files): name a folder of images.")
+        raise UsageError(f"Folder '{folder}' contains no image ({files} other files): pass a folder of images.")
     keys = _distinct_keys(images)
     batches = list(_batches(images, samples_per_shard, bytes_per_shard))
     names = [f"shard-{number:06d}.tar" for number in range(len(batches))]
@@ -82,7 +84,7 @@ def pack(
                 seen, packed = seen + 1, packed + done
                 if progress is not None:
                     progress(seen, len(images))
-    for name in earlier.difference(names):  # only now: whoever stops this keeps a shard of either packing under each name
+    for name in earlier.difference(names):  # last, so that an interrupted run leaves a complete shard under each name
         (out / name).unlink(missing_ok=True)
     _note(out, source, names)
     undecoded = dict(Counter(image.extension for image in images if image.extension not in naming.DECODED))
@@ -90,7 +92,7 @@ def pack(
 
 
 def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
-    """Image files below `root`, also behind links; each folder once, so that links in a circle end.
+    """Image files below `root`. Follows links but visits each folder once, so cyclic links end.
 
     Raises UserError if `root` can't be read.
     """
@@ -98,7 +100,7 @@ def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
     def unread(error: OSError) -> None:
         place = os.path.relpath(os.fsencode(error.filename or root), root)
         if place == b".":
-            raise UserError(f"The folder '{os.fsdecode(root)}' can't be read ({error.strerror}): check its permissions.")
+            raise UserError(f"Folder '{os.fsdecode(root)}' can't be read ({error.strerror}): check its permissions.")
         skipped.note("unreadable", naming.text(place) + "/")
 
     seen = {_identity(os.fsencode(out))} - {_identity(root)}
@@ -132,7 +134,7 @@ def _identity(folder: bytes) -> tuple[int, int] | None:
 
 
 def _image(path: bytes, name: bytes) -> _Image | str:
-    """The image at a path, or why it is none. Raises OSError."""
+    """The image at a path, or the reason why it is not one. Raises OSError."""
     if naming.is_hidden(name):
         return "hidden"
     status = os.stat(path)
@@ -150,7 +152,7 @@ def _head(path: bytes) -> bytes:
 
 
 def _distinct_keys(images: list[_Image]) -> dict[bytes, str]:
-    """A key for each name. WebDataset takes a key to end at the first dot of the base name, so dots become %2E."""
+    """A unique key for each name. In WebDataset, a key ends at the first dot of the base name, so dots become %2E."""
     keys: dict[bytes, str] = {}
     taken: set[str] = set()
     for image in images:
@@ -178,24 +180,24 @@ def _batches(images: list[_Image], most_samples: int, most_bytes: int) -> Iterat
 
 
 def _earlier(out: Path, source: str) -> set[str]:
-    """Names of the shards that an earlier packing of the folder `source` left in `out`.
+    """Names of the shards in `out` from an earlier packing of the folder `source`.
 
-    Raises UsageError for tars of others and for shards of another folder, which are not touched.
+    Raises UsageError if `out` has other tars or shards of another folder; these are never overwritten.
     """
     note = out / "pack.json"
     try:
-        told = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"shards": []}
-        ours = {Path(name).name for name in told["shards"]}
+        saved = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"shards": []}
+        ours = {Path(name).name for name in saved["shards"]}
         others = sorted(path.name for path in out.glob("*.tar") if path.name not in ours)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The folder '{out}' can't be read ({error}): name another one.") from None
+        raise UserError(f"Folder '{out}' can't be read ({error}): choose another one.") from None
     if others:
         raise UsageError(
-            f"The folder '{out}' holds tars already, for example {others[0]}: name a new folder for the packed ones."
+            f"Folder '{out}' already contains other tars, for example {others[0]}: choose a new folder for the shards."
         )
-    if ours and told.get("folder", source) != source:
+    if ours and saved.get("folder", source) != source:
         raise UsageError(
-            f"The folder '{out}' holds what was packed from '{told['folder']}': name a new folder, or delete it first."
+            f"Folder '{out}' contains shards packed from '{saved['folder']}': choose a new folder or delete this one first."
         )
     return ours
 
@@ -205,12 +207,12 @@ def _note(out: Path, source: str, names: list[str]) -> None:
         with replacing(out / "pack.json") as aside:
             aside.write_text(json.dumps({"folder": source, "shards": names}), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"The folder '{out}' can't be written to ({error}): name another one.") from None
+        raise UserError(f"Folder '{out}' can't be written to ({error}): choose another one.") from None
 
 
 def _write(path: Path, images: list[_Image], keys: dict[bytes, str], skipped: Skipped) -> Iterator[bool]:
-    """Write a shard; yields for each image whether it could be read. Raises OSError for the shard only."""
-    from webdataset.writer import TarWriter  # takes a second and imports torch: not for those who only read
+    """Writes a shard. Yields for each image whether it was readable; raises OSError only for the shard."""
+    from webdataset.writer import TarWriter  # imports torch, which takes a second: readers of shards should not pay for it
 
     with path.open("wb") as file, TarWriter(file, user="", group="", mtime=0.0, encoder=False) as tar:
         for image in images:

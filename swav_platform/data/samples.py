@@ -1,4 +1,4 @@
-"""Bytes of samples: few, long reads instead of many short ones, several at a time where shards are far away."""
+"""Reads the bytes of samples: neighbours in one long read, and remote shards with concurrent requests."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from swav_platform.data.storage.objects import Changed, Traffic, is_remote, read
 from swav_platform.data.storage.ranges import LocalFile
 from swav_platform.errors import UserError
 
-_GAP = 64 * 2**10  # bytes between two samples that are read along rather than skipped
-_RUN = 8 * 2**20  # bytes of one read, unless a single sample is longer
-CONCURRENT = 16  # requests of a process to storages that are under way at one time
+_GAP = 64 * 2**10  # bytes between two samples up to which one read covers both
+_LONGEST_READ = 8 * 2**20  # maximum bytes of one read, unless a single sample is longer
+CONCURRENT = 16  # concurrent requests of a process to remote storages
 
 Found = tuple[int, "bytes | ReadFailure"]
 
 
 @dataclass(frozen=True)
 class ReadFailure:
-    """Why a sample's bytes could not be had."""
+    """Why a sample's bytes could not be read."""
 
     detail: str
     outcome: Outcome = Outcome.READ_ERROR
 
 
 Killers = dict[int, ReadFailure]
-"""Samples that kill whoever decodes them, by number."""
+"""Samples whose decoding kills the process, by number."""
 
 
 @dataclass
 class ReadCounts:
-    """What reading samples cost: `requests` and `bytes` asked of shards, `wanted`: bytes of samples among these."""
+    """The cost of reading samples: `requests`, `bytes` read from shards, and `wanted`: bytes of samples among these."""
 
     requests: int = 0
     bytes: int = 0
@@ -50,10 +50,10 @@ class ReadCounts:
 def read_samples(
     lines: Sequence[IndexLine], *, max_bytes: int | None = None, counts: ReadCounts | None = None
 ) -> dict[int, bytes | ReadFailure]:
-    """Sample number -> bytes of its image, or the reason why not.
+    """Maps each sample number to the bytes of its image, or to the reason why they could not be read.
 
-    Never raises for what a shard does: a missing, shrunken, changed or unreadable one fails its own samples only.
-    Samples longer than `max_bytes` or taken out are not read. `counts` is added to.
+    Never raises for a faulty shard: a missing, truncated, changed or unreadable shard fails only its own samples.
+    Excluded samples and samples longer than `max_bytes` are not read. The cost is added to `counts`.
     """
     counts = ReadCounts() if counts is None else counts
     found: dict[int, bytes | ReadFailure] = {}
@@ -65,26 +65,28 @@ def read_samples(
             found[line.number] = ReadFailure(f"{line.size} bytes, more than {max_bytes}", Outcome.TOO_MANY_BYTES)
         else:
             wanted[line.number] = line
-    near, far = [], []
+    local, remote = [], []
     ordered = sorted(wanted.values(), key=lambda line: (line.shard, line.offset))
     for shard, of_shard in groupby(ordered, key=lambda line: line.shard):
-        runs = list(_runs(list(of_shard)))
-        if is_remote(shard) and not runs[0][0].whole:
-            far += runs
+        groups = list(_groups(list(of_shard)))
+        if is_remote(shard) and not groups[0][0].whole:
+            remote += groups
         else:
-            near.append((shard, runs))
-    for number, data in _read_all(near, far, counts):
+            local.append((shard, groups))
+    for number, data in _read_all(local, remote, counts):
         found[number] = data
         counts.wanted += wanted[number].size
     return found
 
 
-def _read_all(near: list[tuple[str, list[list[IndexLine]]]], far: list[list[IndexLine]], counts: ReadCounts) -> Iterator[Found]:
-    answers = [(run, traffic := Traffic(), _pool().submit(partial(_read_far, run, traffic))) for run in far]
-    for shard, runs in near:
-        yield from _read_near(shard, runs, counts)
-    for run, traffic, answer in answers:
-        yield from _cut(run, answer.result())
+def _read_all(
+    local: list[tuple[str, list[list[IndexLine]]]], remote: list[list[IndexLine]], counts: ReadCounts
+) -> Iterator[Found]:
+    answers = [(group, traffic := Traffic(), _pool().submit(partial(_read_remote, group, traffic))) for group in remote]
+    for shard, groups in local:
+        yield from _read_local(shard, groups, counts)
+    for group, traffic, answer in answers:
+        yield from _cut(group, answer.result())
         counts.requests += traffic.requests
         counts.bytes += traffic.bytes
 
@@ -94,67 +96,67 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(CONCURRENT, thread_name_prefix="ranges")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has no threads
 
 
-def _read_far(run: list[IndexLine], traffic: Traffic) -> bytes | ReadFailure:
-    first, end = _extent(run)
+def _read_remote(group: list[IndexLine], traffic: Traffic) -> bytes | ReadFailure:
+    first, end = _extent(group)
     try:
-        data, _ = read_range(run[0].shard, first, end, version=run[0].version, traffic=traffic)
+        data, _ = read_range(group[0].shard, first, end, version=group[0].version, traffic=traffic)
     except Changed:
-        return ReadFailure(f"{run[0].shard} is another one than was indexed: index it again")
+        return ReadFailure(f"{group[0].shard} has changed since it was indexed: index it again")
     except (OSError, BaseError) as error:
-        return ReadFailure(f"{run[0].shard} at byte {first}: {reason(error)}")
+        return ReadFailure(f"{group[0].shard} at byte {first}: {reason(error)}")
     return data
 
 
-def _read_near(shard: str, runs: list[list[IndexLine]], counts: ReadCounts) -> Iterator[Found]:
+def _read_local(shard: str, groups: list[list[IndexLine]], counts: ReadCounts) -> Iterator[Found]:
     try:
-        line = runs[0][0]
+        line = groups[0][0]
         file = LocalFile(local_copy(shard, line.version) if line.whole else shard)
     except (OSError, EOFError, BaseError, UserError) as error:
         failure = ReadFailure(f"{shard}: {getattr(error, 'strerror', None) or reason(error)}")
-        yield from ((line.number, failure) for run in runs for line in run)
+        yield from ((line.number, failure) for group in groups for line in group)
         return
     with file:
-        for run in runs:
-            first, end = _extent(run)
+        for group in groups:
+            first, end = _extent(group)
             counts.requests += 1
             try:
-                yield from _cut(run, file.read(end - first, first))
+                yield from _cut(group, file.read(end - first, first))
             except OSError as error:
-                yield from _cut(run, ReadFailure(f"{shard} at byte {first}: {error.strerror}"))
+                yield from _cut(group, ReadFailure(f"{shard} at byte {first}: {error.strerror}"))
         counts.bytes += file.bytes_read
 
 
-def _runs(lines: list[IndexLine]) -> Iterator[list[IndexLine]]:
-    """Neighbours that are read at once; `lines` are in the order of their offsets."""
-    run: list[IndexLine] = []
+def _groups(lines: list[IndexLine]) -> Iterator[list[IndexLine]]:
+    """Groups of neighbours that one read covers. `lines` are sorted by offset."""
+    group: list[IndexLine] = []
     end = 0
     for line in lines:
-        if run and (line.offset - end > _GAP or line.offset + line.size - run[0].offset > _RUN):
-            yield run
-            run, end = [], 0
-        run.append(line)
+        if group and (line.offset - end > _GAP or line.offset + line.size - group[0].offset > _LONGEST_READ):
+            yield group
+            group, end = [], 0
+        group.append(line)
         end = max(end, line.offset + line.size)
-    if run:
-        yield run
+    if group:
+        yield group
 
 
-def _extent(run: Iterable[IndexLine]) -> tuple[int, int]:
-    return min(line.offset for line in run), max(line.offset + line.size for line in run)
+def _extent(group: Iterable[IndexLine]) -> tuple[int, int]:
+    return min(line.offset for line in group), max(line.offset + line.size for line in group)
 
 
-def _cut(run: list[IndexLine], data: bytes | ReadFailure) -> Iterator[Found]:
-    """The samples of a run out of what was read of it."""
+def _cut(group: list[IndexLine], data: bytes | ReadFailure) -> Iterator[Found]:
+    """Cuts the samples of a group out of the bytes that were read."""
     if isinstance(data, ReadFailure):
-        yield from ((line.number, data) for line in run)
+        yield from ((line.number, data) for line in group)
         return
-    first, _ = _extent(run)
+    first, _ = _extent(group)
     view = memoryview(data)
-    for line in run:
+    for line in group:
         start = line.offset - first
         if start + line.size <= len(data):
             yield line.number, bytes(view[start : start + line.size])
         else:
-            yield line.number, ReadFailure(f"{line.shard} ends at byte {first + len(data)}, before the sample does")
+            yield line.number, ReadFailure(f"{line.shard} ends at byte {first + len(data)}, before the end of the sample")

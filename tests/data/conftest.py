@@ -1,4 +1,4 @@
-"""Tars of known contents, and a web server that hands them out as badly as asked."""
+"""Tars with known contents, and a web server with configurable faults."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_tar(tmp_path: Path) -> Callable[[str, Files], str]:
 
 @pytest.fixture(autouse=True)
 def quiet_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credentials, caches or endpoints of whoever runs the tests."""
+    """Hides the credentials, caches and endpoints of the user who runs the tests."""
     monkeypatch.setenv("SWAV_CACHE", str(tmp_path / "_cache"))
     monkeypatch.setenv("SWAV_STORAGE_TIMEOUT", "1")
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
@@ -52,14 +52,14 @@ def quiet_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class WebServer:
-    """Files by path. `faults`: (path, number of the request of that path) -> None, "503", "reset", "cut" or "slow"."""
+    """Files by path. faults: (path, number of the request for it) -> None, "503", "reset", "cut" or "slow"."""
 
     files: dict[str, bytes]
     url: str = ""
     ranges: bool = True
     etags: bool = True
     faults: Callable[[str, int], str | None] = lambda path, number: None
-    status: dict[str, int] = field(default_factory=dict)  # answers that are errors
+    status: dict[str, int] = field(default_factory=dict)  # error responses by path
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     sent: int = 0  # bytes of bodies
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -129,7 +129,7 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     web: WebServer
 
-    def handle_error(self, *_: object) -> None: ...  # clients go when they please
+    def handle_error(self, *_: object) -> None: ...  # clients may disconnect at any time
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def packed(out: Path) -> dict[str, bytes]:
     return {line.key: data for line in lines if isinstance(data := contents[line.number], bytes)}
 
 
-def test_any_names_come_through_the_index(folder: Path, tmp_path: Path) -> None:
+def test_all_names_appear_in_the_index(folder: Path, tmp_path: Path) -> None:
     report = pack(folder, tmp_path / "out")
     assert (report.files, report.samples, report.shards) == (len(FILES) + 4, len(FILES), 1)
     assert report.skipped == {"hidden": 2, "not_an_image": 2, "hidden_folder": 1}
@@ -78,7 +78,7 @@ def test_the_same_files_give_the_same_tars(folder: Path, tmp_path: Path) -> None
     assert [Path(path).read_bytes() for path in ones] == [Path(path).read_bytes() for path in twos]
 
 
-def test_shards_end_by_samples_and_bytes(tmp_path: Path) -> None:
+def test_shards_are_limited_by_samples_and_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number, size in enumerate([10, 10, 10, 500, 10, 10]):
@@ -92,24 +92,24 @@ def test_shards_end_by_samples_and_bytes(tmp_path: Path) -> None:
         assert [(m.name, m.mtime, m.uname) for m in tar] == [("0.jpg", 0, ""), ("1.jpg", 0, "")]
 
 
-def test_packing_again_replaces_its_own_tars_and_no_others(folder: Path, tmp_path: Path) -> None:
+def test_packing_again_replaces_only_its_own_tars(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert pack(folder, out, samples_per_shard=2).shards == 7
     assert pack(folder, out).shards == 1
     assert expand([str(out)]) == [str(out / "shard-000000.tar")]
     (out / "mine.tar").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"holds tars already, for example mine\.tar"):
+    with pytest.raises(UserError, match=r"other tars, for example mine\.tar"):
         pack(folder, out)
     assert (out / "mine.tar").exists()
 
 
-def test_what_was_packed_from_another_folder_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+def test_shards_of_another_folder_are_not_replaced(folder: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
     pack(folder, out)
     before = (out / "shard-000000.tar").read_bytes()
     other.mkdir()
     (other / "x.jpg").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"packed from '.*': name a new folder"):
+    with pytest.raises(UsageError, match=r"packed from '.*': choose a new folder"):
         pack(other, out)
     assert (out / "shard-000000.tar").read_bytes() == before
     (tmp_path / "link").symlink_to(folder)
@@ -124,33 +124,33 @@ def test_images_that_no_run_decodes_are_counted(tmp_path: Path) -> None:
     assert (report.samples, report.undecoded) == (4, {"heic": 2, "tga": 1})
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_cycles_end(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
     (elsewhere / "far.jpg").write_bytes(b"far")
     (folder / "near.jpg").write_bytes(b"near")
-    (folder / "circle").symlink_to(folder)
+    (folder / "cycle").symlink_to(folder)
     (folder / "there").symlink_to(elsewhere)
     (folder / "to a file.jpg").symlink_to(elsewhere / "far.jpg")
     (folder / "to nothing.jpg").symlink_to(tmp_path / "gone")
     os.mkfifo(folder / "pipe.jpg")
-    report = pack(folder, folder / "out")  # inside of what is packed
+    report = pack(folder, folder / "out")  # inside the packed folder
     assert report.skipped == {"unreadable": 1, "special_file": 1}
     pack(folder, folder / "out")
     assert sorted(packed(folder / "out")) == ["near", "there/far", "to a file"]
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no folder '.*gone'"):
+    with pytest.raises(UsageError, match=r"Folder '.*gone' does not exist"):
         pack(tmp_path / "gone", tmp_path / "out")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.txt").write_bytes(b"")
-    with pytest.raises(UsageError, match="has no image in it"):
+    with pytest.raises(UsageError, match="contains no image"):
         pack(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(UsageError, match=r"x\.txt' is a file: name a folder of images"):
+    with pytest.raises(UsageError, match=r"x\.txt' is a file: pass a folder of images"):
         pack(tmp_path / "in" / "x.txt", tmp_path / "out")
-    with pytest.raises(UsageError, match=r"x\.txt' is a file: name a folder for the shards"):
+    with pytest.raises(UsageError, match=r"x\.txt' is a file: pass a folder for the shards"):
         pack(tmp_path / "in", tmp_path / "in" / "x.txt")
     (tmp_path / "in" / "x.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"can't be written to|could not be written"):
@@ -158,7 +158,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
 
 
 def test_odd_images(shared: Path, tmp_path: Path) -> None:
-    """Every image of a folder full of odd files is there, byte for byte."""
+    """Every image in a folder of unusual files is packed, byte for byte."""
     source = shared / "data" / "odd-images"
     report = pack(source, tmp_path / "out")
     assert report.files == len(os.listdir(source))
@@ -170,7 +170,7 @@ def test_odd_images(shared: Path, tmp_path: Path) -> None:
 
 
 def test_pillow_and_webdataset_are_not_needed_to_read() -> None:
-    """What only reads must not pay for what writes."""
+    """Readers must not pay for the imports of writers."""
     import subprocess
     import sys
 
@@ -181,7 +181,7 @@ def test_pillow_and_webdataset_are_not_needed_to_read() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_webdataset_reads_what_was_packed(folder: Path, tmp_path: Path) -> None:
+def test_webdataset_reads_packed_shards(folder: Path, tmp_path: Path) -> None:
     import webdataset
 
     pack(folder, tmp_path / "out")
@@ -208,7 +208,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pyte
         pack(tmp_path / "photos", tmp_path / "out")
 
 
-def test_a_packing_that_is_stopped_leaves_a_shard_under_each_name(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_a_shard_under_each_name(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(4):
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{number}.png")

@@ -1,39 +1,46 @@
-"""Braces in names, written out as a shell does: {000..019}, {0..10..2}, {train,test}."""
+"""Expands braces in names, as shells and webdataset do: {000..019}, {0..10..2}, {a..f}, {train,test}."""
 
 from __future__ import annotations
 
 import re
+from math import prod
+
+from braceexpand import alphabet, braceexpand
 
 from swav_platform.errors import UsageError
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?$")
-_MOST = 1_000_000  # names that braces may stand for
+_MOST = 1_000_000  # names that a pattern may expand to
+_INNERMOST = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.-?(\d+))?$")
+_COUNTED = re.compile("\0(\\d+)\0")
 
 
-def unbraced(pattern: str, text: str) -> list[str]:
-    """`text` with its braces written out; braces that are neither range nor list stay.
+def expand_braces(pattern: str) -> list[str]:
+    """All names of a pattern. Braces that are neither a range nor a list, and unbalanced braces, stay as they are.
 
-    Raises UsageError, which names `pattern`, for more than a million names.
+    Raises UsageError for more than a million names, before any of them exists.
     """
-    found, rest = [""], 0
-    for match in _BRACES.finditer(text):
-        values = _values(match[1])
-        between = text[rest : match.start()]
-        if len(found) * len(values) > _MOST:
-            raise UsageError(f"'{pattern}' stands for more than {_MOST:,} names: give a smaller range.")
-        found = [f"{head}{between}{value}" for head in found for value in values]
-        rest = match.end()
-    return [head + text[rest:] for head in found]
+    if _count(pattern) > _MOST:
+        raise UsageError(f"'{pattern}' stands for more than {_MOST:,} names: use a smaller range.")
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:  # unbalanced braces
+        return [pattern]
 
 
-def _values(inside: str) -> list[str]:
+def _count(pattern: str) -> int:
+    """Number of names, from the inside out: each pair of braces is replaced by the number of its alternatives."""
+    while (reduced := _INNERMOST.sub(lambda braces: f"\0{min(_alternatives(braces[1]), _MOST + 1)}\0", pattern)) != pattern:
+        pattern = reduced
+    return _combinations(pattern)
+
+
+def _alternatives(inside: str) -> int:
     if match := _RANGE.match(inside):
-        first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
-        if abs(last - first) // step > _MOST:
-            raise UsageError(f"'{{{inside}}}' stands for more than {_MOST:,} names: give a smaller range.")
-        padded = any(len(end) > 1 and end.startswith("0") for end in (match[1], match[2]))
-        width = max(len(match[1]), len(match[2])) if padded else 0
-        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-        return [str(number).zfill(width) for number in numbers]
-    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+        first, last = (alphabet.index(end) if end in alphabet else int(end) for end in match.group(1, 2))
+        return abs(last - first) // (int(match[3] or 1) or 1) + 1
+    return sum(map(_combinations, inside.split(",")))
+
+
+def _combinations(text: str) -> int:
+    return prod(int(count) for count in _COUNTED.findall(text))

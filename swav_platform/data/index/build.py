@@ -1,6 +1,6 @@
-"""From shards to a version of an index: what is known of unchanged shards is taken over, the others are read.
+"""Builds a version of an index: copies the lines of unchanged shards and reads the other shards.
 
-What an index is and how it is read: `index_reader.py`; how a version is written: `index_writer.py`.
+lookup.py describes the index and reads it; version_writer.py writes a version.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Index", "IndexLine", "IndexReport", "Mixed", "build_index", "read_in
 log = logging.getLogger("swav")
 
 THREADS = 16
-_LISTED = 50  # shards of one remote folder from which on a listing is asked for instead of each one's size
+_LISTED = 50  # from this many shards in a remote folder, one listing replaces a request per shard
 
 Request = tuple[str, int, str | None, str]
 """Arguments of `read_shard`: url, number, label, version."""
@@ -44,9 +44,12 @@ Request = tuple[str, int, str | None, str]
 
 @dataclass(frozen=True)
 class IndexReport:
-    """`skipped`: what is no sample, by reason, and `examples` of names; `bytes_read`: of the shards, 0 where nothing had to
-    be read; `shards_read`: how many were; `whole`: shards that can't be read by ranges; `unmatched`: how many lines of the
-    exclusion list name no sample."""
+    """What `build_index` did.
+
+    skipped: members that are not samples, by reason; `examples`: some of their names. bytes_read: from the shards, 0 if all were
+    known. shards_read: number of shards read. whole: number of shards that can't be read by ranges. unmatched: number of lines
+    of the exclusion list that match no sample.
+    """
 
     samples: int
     shards: int
@@ -63,7 +66,7 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class Mixed:
-    """One of several data sets: its share of the positions, in proportion to the others', and how many shards it has."""
+    """One of several data sets: its relative share of the positions, and its number of shards."""
 
     weight: float
     shards: int
@@ -80,14 +83,14 @@ def build_index(
     progress: Callable[[int, int], None] | None = None,
     read: Callable[[list[Request]], Iterator[ShardSamples]] | None = None,
 ) -> IndexReport:
-    """Index tars into the folder `out`; shards that did not change since its current version are not read again.
+    """Indexes tars into the folder `out`. Shards that are unchanged since its current version are not read again.
 
     label: None, "folder" (the key's directory), "cls" (content of the .cls member) or "json:FIELD".
-    exclude: samples to leave out; the index remembers them for its later versions.
-    mixed: the data sets whose shards follow each other in `shards`, if there are several with weights.
-    weights: how often samples shall stand in an epoch in proportion to each other.
-    progress: called with (shards done, shards). read: reads shards, in their order; by default in threads here.
-    Raises UserError if a shard is not there, none has a sample, or `out` can't be written.
+    exclude: samples to leave out; the index keeps the list for later versions.
+    mixed: weighted data sets, whose shards are consecutive in `shards`.
+    weights: relative frequency of samples in an epoch.
+    progress: called with (shards done, shards). read: reads shards in order; by default in threads of this process.
+    Raises UserError if a shard does not exist, no shard has a sample, or `out` can't be written.
     """
     check_label(label)
     started = time.monotonic()
@@ -98,17 +101,17 @@ def build_index(
     sources = [{"weight": m.weight, "shards": m.shards} for m in mixed]
     base = _base(out, label)
     bytes_read = shards_read = 0
-    if base is None or not _same(base, files, settings, sources):
+    if base is None or not _is_current(base, files, settings, sources):
         work = _Work(files, label, excluded, base, read or read_in_threads)
         manifest = write_version(files, _reported(work.found(), len(files), progress), out, settings, sources)
         base, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
         if excluded:
-            excluded = excluded.with_found(work.named)
+            excluded = excluded.with_found(work.matched)
             excluded.write(out)
     current = _balanced(out, base, weights)
     skipped = current.shards.skipped()
     if unmatched := excluded.without_sample(exclude or Exclusions()):
-        log.warning(_told(unmatched))
+        log.warning(_unmatched_lines(unmatched))
     return IndexReport(
         current.samples,
         len(shards),
@@ -124,16 +127,16 @@ def build_index(
     )
 
 
-def _told(unmatched: list[str]) -> str:
+def _unmatched_lines(unmatched: list[str]) -> str:
     few = ", ".join(unmatched[:EXAMPLES]).replace("\t", "<tab>") + (", ..." if len(unmatched) > EXAMPLES else "")
     return (
-        f"Lines of the exclusion list that name no sample: {len(unmatched):,} ({few}). A line is a sample's KEY, its name in the tar "
-        f"without extension, or SHARD<tab>KEY. They are kept for later versions."
+        f"{len(unmatched):,} lines of the exclusion list match no sample ({few}). A line is KEY, a sample's name in the tar without "
+        f"extension, or SHARD<tab>KEY. These lines are kept for later versions."
     )
 
 
 def _balanced(out: Path, base: Index, weights: Weights | None) -> Index:
-    """The version that is asked for, made the current one."""
+    """Makes the requested version, plain or balanced, the current one."""
     manifest = read_manifest(out)
     if weights is None:
         if manifest != base.manifest:
@@ -145,7 +148,7 @@ def _balanced(out: Path, base: Index, weights: Weights | None) -> Index:
 
 
 def _base(out: Path, label: str | None) -> Index | None:
-    """The current version, without repeats, if it is whole and has labels of the same kind."""
+    """The current version without repeats, if it is complete and has labels of the same kind."""
     try:
         manifest = read_manifest(out)
         if manifest is not None and "base" in manifest:
@@ -155,16 +158,16 @@ def _base(out: Path, label: str | None) -> Index | None:
         folder = version_folder(out, manifest)
         return Index(folder, manifest) if is_whole(folder, manifest) else None
     except (UserError, OSError, pa.ArrowInvalid, KeyError):
-        return None  # it is written anew
+        return None  # build_index writes it again
 
 
-def _same(index: Index, files: list[ShardFile], settings: dict[str, Any], sources: list[dict[str, Any]]) -> bool:
-    had = [{"weight": s["weight"], "shards": s["shards"]} for s in index.manifest["sources"]]
-    return index.manifest["excluded"] == settings["excluded"] and had == sources and index.shards.files() == files
+def _is_current(index: Index, files: list[ShardFile], settings: dict[str, Any], sources: list[dict[str, Any]]) -> bool:
+    old_sources = [{"weight": s["weight"], "shards": s["shards"]} for s in index.manifest["sources"]]
+    return index.manifest["excluded"] == settings["excluded"] and old_sources == sources and index.shards.files() == files
 
 
 class _Work:
-    """Samples of all shards in order, from the current version where a shard is the same in it."""
+    """The samples of all shards in order. Unchanged shards are copied from the current version."""
 
     def __init__(self, files: list[ShardFile], label: str | None, excluded: Exclusions, current: Index | None, read: Any) -> None:
         self._files, self._excluded, self._current, self._read = files, excluded, current, read
@@ -172,18 +175,18 @@ class _Work:
         self._known = {number: places[file] for number, file in enumerate(files) if file in places}
         self._requests = [(f.url, n, label, f.version) for n, f in enumerate(files) if n not in self._known]
         self.bytes_read, self.read = 0, len(self._requests)
-        self.named = set[Line]()
+        self.matched = set[Line]()
 
     def found(self) -> Iterator[ShardSamples]:
         fresh = self._read(self._requests)
         for number, file in enumerate(self._files):
-            samples = self._taken_over(number) if number in self._known else next(fresh)
+            samples = self._copied(number) if number in self._known else next(fresh)
             self.bytes_read += samples.bytes_read
-            samples, named = without(samples, file.url, self._excluded)
-            self.named |= named
+            samples, matched = without(samples, file.url, self._excluded)
+            self.matched |= matched
             yield samples
 
-    def _taken_over(self, number: int) -> ShardSamples:
+    def _copied(self, number: int) -> ShardSamples:
         assert self._current is not None
         shard = self._current.shards[self._known[number]]
         lines = renumbered(self._current.table(self._known[number]), number - self._known[number])
@@ -191,18 +194,18 @@ class _Work:
 
 
 def without(samples: ShardSamples, url: str, excluded: Exclusions) -> tuple[ShardSamples, set[Line]]:
-    """The samples of the shard `url` that are not to be left out, and the lines of the list that name one of the others."""
+    """The samples of the shard `url` without the excluded ones, and the lines of the list that matched."""
     keys = samples.lines["key"].to_pylist() if excluded else []
-    named = excluded.naming(url, keys)
-    if not named:
-        return samples, named
-    gone = {key for _, key in named}
-    stays = np.array([key not in gone for key in keys])
+    matched = excluded.matching(url, keys)
+    if not matched:
+        return samples, matched
+    removed = {key for _, key in matched}
+    kept = np.array([key not in removed for key in keys])
     skipped = Skipped()
     skipped.add(samples.skipped)
-    for number in np.flatnonzero(~stays).tolist():
+    for number in np.flatnonzero(~kept).tolist():
         skipped.note("excluded", keys[number])
-    return replace(samples, lines=samples.lines.filter(pa.array(stays)), skipped=skipped), named
+    return replace(samples, lines=samples.lines.filter(pa.array(kept)), skipped=skipped), matched
 
 
 def _reported(found: Iterable[ShardSamples], total: int, progress: Callable[[int, int], None] | None) -> Iterator[ShardSamples]:
@@ -213,7 +216,7 @@ def _reported(found: Iterable[ShardSamples], total: int, progress: Callable[[int
 
 
 def read_in_threads(requests: list[Request], threads: int = THREADS) -> Iterator[ShardSamples]:
-    """In the order of the requests, some of them ahead."""
+    """Reads shards in the order of the requests, with a bounded number of reads ahead."""
     waiting: deque[Future[ShardSamples]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for request in requests:
@@ -225,9 +228,9 @@ def read_in_threads(requests: list[Request], threads: int = THREADS) -> Iterator
 
 
 def shard_files(shards: Sequence[str]) -> list[ShardFile]:
-    """Sizes and versions; those of many remote shards from listings. Raises UserError for a shard that is not there."""
+    """Sizes and versions of shards; many shards in one remote folder are listed. Raises UserError for a missing shard."""
     if not shards:
-        raise UserError("There are no shards to index: name at least one tar.")
+        raise UserError("There are no shards to index: pass at least one tar.")
     known = {url: found for folder in _crowded(shards) for url, found in _listed(folder).items()}
 
     def one(url: str) -> ShardFile:
@@ -237,7 +240,7 @@ def shard_files(shards: Sequence[str]) -> list[ShardFile]:
             return ShardFile(url, *(known.get(url) or stat(url)))
         except (OSError, BaseError) as error:
             text = explain(url, error)
-            raise UserError(text if "://" in url else f"The shard {text}") from None
+            raise UserError(text if "://" in url else f"Shard {text}") from None
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(one, shards))
@@ -252,4 +255,4 @@ def _listed(folder: str) -> dict[str, tuple[int, str]]:
     try:
         return {url: (found.size, found.version) for url, found in listing(folder)}
     except (OSError, BaseError):
-        return {}  # who may read objects may still not list them
+        return {}  # credentials that can read objects may not be allowed to list them

@@ -1,7 +1,7 @@
-"""Samples that must not be used: what somebody asked to have taken out.
+"""Exclusion lists: samples that must not be used, for example after a takedown request.
 
-The list of an index only grows. A new version of the index is made without these samples; a run that goes on with an
-older version passes over them too (outcome `excluded`), so that positions stay what they are.
+The list of an index only grows. A new version of the index omits these samples. A run that resumes with an older version skips
+them too (outcome `excluded`), so its positions do not change.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ FILE = "_excluded.parquet"
 _SCHEMA = pa.schema([("shard", pa.string()), ("key", pa.string()), ("found", pa.bool_())])
 
 Line = tuple[str | None, str]
-"""(base name of a shard or None for all of them, key)."""
+"""(base name of a shard or None for all shards, key)."""
 
 
 class Exclusions:
-    """Keys, each of all shards or of one; a shard goes by its base name, as ledgers and sample logs know it.
+    """A set of keys, each for one shard or for all. Shards are identified by base name, as in ledgers and sample logs.
 
-    `found`: those that named a sample when an index was made.
+    found: the lines that matched a sample when an index was built.
     """
 
     def __init__(self, lines: Iterable[Line] = (), found: Iterable[Line] = ()) -> None:
-        self._lines = frozenset(named(shard, key) for shard, key in lines)
+        self._lines = frozenset(normalised(shard, key) for shard, key in lines)
         self._keys = frozenset(key for _, key in self._lines)
         self._found = frozenset(found)
 
@@ -51,37 +51,37 @@ class Exclusions:
         shard, key = sample
         return key in self._keys and ((None, key) in self._lines or (posixpath.basename(shard), key) in self._lines)
 
-    def naming(self, shard: str, keys: Iterable[str]) -> set[Line]:
-        """The lines that name one of these samples of a shard."""
+    def matching(self, shard: str, keys: Iterable[str]) -> set[Line]:
+        """The lines that match one of these samples of a shard."""
         name = posixpath.basename(shard)
         return {line for key in self._keys.intersection(keys) for line in ((None, key), (name, key)) if line in self._lines}
 
     def with_found(self, lines: Iterable[Line]) -> Exclusions:
-        """The same list, of which now these lines, too, have named a sample."""
+        """The same list, with these lines marked as matched too."""
         return Exclusions(self._lines, self._found.union(lines))
 
     def without_sample(self, asked: Exclusions) -> list[str]:
-        """Of the lines that were asked for those that never named a sample, as they stand in a list."""
+        """The lines of `asked` that never matched a sample, in the format of a list file."""
         keys = {key for _, key in self._found}
         missed = [(s, k) for s, k in asked._lines - self._found if k not in keys or (s and (None, k) not in self._found)]
         return sorted(key if shard is None else f"{shard}\t{key}" for shard, key in missed)
 
     @classmethod
     def of_file(cls, path: str | Path) -> Exclusions:
-        """A text file with a KEY or SHARD<tab>KEY in each line, or parquet with columns key and, if need be, shard.
+        """Reads a text file with one KEY or SHARD<tab>KEY per line, or Parquet with columns key and, optionally, shard.
 
-        Raises UsageError for a file that can't be read or names nothing.
+        Raises UsageError if the file can't be read or is empty.
         """
         path = Path(path).expanduser()
         try:
             found = cls.of_parquet(path) if path.suffix == ".parquet" else cls(_lines(path.read_text(encoding="utf-8-sig")))
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(
-                f"The exclusion list {path} can't be read ({error}): give a text file with a KEY or SHARD<tab>KEY in each line, "
-                f"or parquet with columns shard and key."
+                f"Exclusion list {path} can't be read ({error}): use a text file with one KEY or SHARD<tab>KEY per line, "
+                f"or Parquet with columns shard and key."
             ) from None
         if not found:
-            raise UsageError(f"The exclusion list {path} names no sample: put a KEY or SHARD<tab>KEY in each line.")
+            raise UsageError(f"Exclusion list {path} is empty: write one KEY or SHARD<tab>KEY per line.")
         return found
 
     @classmethod
@@ -90,7 +90,7 @@ class Exclusions:
 
     @classmethod
     def of_index(cls, folder: Path) -> Exclusions:
-        """The list of the index in `folder`, empty if there is none."""
+        """The list of the index in `folder`; empty if the index has none."""
         if not (path := folder / FILE).exists():
             return cls()
         table = pq.ParquetFile(path).read()
@@ -116,16 +116,16 @@ def _lines(text: str) -> list[Line]:
 
 
 def lines_of(table: pa.Table) -> list[Line]:
-    """Samples that a table names in its columns `key` and, if there is one, `shard`.
+    """The samples in the columns `key` and, if present, `shard` of a table.
 
-    Raises KeyError without `key`, ValueError for a line without one.
+    Raises KeyError if the column `key` is missing and ValueError if a line has no key.
     """
     keys = table["key"].cast(pa.string()).to_pylist()
     if None in keys:
         raise ValueError(f"line {keys.index(None) + 1} has no key")
     shards = table["shard"].cast(pa.string()).to_pylist() if "shard" in table.column_names else repeat(None, len(keys))
-    return [named(shard, key) for shard, key in zip(shards, keys, strict=True)]
+    return [normalised(shard, key) for shard, key in zip(shards, keys, strict=True)]
 
 
-def named(shard: str | None, key: str) -> Line:
+def normalised(shard: str | None, key: str) -> Line:
     return posixpath.basename(shard) if shard else None, key

@@ -1,11 +1,11 @@
-"""The index: a parquet line a sample, immutable, named by its digest.
+"""Reads an index: immutable Parquet files with one line per sample, identified by a digest.
 
-OUT/manifest.json            names the current version; written last: without it there is no index
-OUT/version-…/               a version, never changed: a run that began with it goes on with it
-    manifest.json            a copy of what OUT/manifest.json was when this version was the current one
-    _shards.parquet          a line a shard; all that a process holds: O(shards)
-    part-00000.parquet …     lines in the order of shards and, in each, of the tar; row groups of 8,192 lines
-OUT/_excluded.parquet        samples that somebody asked to have taken out, if any
+OUT/manifest.json            points to the current version; written last: without it there is no index
+OUT/version-…/               a version; never changes, so a run that started with it can resume with it
+    manifest.json            copy of OUT/manifest.json as of this version
+    _shards.parquet          one line per shard; the only part that a process keeps in memory, O(shards)
+    part-00000.parquet …     one line per sample, in the order of shards and of members in each tar; row groups of 8,192 lines
+OUT/_excluded.parquet        the exclusion list, if any
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from swav_platform.data.index.manifest import GROUP, SHARDS, ShardTable, read_ma
 from swav_platform.data.index.shard import SCHEMA
 from swav_platform.errors import UsageError, UserError
 
-_CACHED_GROUPS = 96  # a window's blocks may all lie in different ones
+_CACHED_GROUPS = 96  # each block of a window may be in a different group
 _CACHED_FILES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class IndexLine:
-    """Where a sample's image lies: `size` bytes from `offset` of `shard` on."""
+    """The location of a sample's image: `size` bytes at `offset` of `shard`."""
 
     number: int
     key: str
@@ -40,13 +40,13 @@ class IndexLine:
     size: int
     extension: str
     label: str | None
-    version: str = ""  # of the shard: a remote one that has another one by now is not read
-    whole: bool = False  # the shard can't be read by ranges; `offset` counts in it unpacked
-    excluded: bool = False  # taken out since this version of the index was made
+    version: str = ""  # of the shard; a remote shard with another version is not read
+    whole: bool = False  # the shard can't be read by ranges; `offset` refers to its unpacked content
+    excluded: bool = False  # added to the exclusion list after this version was built
 
 
 class Index:
-    """Read access to an index: `digest`, `samples` (how many), `shards`, `label`. Safe to send to other processes."""
+    """Read access to an index: `digest`, `samples` (their number), `shards`, `label`. Can be pickled."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
@@ -62,24 +62,24 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """The current version of the index in a folder, or the version whose own folder it is (`Index.path`).
+        """Opens the current version of the index in a folder, or one version by its own folder (`Index.path`).
 
-        Raises UsageError if there is no index at `path`, UserError if it is of another format.
+        Raises UsageError if there is no index at `path` and UserError if it is incomplete or has another format.
         """
         path = Path(path)
         manifest = read_manifest(path)
         if manifest is None:
-            raise UsageError(f"There is no index in {path}: make one with `swav index PATTERN --out {path}`.")
+            raise UsageError(f"There is no index in {path}: create one with `swav index PATTERN --out {path}`.")
         try:
             return cls(version_folder(path, manifest), manifest)
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"The index in {path} is not whole ({error}): index the shards again.") from None
+            raise UserError(f"The index in {path} is incomplete ({error}): index the shards again.") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Index.open, (self.path,)
 
     def lines(self, numbers: Sequence[int] | np.ndarray) -> list[IndexLine]:
-        """The lines of sample numbers, in the order asked. Raises IndexError for a number outside 0 .. samples-1."""
+        """Lines of samples by number, in the given order. Raises IndexError for a number outside 0 .. samples-1."""
         wanted = np.asarray(numbers, dtype=np.int64)
         if not len(wanted):
             return []
@@ -92,20 +92,20 @@ class Index:
         known = {shard: self._of_shard(shard) for shard in set(columns[0])}
         for place, shard, key, offset, size, extension, label in zip(order.tolist(), *columns, strict=True):
             url, version, whole = known[shard]
-            gone = bool(self.excluded) and (url, key) in self.excluded
-            found[place] = IndexLine(int(wanted[place]), key, url, offset, size, extension, label, version, whole, gone)
+            excluded = bool(self.excluded) and (url, key) in self.excluded
+            found[place] = IndexLine(int(wanted[place]), key, url, offset, size, extension, label, version, whole, excluded)
         return found
 
     def _of_shard(self, number: int) -> tuple[str, str, bool]:
         return self.shards.url(number), self.shards.version(number), bool(self.shards.whole[number])
 
     def table(self, shard: int) -> pa.Table:
-        """All lines of a shard (columns of `SCHEMA`); of a version without repeats."""
+        """All lines of a shard (columns of `SCHEMA`). Only for versions without repeats."""
         first, last = int(self.shards.first[shard]), int(self.shards.first[shard + 1])
         return pa.Table.from_batches(list(self._take(np.arange(first, last))), SCHEMA)
 
     def _take(self, ascending: np.ndarray) -> Iterator[pa.RecordBatch]:
-        """Lines of ascending numbers, a batch a row group."""
+        """Lines of samples by ascending numbers, one batch per row group."""
         parts = np.searchsorted(self._first, ascending, side="right") - 1
         inside = ascending - self._first[parts]
         groups = inside // GROUP

@@ -1,4 +1,4 @@
-"""The manifest of an index and the table of its shards: what a process holds of it, O(shards)."""
+"""The manifest of an index and the table of its shards, which a process keeps in memory: O(shards)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from swav_platform.data.storage.cache import COMMAND
 from swav_platform.errors import UserError
 
 FORMAT = 2
-GROUP = 8192  # lines of a row group
+GROUP = 8192  # lines per row group
 SHARDS = "_shards.parquet"
-"""Begins with "_", so that readers of Parquet folders see samples only."""
+"""Begins with "_", so that readers of Parquet folders skip it."""
 
 _SCHEMA = pa.schema(
     [
@@ -37,9 +37,9 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard before anything of it was read; equal ones were not touched in between.
+    """The identity of a shard, known without reading it. Equal values mean that the shard is unchanged.
 
-    `version`: modification time in ns, or the ETag of a remote one.
+    version: modification time in ns, or the ETag of a remote shard.
     """
 
     url: str
@@ -49,7 +49,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar of an index. `digest`: 16 bytes, of its name, size and lines; `whole`: it can't be read by ranges."""
+    """A shard of an index. digest: 16 bytes, of its name, size and lines. whole: it can't be read by ranges."""
 
     file: ShardFile
     samples: int
@@ -59,7 +59,7 @@ class Shard:
 
 
 class ShardTable:
-    """The shards of an index, in order; columns, so that 100,000 of them open in milliseconds."""
+    """The shards of an index in order. Stored as columns, so that 100,000 shards open in milliseconds."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.combine_chunks()
@@ -85,7 +85,7 @@ class ShardTable:
         pq.write_table(self._table, path, compression="zstd")
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
     def url(self, number: int) -> str:
         return str(self._table["url"][number].as_py())
@@ -100,7 +100,7 @@ class ShardTable:
         return Shard(file, line["samples"], line["digest"], line["whole"], skipped)
 
     def commands(self) -> list[str]:
-        """Those that are the output of a shell command."""
+        """URLs of the shards that are the output of a shell command."""
         urls = self._table["url"]
         return list(urls.filter(pc.starts_with(urls, COMMAND)).to_pylist())
 
@@ -109,7 +109,7 @@ class ShardTable:
         return [ShardFile(*line) for line in zip(*columns, strict=True)]
 
     def skipped(self) -> Skipped:
-        """Of all shards together."""
+        """The sum over all shards."""
         total = Skipped()
         for text in self._table["skipped"].drop_null().to_pylist():
             total.add(Skipped(*json.loads(text)))
@@ -117,7 +117,7 @@ class ShardTable:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest in a folder, None if there is none. Raises UserError for one that can't be read."""
+    """The manifest in a folder, or None if there is none. Raises UserError if it can't be read."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -125,21 +125,23 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"The index in {path} can't be read ({error}): remove the folder and index again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"The index in {path} is of a format that this version does not read: remove the folder and index again.")
+        raise UserError(
+            f"The index in {path} has a format that this version does not support: remove the folder and index again."
+        )
     return manifest
 
 
 def version_folder(path: Path, manifest: dict[str, Any]) -> Path:
-    """Where the parts of the index lie: `path` itself is the folder of one version, or that of the index."""
+    """The folder with the parts of a version. `path` is the folder of the index or of the version itself."""
     inside = path / str(manifest["version"])
     return inside if inside.is_dir() else path
 
 
 def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether all files of a version are there."""
+    """Whether all files of a version exist."""
     return all((folder / name).is_file() for name in (SHARDS, *(part["file"] for part in manifest["parts"])))
 
 
 def renumbered(table: pa.Table, by: int) -> pa.Table:
-    """Lines with their shard numbers moved on."""
+    """Adds `by` to the shard numbers of the lines."""
     return table.set_column(0, "shard", pa.array(table["shard"].to_numpy() + np.int32(by)))

@@ -1,19 +1,19 @@
-"""What the name of a member of a tar says: its sample's key, its extension, whether it is an image."""
+"""Names of tar members: the key of the sample, the extension, and whether the member is an image."""
 
 from __future__ import annotations
 
 DECODED = {"jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"}
 IMAGES = DECODED | {"heic", "heif", "jxl", "jp2", "j2k", "jpx", "ico", "cur", "ppm", "pgm", "pbm", "pnm", "tga"}
-"""Extensions of images. Also of those that are not decoded: they end in the ledger instead of vanishing."""
+"""Extensions of images, including types that are not decoded: these appear in the ledger instead of disappearing."""
 
 COMPANIONS = frozenset(
     ("json", "txt", "cls", "csv", "tsv", "xml", "yaml", "html", "npy", "npz", "pt", "pth", "parquet", "mp4", "wav")
 )
-"""Extensions that are surely no images, so that nobody looks into the files."""
+"""Extensions that are never images, so the content of these files is not checked."""
 
 
 def text(name: bytes) -> str:
-    """A name as text: UTF-8 as it is, each byte that is none as %XX."""
+    """A name as text. Bytes that are not valid UTF-8 become %XX."""
     decoded = name.decode("utf-8", "surrogateescape")
     if decoded.isascii():
         return decoded
@@ -21,26 +21,26 @@ def text(name: bytes) -> str:
 
 
 def sample_key(name: bytes) -> bytes:
-    """All before the first dot of the base name, as WebDataset groups members; the whole name where there is none."""
+    """Everything before the first dot of the base name, as WebDataset groups members; without a dot, the whole name."""
     dot = name.find(b".", name.rfind(b"/") + 2)
     return name if dot < 0 else name[:dot]
 
 
 def extension(name: bytes) -> str:
-    """What follows the last dot of the base name, in lower case; "" where there is none."""
+    """The part after the last dot of the base name, in lower case; "" without a dot."""
     base = name[name.rfind(b"/") + 1 :]
     dot = base.rfind(b".")
     return text(base[dot + 1 :]).lower() if dot >= 0 else ""
 
 
 def without_extension(name: bytes) -> bytes:
-    """All before the last dot of the base name."""
+    """Everything before the last dot of the base name."""
     dot = name.rfind(b".", name.rfind(b"/") + 2)
     return name if dot < 0 else name[:dot]
 
 
 def is_hidden(name: bytes) -> bool:
-    """Files that desktops leave behind: .DS_Store, ._photo.jpg, __MACOSX/."""
+    """Whether a file is hidden or desktop metadata: .DS_Store, ._photo.jpg, __MACOSX/."""
     return name[name.rfind(b"/") + 1 :].startswith(b".") or b"__MACOSX/" in name
 
 

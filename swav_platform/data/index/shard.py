@@ -1,4 +1,4 @@
-"""The samples of one tar: which members are images, their keys, their labels."""
+"""Reads the samples of one tar: which members are images, their keys and their labels."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ SCHEMA = pa.schema(
     ]
 )
 
-
-EXAMPLES = 3  # names of what was skipped that are kept for each reason
+EXAMPLES = 3  # names kept for each reason of skipped members
 
 SHARD_REASONS = {
     "shard_empty_file": "is an empty file",
-    "shard_compressed": "is compressed, and not a tar inside",
+    "shard_compressed": "is compressed, but not a compressed tar",
     "shard_not_a_tar": "is not a tar",
     "shard_unreadable": "can't be read",
 }
@@ -44,7 +43,7 @@ SHARD_REASONS = {
 
 @dataclass(frozen=True)
 class Skipped:
-    """What is no sample: how much by reason, and the first names of each."""
+    """Members that are not samples: counts by reason, and the first names of each reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -64,7 +63,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ShardSamples:
-    """A line a sample, in the order of the tar (columns of SCHEMA). `whole`: the shard can't be read by ranges."""
+    """One line per sample, in the order of the tar (columns of SCHEMA). whole: the shard can't be read by ranges."""
 
     lines: pa.Table
     skipped: Skipped
@@ -73,16 +72,16 @@ class ShardSamples:
 
 
 def check_label(label: str | None) -> None:
-    """Raises UsageError for a label source that does not exist."""
+    """Raises UsageError for an unknown label source."""
     if label not in (None, "folder", "cls") and not re.fullmatch("json:.+", label):
-        raise UsageError(f"'{label}' is no source of labels: take folder, cls, or json:FIELD (a field of each sample's .json).")
+        raise UsageError(f"Unknown label source '{label}': use folder, cls, or json:FIELD (a field of each sample's .json).")
 
 
 def read_shard(url: str, number: int, label: str | None, version: str = "") -> ShardSamples:
     """The samples of the tar at `url`, which is shard `number` of its index.
 
-    Every image member is a sample, also where several share a key. A broken shard has no samples and its reason
-    counted; never raises for what the file holds.
+    Every image is a sample, even if several share a key. A broken shard has no samples, and its reason is counted. Never raises
+    for the content of a file.
     """
     try:
         if is_command(url):
@@ -140,7 +139,7 @@ def _content(file: Ranges, member: Member, limit: int) -> bytes:
 
 
 def _visible(members: Iterable[Member], skipped: Skipped) -> list[Member]:
-    """Without what desktops leave behind, and without names that come again: the first one stays."""
+    """Members without hidden files and without repeated names, of which the first is kept."""
     seen: dict[bytes, Member] = {}
     for member in members:
         if naming.is_hidden(member.name):
@@ -151,7 +150,7 @@ def _visible(members: Iterable[Member], skipped: Skipped) -> list[Member]:
 
 
 def _image_kind(member: Member, file: Ranges) -> str | None:
-    """The extension of an image, from its first bytes where the name says nothing; None for what is none."""
+    """The extension of an image, None for other members. A member with an unknown extension is judged by its first bytes."""
     extension = naming.extension(member.name)
     if extension in naming.IMAGES:
         return extension
@@ -161,7 +160,7 @@ def _image_kind(member: Member, file: Ranges) -> str | None:
 
 
 def _note_imageless(members: list[Member], images: list[tuple[Member, str]], skipped: Skipped) -> None:
-    """Keys without an image: failed downloads, READMEs. An image's companions do not count."""
+    """Counts keys without an image, such as failed downloads or a README. Companions of an image are not counted."""
     if len(images) == len(members):
         return
     with_image = {naming.sample_key(member.name) for member, _ in images}
@@ -171,7 +170,7 @@ def _note_imageless(members: list[Member], images: list[tuple[Member, str]], ski
 
 
 def _keys(names: list[bytes]) -> list[str]:
-    """Keys as WebDataset's; where images share one, the name without its extension, then the whole name."""
+    """WebDataset's keys. Images that share a key get the name without its extension, then the whole name."""
     keys = [naming.sample_key(name) for name in names]
     for longer in (naming.without_extension, bytes):
         taken = Counter(keys)

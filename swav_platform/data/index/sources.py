@@ -1,4 +1,4 @@
-"""What a user names as data -> a list of tars."""
+"""Expands data patterns into a list of tars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from obstore.exceptions import BaseError
 
 from swav_platform.config import Source
-from swav_platform.data.index.braces import unbraced
+from swav_platform.data.index.braces import expand_braces
 from swav_platform.data.index.naming import IMAGES
 from swav_platform.data.storage.cache import is_command
 from swav_platform.data.storage.errors import explain
@@ -26,17 +26,17 @@ _ENDING = re.compile(r"(\.tar)?\.\w+$")
 
 
 def expand(patterns: Sequence[str | Source], *, allow_pipe: bool = False) -> list[str]:
-    """Absolute paths and URLs of tars, in natural order (shard-2 before shard-10), each once.
+    """Absolute paths and URLs of tars, without duplicates, in natural order (shard-2 before shard-10).
 
-    A pattern is a path, a folder with tars at any depth, a glob, has braces or is a list: `@file` or `file.txt` with a
-    pattern in each line. s3:// and gs:// patterns may be any of these, http(s):// ones have braces only.
-    `pipe:COMMAND` is the output of a shell command, taken only where `allow_pipe` says so.
-    Raises UsageError for a pattern that names nothing and UserError for a storage that does not answer.
+    A pattern is a path, a folder with tars at any depth, a glob, a pattern with braces, or a list: `@file` or `file.txt` with one
+    pattern per line. s3:// and gs:// patterns may be any of these; http(s):// patterns may only have braces.
+    `pipe:COMMAND` is the output of a shell command and needs `allow_pipe`.
+    Raises UsageError if a pattern matches nothing and UserError if a storage does not answer.
     """
     if isinstance(patterns, str):
         patterns = [patterns]
     if not patterns:
-        raise UsageError("No data is named: give a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
+        raise UsageError("No data was given: pass a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
     texts = [pattern if isinstance(pattern, str) else pattern.pattern for pattern in patterns]
     found = {path for text in texts for path in _expand(text, allow_pipe, ())}
     return sorted(found, key=_natural)
@@ -44,12 +44,12 @@ def expand(patterns: Sequence[str | Source], *, allow_pipe: bool = False) -> lis
 
 def _expand(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
     if not pattern.strip():
-        raise UsageError("A data pattern is empty: give a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
+        raise UsageError("A data pattern is empty: pass a folder of tars, a tar, or a pattern such as 'shards-{000..019}.tar'.")
     if is_command(pattern):
         return _command(pattern, allow_pipe, lists)
     if "::" in pattern:
         raise UsageError(
-            f"'{pattern}' can't be used: `::` lists are not read; give several patterns, or a file with one in each line."
+            f"'{pattern}' can't be used: `::` lists are not supported. Pass several patterns, or a file with one per line."
         )
     if is_remote(pattern):
         return _remote(pattern)
@@ -66,28 +66,26 @@ def _command(pattern: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str
 
 
 def refusal(command: str, listed_by: str | None) -> str:
-    """Of a shell command that nobody allowed. `listed_by`: where it was found, if it was not typed."""
-    where = f", which {listed_by} lists," if listed_by else ""
+    """The message for a shell command without permission. listed_by: the file that contains it, if the user did not type it."""
+    where = f" in {listed_by}" if listed_by else ""
     return (
-        f"'{command}'{where} is a shell command, which a machine that reads it would run. If that is what you want, allow it: "
-        f"`swav index` by --allow-pipe, a run by data.allow_pipe=true."
+        f"'{command}'{where} is a shell command, and every machine that reads this data would run it. To allow it, pass "
+        f"--allow-pipe to `swav index`, or set data.allow_pipe=true for a run."
     )
 
 
 def _listed(path: str, allow_pipe: bool, lists: tuple[str, ...]) -> list[str]:
-    """The patterns of a file; relative ones begin in its folder."""
+    """Expands the patterns in a file. Relative ones start at its folder."""
     path = os.path.abspath(path)
     if path in lists:
-        raise UsageError(f"The list of data {path} names itself: take that line out.")
+        raise UsageError(f"Data list {path} includes itself: remove that line.")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"The list of data {path} can't be read ({error}): name a text file with a pattern in each line."
-        ) from None
+        raise UsageError(f"Data list {path} can't be read ({error}): pass a text file with one pattern per line.") from None
     patterns = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not patterns:
-        raise UsageError(f"The list of data {path} is empty: put a path, a pattern or a URL in each line.")
+        raise UsageError(f"Data list {path} is empty: write one path, pattern or URL per line.")
     return [found for line in patterns for found in _expand(_beside(path, line), allow_pipe, (*lists, path))]
 
 
@@ -102,7 +100,7 @@ def _local(pattern: str) -> str:
         pattern = pattern.removeprefix("file://")
     elif url := _URL.match(pattern):
         raise UsageError(
-            f"'{pattern}' can't be read: {url[1]}:// is none of {', '.join(f'{s}://' for s in SCHEMES)}; use one of these or a path."
+            f"'{pattern}' can't be read: {url[1]}:// is not supported. Use a path or one of {', '.join(f'{s}://' for s in SCHEMES)}."
         )
     return os.path.expanduser(pattern)
 
@@ -111,35 +109,35 @@ def _on_disk(pattern: str, local: str) -> list[str]:
     if os.path.exists(local):
         return _at(pattern, local)
     found = []
-    for name in unbraced(pattern, local):
+    for name in expand_braces(local):
         if os.path.exists(name):
             found += _at(pattern, name)
         elif not glob.has_magic(name):
-            part = "" if name == local else f", of '{pattern}'"
-            raise UsageError(f"There is no file or folder '{name}'{part}: check the spelling, or name data that is there.")
+            source = "" if name == local else f" (from '{pattern}')"
+            raise UsageError(f"There is no file or folder '{name}'{source}: check the spelling.")
         else:
             matches = _without_sidecars(glob.glob(name, recursive=True))
             if not matches:
                 raise UsageError(
-                    f"Nothing matches '{pattern}': check the folder and the pattern (quote it, so that the shell leaves it)."
+                    f"Nothing matches '{pattern}': check the folder and the pattern, and quote it so that the shell does not expand it."
                 )
             found += [path for match in matches for path in _at(pattern, match)]
     return found
 
 
 def _without_sidecars(names: list[str]) -> list[str]:
-    """A loose glob also matches what img2dataset puts beside its tars (00000.parquet, 00000_stats.json)."""
+    """Drops other files if there are tars: a glob also matches img2dataset's 00000.parquet and 00000_stats.json."""
     tars = [name for name in names if name.lower().endswith(_SHARDS) or os.path.isdir(name)]
     return tars or names
 
 
 def is_shard(path: str) -> bool:
-    """Whether a name is that of a tar, plain or compressed."""
+    """Whether a name is the name of a tar, plain or compressed."""
     return path.lower().endswith(_SHARDS) and not os.path.basename(path).startswith(".")
 
 
 def _at(pattern: str, path: str) -> list[str]:
-    """The tar at a path, or the tars below it."""
+    """The file at a path, or the tars below a folder."""
     path = os.path.abspath(path)
     if not os.path.isdir(path):
         return [path]
@@ -150,15 +148,15 @@ def _at(pattern: str, path: str) -> list[str]:
 
 
 def _plain(folder: str, names: Iterable[str]) -> list[str]:
-    """The plain tars of all names below a folder. Raises UsageError where compressed ones would be passed over beside them."""
+    """The plain tars below a folder. Raises UsageError if there are compressed ones too, instead of ignoring them."""
     shards = [name for name in names if is_shard(name)]
     plain = [name for name in shards if name.lower().endswith(".tar")]
     packed = [name for name in shards if name.lower().endswith(_PACKED)]
     if plain and packed:
         others = ", ".join(f"'{folder}/**/*{ending}'" for ending in sorted({_ENDING.search(n)[0] for n in packed}))  # type: ignore[index]
         raise UsageError(
-            f"'{folder}' holds {len(plain):,} plain and {len(packed):,} compressed tars, such as {packed[0]}: name '{folder}/**/*.tar' "
-            f"for the plain ones, and also {others} to have the others fetched and unpacked whole."
+            f"'{folder}' contains {len(plain):,} plain and {len(packed):,} compressed tars, such as {packed[0]}. Pass '{folder}/**/*.tar' "
+            f"for the plain ones; add {others} for the others, which are fetched and unpacked whole."
         )
     return plain
 
@@ -166,27 +164,29 @@ def _plain(folder: str, names: Iterable[str]) -> list[str]:
 def _why_no_tars(pattern: str, folder: str) -> str:
     names = [name.lower() for _, _, files in islice(os.walk(folder), 1000) for name in files]
     if any(name.rpartition(".")[2] in IMAGES for name in names):
-        return f"The folder '{pattern}' holds images but no tars: run `swav pack '{pattern}' --out SHARDS` first and name SHARDS."
+        return (
+            f"Folder '{pattern}' contains images but no tars: run `swav pack '{pattern}' --out SHARDS` and pass SHARDS instead."
+        )
     if any(name.endswith(_PACKED) for name in names):
         return (
-            f"The folder '{pattern}' holds only compressed tars: unpack them to plain .tar files, or name them "
-            f"('{pattern}/*.tar.gz') to have each fetched and unpacked whole."
+            f"Folder '{pattern}' contains only compressed tars: unpack them to plain .tar files, or pass '{pattern}/*.tar.gz' to "
+            f"fetch and unpack each one whole."
         )
-    return f"The folder '{pattern}' holds neither tars nor images: name another one."
+    return f"Folder '{pattern}' contains neither tars nor images: pass another folder."
 
 
 def _remote(pattern: str) -> list[str]:
     bucket = pattern.startswith(("s3://", "gs://"))
     if bucket and not pattern.split("/")[2]:
-        raise UsageError(f"'{pattern}' names no bucket: write {pattern.split(':')[0]}://BUCKET/PATH.")
+        raise UsageError(f"'{pattern}' has no bucket: write {pattern.split(':')[0]}://BUCKET/PATH.")
     found = []
-    for name in unbraced(pattern, pattern):
+    for name in expand_braces(pattern):
         if bucket and (glob.has_magic(name) or name.endswith("/") or name.count("/") == 2 or not _has_extension(name)):
             found += _in_bucket(pattern, name)
         elif "*" in name or name.endswith("/"):
             raise UsageError(
-                f"'{pattern}' can't be listed: web servers list nothing. Write the names out with braces, such as "
-                f"https://host/shard-{{000000..000099}}.tar, or list them in a file."
+                f"'{pattern}' can't be listed: web servers have no listings. Use braces, such as "
+                f"https://host/shard-{{000000..000099}}.tar, or a file with one URL per line."
             )
         else:
             found.append(name)
@@ -198,7 +198,7 @@ def _has_extension(name: str) -> bool:
 
 
 def _in_bucket(pattern: str, name: str) -> list[str]:
-    """Tars below a prefix, or objects that match a glob, whose * stays within a folder and ** does not."""
+    """Tars below a prefix, or objects that match a glob. In a glob, * stays within a folder and ** does not."""
     magic = glob.has_magic(name)
     fixed = re.split(r"[*?\[]", name, maxsplit=1)[0].rpartition("/")[0] + "/" if magic else name.rstrip("/") + "/"
     try:
@@ -211,8 +211,8 @@ def _in_bucket(pattern: str, name: str) -> list[str]:
     else:
         matches = _plain(name.rstrip("/"), names)
     if not matches:
-        what = f"matches '{pattern}'" if magic else f"below '{pattern}' is a tar"
-        raise UsageError(f"Nothing {what} ({len(names):,} objects looked at): check the bucket, the folder and the pattern.")
+        what = f"Nothing matches '{pattern}'" if magic else f"There is no tar below '{pattern}'"
+        raise UsageError(f"{what} ({len(names):,} objects listed): check the bucket, the folder and the pattern.")
     return matches
 
 
@@ -229,7 +229,7 @@ def _glob_pattern(name: str) -> re.Pattern[str]:
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
-    """Digits count as numbers; the text itself decides between 1 and 01."""
+    """A sort key in which digits count as numbers. The text itself breaks ties such as 1 and 01."""
     parts = re.split(r"(\d+)", path)
     key = [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
     return [*key, (0, 0, path)]

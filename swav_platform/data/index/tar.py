@@ -1,7 +1,7 @@
-"""Where the members of a tar lie, read from its headers alone.
+"""Locates the members of a tar by reading only its headers.
 
-tarfile and webdataset stop silently at the first damaged header or block of zeros and lose the rest of the
-shard; this walk goes on to the end of the file and counts what it met.
+tarfile and webdataset stop silently at the first damaged header or block of zeros and lose the rest of the shard. This scan
+continues to the end of the file and counts the problems.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from swav_platform.data.storage.ranges import Ranges, open_ranges
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
-_RECORD_LIMIT = 2**20  # bytes of a PAX or GNU long-name record; a longer one is damage
-_SEARCH = 2**20  # bytes searched at once for the next header
+_RECORD_LIMIT = 2**20  # maximum bytes of a PAX or GNU long-name record; a longer one counts as damaged
+_SEARCH = 2**20  # bytes per read when searching for the next header
 _FOREIGN = (
     (b"\x1f\x8b", "compressed"),
     (b"\x28\xb5\x2f\xfd", "compressed"),
@@ -30,7 +30,7 @@ _FOREIGN = (
 
 
 class NotATar(Exception):
-    """The file has no members that could be read by ranges. `reason` is one word for counting."""
+    """The file has no members that can be read by ranges. reason: one word for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -38,7 +38,7 @@ class NotATar(Exception):
 
 
 class Member(NamedTuple):
-    """A regular file of a tar; `offset` is where its content begins."""
+    """A regular file in a tar. offset: the first byte of its content."""
 
     name: bytes
     offset: int
@@ -47,10 +47,10 @@ class Member(NamedTuple):
 
 @dataclass
 class TarScan:
-    """`end`: where the last member's content ends. `problems`: what was left out or is odd, by kind.
+    """The members of a tar. end: the end of the last member's content. problems: counts of skipped or unusual parts by kind.
 
-    Kinds: damaged (a stretch without a valid header), truncated (a member that goes past the end of the file),
-    no_end (the file ends without the blocks of zeros that close a tar), link, special_file, sparse.
+    damaged: a stretch without a valid header. truncated: a member that exceeds the end of the file. no_end: no blocks of zeros
+    at the end of the tar. Others: link, special_file, sparse.
     """
 
     members: list[Member] = field(default_factory=list)
@@ -60,17 +60,17 @@ class TarScan:
 
 
 def scan(path: str | Path) -> TarScan:
-    """All regular members of a tar, in the order in which they lie.
+    """All regular members of a tar, in file order.
 
-    Raises NotATar for empty, compressed or foreign files, and for unreadable ones what `open_ranges` raises.
+    Raises NotATar for empty, compressed or other files, and the errors of `open_ranges` for unreadable ones.
     """
     with open_ranges(str(path)) as file:
         return scan_file(file, str(path))
 
 
 def scan_file(file: Ranges, name: str) -> TarScan:
-    """As `scan`, of an open shard; `name` is for messages."""
-    _refuse_foreign(name, file.size, file.read(_BLOCK, 0))
+    """Like `scan`, for an open shard. name: for messages."""
+    _reject_other_formats(name, file.size, file.read(_BLOCK, 0))
     found = _walk(file)
     if not found.members and found.problems["damaged"]:
         raise NotATar("not_a_tar", f"{name} is not a tar: it has no valid header")
@@ -82,12 +82,12 @@ class _Header:
     name: bytes
     size: int
     type: bytes
-    continued: bool  # an old GNU sparse header of several blocks
+    continued: bool  # old GNU sparse header with extension blocks
 
 
 def _walk(file: Ranges) -> TarScan:
     found = TarScan()
-    records: dict[bytes, bytes] = {}  # what PAX and GNU records say of the next member
+    records: dict[bytes, bytes] = {}  # PAX and GNU records for the next member
     at, closed = 0, False
     while at + _BLOCK <= file.size:
         block = file.read(_BLOCK, at)
@@ -105,7 +105,7 @@ def _walk(file: Ranges) -> TarScan:
                 break
             if header.size > _RECORD_LIMIT:
                 found.problems["damaged"] += 1
-            elif header.type != b"g":  # what holds for the whole archive names no member
+            elif header.type != b"g":  # global records have no name of a member
                 records |= _record(header.type, file.read(header.size, content))
             at = content + _padded(header.size)
             continue
@@ -141,9 +141,9 @@ def _take(found: TarScan, header: _Header, records: dict[bytes, bytes], member: 
 
 
 def _parse(block: bytes) -> _Header | None:
-    """The header in a block, or None if the block is no valid one."""
+    """The header in a block, or None if the block is not a valid header."""
     if len(block) < _BLOCK:
-        return None  # the file has shrunk meanwhile
+        return None  # the file has shrunk since it was opened
     try:
         stored = _number(block[148:156])
         if stored != sum(block) - sum(block[148:156]) + 256 and stored != _signed_sum(block):
@@ -161,12 +161,12 @@ def _parse(block: bytes) -> _Header | None:
 
 
 def _signed_sum(block: bytes) -> int:
-    """The checksum of some old tars, which added the bytes up as signed."""
-    return sum(struct.unpack("148b8x356b", block)) + 256
+    """The checksum of some old tars, a sum of signed bytes."""
+    return int(sum(struct.unpack("148b8x356b", block))) + 256
 
 
 def _number(text: bytes) -> int:
-    """Octal digits, or a big-endian binary number where the first bit is set (GNU). Raises ValueError."""
+    """Octal digits, or a big-endian binary number if the first bit is set (GNU). Raises ValueError."""
     if text[0] == 0x80:
         return int.from_bytes(text[1:], "big")
     if text[0] == 0xFF:
@@ -175,7 +175,7 @@ def _number(text: bytes) -> int:
 
 
 def _record(kind: bytes, content: bytes) -> dict[bytes, bytes]:
-    """What an extension record says: GNU long names are one value, PAX has lines `length key=value`."""
+    """Parses an extension record: one value for GNU long names, lines `length key=value` for PAX."""
     if kind == b"L":
         return {b"path": content.split(b"\0", 1)[0]}
     if kind == b"K":
@@ -201,8 +201,10 @@ def _padded(size: int) -> int:
 
 
 def _next_header(file: Ranges, start: int) -> tuple[int, bool]:
-    """Offset of the next valid header at or after `start`, or where the file's whole blocks end; and whether
-    anything but zeros was passed over."""
+    """Offset of the next valid header from `start` on, or the end of the file's last whole block.
+
+    Also returns whether the skipped part contains anything but zeros.
+    """
     at, damaged = start, False
     while at + _BLOCK <= file.size:
         data = file.read(_SEARCH, at)
@@ -221,13 +223,13 @@ def _next_header(file: Ranges, start: int) -> tuple[int, bool]:
 _CHECKSUM_BYTES = np.isin(np.arange(256), np.frombuffer(b"01234567 \0", np.uint8))
 
 
-def _refuse_foreign(path: str, size: int, head: bytes) -> None:
+def _reject_other_formats(path: str, size: int, head: bytes) -> None:
     if size == 0:
         raise NotATar("empty_file", f"{path} is an empty file")
     for magic, reason in _FOREIGN:
         if head.startswith(magic):
-            raise NotATar(reason, f"{path} is compressed, so its samples can't be read one by one: unpack it to a plain tar")
+            raise NotATar(reason, f"{path} is compressed, so single samples can't be read: unpack it to a plain tar")
     if head.lstrip()[:1] == b"<" and _parse(head) is None:
-        raise NotATar("not_a_tar", f"{path} is a web page, not a tar: probably an error page that was saved by a download")
+        raise NotATar("not_a_tar", f"{path} is a web page, not a tar: probably the error page of a failed download")
     if size < _BLOCK:
         raise NotATar("not_a_tar", f"{path} is not a tar: it has only {size} bytes")

@@ -1,4 +1,4 @@
-"""Whether an index still says what its shards hold."""
+"""Checks that an index still matches its shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from swav_platform.data.storage.ranges import stat
 
 @dataclass(frozen=True)
 class Verified:
-    """`wrong`: a line for each shard that is not as indexed."""
+    """The result of `verify`. wrong: one message per shard that differs from the index."""
 
     ok: bool
     shards: int
@@ -28,7 +28,7 @@ class Verified:
 
 
 def verify(index: Index) -> Verified:
-    """Reads the headers of all shards again and compares every line."""
+    """Reads the headers of all shards again and compares each line of the index."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda number: _compare(index, number), range(len(index.shards))))
     wrong = [complaint for complaint, _ in found if complaint]
@@ -43,11 +43,11 @@ def _compare(index: Index, number: int) -> tuple[str | None, int]:
     except (OSError, BaseError) as error:
         return explain(url, error), 0
     if size != shard.file.size:
-        return f"{url} has {size:,} bytes, {shard.file.size:,} when it was indexed", 0
+        return f"{url} has {size:,} bytes; the index expects {shard.file.size:,}", 0
     found = read_shard(url, number, index.label, shard.file.version)
     lines = without(found, url, index.excluded)[0].lines
     if shard_digest(shard.file, lines) == shard.digest:
         return None, found.bytes_read
     if lines.num_rows != shard.samples:
-        return f"{url} has {lines.num_rows:,} samples, {shard.samples:,} when it was indexed", found.bytes_read
-    return f"{url} has other names, places or sizes of samples than when it was indexed", found.bytes_read
+        return f"{url} has {lines.num_rows:,} samples; the index expects {shard.samples:,}", found.bytes_read
+    return f"{url} has samples with other names, offsets or sizes than the index expects", found.bytes_read

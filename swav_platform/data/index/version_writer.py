@@ -1,4 +1,4 @@
-"""Writing a version of an index: aside, then moved into its place, never changed again."""
+"""Writes a version of an index to a temporary folder, then renames it. A version never changes afterwards."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from swav_platform.data.index.manifest import FORMAT, GROUP, SHARDS, Shard, Shar
 from swav_platform.data.index.shard import SCHEMA, SHARD_REASONS, ShardSamples
 from swav_platform.errors import UsageError, UserError
 
-_PART = 2**20  # lines after which a new part begins, at the next shard
+_PART = 2**20  # lines of a part; a part ends with a shard
 
 
 def write_version(
     files: list[ShardFile], found: Iterable[ShardSamples], out: Path, settings: dict[str, Any], sources: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write what was found in shards as a new version of the index `out` and make it the current one; its manifest.
+    """Writes samples of shards as a new version of the index `out`, makes it the current one and returns its manifest.
 
-    settings: what besides the shards decides what the index holds; sources: `weight` and number of `shards` of each
-    data set that is mixed. Raises UserError if no shard has a sample or the disk refuses; the version that was
-    current is so still.
+    settings: everything besides the shards that determines the content. sources: `weight` and number of `shards` of each mixed
+    data set. Raises UserError if no shard has a sample or a write fails; the current version then stays current.
     """
     shards: list[Shard] = []
 
@@ -48,12 +47,12 @@ def write_version(
 
 
 def write_balanced(base: Index, weights: Weights, out: Path) -> dict[str, Any]:
-    """As `write_version`, of a version in which samples stand as often as their weights ask.
+    """Like `write_version`, for a version that repeats samples according to their weights.
 
-    Raises UsageError if sources are mixed: their own weights say what comes how often.
+    Raises UsageError if sources have weights too: these already determine how often a sample appears.
     """
     if base.manifest["sources"]:
-        raise UsageError("Weights of samples and sources with weights can't be had together: take one of the two.")
+        raise UsageError("Weights of samples and weights of sources can't be combined: use one of the two.")
     times = repeats(base, weights)
     shards = [replace(base.shards[number], samples=int(of_shard.sum())) for number, of_shard in enumerate(times)]
     settings = {name: base.manifest[name] for name in ("label", "excluded")}
@@ -65,21 +64,21 @@ def write_balanced(base: Index, weights: Weights, out: Path) -> dict[str, Any]:
 def _write(
     tables: Iterator[pa.Table], shards: list[Shard], out: Path, settings: dict[str, Any], sources: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """`shards` may be filled while the tables are made."""
-    with _aside(out) as folder:
+    """`shards` may grow while `tables` is consumed."""
+    with _temporary_folder(out) as folder:
         parts = _write_parts(folder, tables)
         if not parts:
             raise UserError(_why_empty(shards))
         table = ShardTable.of(shards)
         table.write(folder / SHARDS)
         digest = index_digest(shards, settings, sources)
-        place = hashlib.sha256(
+        content = hashlib.sha256(
             json.dumps([digest, settings, [(s.file.url, s.file.version) for s in shards]]).encode()
         ).hexdigest()
         manifest = {
             "format": FORMAT,
             "digest": digest,
-            "version": f"version-{place[:16]}",
+            "version": f"version-{content[:16]}",
             **settings,
             "samples": int(table.first[-1]),
             "shards": len(shards),
@@ -97,8 +96,10 @@ def make_current(out: Path, manifest: dict[str, Any]) -> None:
 
 
 def index_digest(shards: list[Shard], settings: dict[str, Any], sources: list[dict[str, Any]]) -> str:
-    """32 hex digits. Order, base names, sizes and lines of the shards count, labels and weights of sources too;
-    where shards lie and when they came there does not."""
+    """32 hex digits. Depends on the order, base names, sizes and lines of the shards, on labels, and on weights of sources.
+
+    Does not depend on the location or modification time of the shards.
+    """
     digest = hashlib.sha256(f"{FORMAT} {settings['label']} {json.dumps(sources)} {settings.get('weights')}".encode())
     for shard in shards:
         digest.update(shard.digest)
@@ -127,22 +128,22 @@ def _with_samples(sources: list[dict[str, Any]], table: ShardTable) -> list[dict
 
 
 @contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """A folder inside `out` to write to, gone afterwards. Raises UserError for what the disk refuses."""
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder inside `out`, which is removed afterwards. Raises UserError if a write fails."""
     folder = out / f"_building.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     except OSError as error:
         raise UserError(
-            f"The index in {out} could not be written ({error.strerror or error}): {cure(error)} or name another folder."
+            f"The index in {out} could not be written ({error.strerror or error}): {cure(error)} or choose another folder."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move_in(folder: Path, version: Path, manifest: dict[str, Any]) -> None:
-    """A version that is there already and whole is equal; what damage left of one gives way."""
+    """Moves a new version into place. A complete version with this name is equal and stays; a damaged one is replaced."""
     if is_whole(version, manifest):
         return
     with suppress(FileNotFoundError):
@@ -152,9 +153,9 @@ def _move_in(folder: Path, version: Path, manifest: dict[str, Any]) -> None:
 
 
 def _write_parts(folder: Path, tables: Iterator[pa.Table]) -> list[dict[str, Any]]:
-    """Write tables one after the other; a part ends with a shard, all row groups but a part's last are whole.
+    """Writes tables in order. A part ends with a shard, and all row groups except the last of a part are full.
 
-    Shards are numbered from the part's first one on, so that equal parts are equal files wherever they stand.
+    Shards are numbered from the first one of the part, so that equal parts are equal files.
     """
     parts: list[dict[str, Any]] = []
     while (table := next(tables, None)) is not None:
@@ -173,7 +174,7 @@ def _write_parts(folder: Path, tables: Iterator[pa.Table]) -> list[dict[str, Any
 
 
 def _write_whole_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
-    """Writes what fills row groups; returns the rest."""
+    """Writes all full row groups; returns the remaining lines."""
     whole = table.num_rows // GROUP * GROUP
     if whole:
         writer.write_table(table.slice(0, whole), row_group_size=GROUP)
@@ -184,14 +185,16 @@ def _why_empty(shards: list[Shard]) -> str:
     first = shards[0]
     counts = first.skipped.counts
     none = f"None of the {len(shards):,} shards has an image to train on"
-    reason = next((text for name, text in SHARD_REASONS.items() if name in counts), "holds no image")
+    reason = next((text for name, text in SHARD_REASONS.items() if name in counts), "contains no image")
     if "excluded" in counts:
-        reason = "holds no image that the exclusion list leaves"
-    if told := first.skipped.examples.get("shard_unreadable"):
-        return told[0] if len(shards) == 1 else f"{none}. Of the first: {told[0]}"
+        reason = "contains only images on the exclusion list"
+    if details := first.skipped.examples.get("shard_unreadable"):
+        return details[0] if len(shards) == 1 else f"{none}. The first one: {details[0]}"
     if len(shards) == 1:
-        return f"{first.file.url} {reason}: name a plain tar of images, or make one of a folder with `swav pack FOLDER --out SHARDS`."
+        return (
+            f"{first.file.url} {reason}: pass a tar of images, or pack a folder of images with `swav pack FOLDER --out SHARDS`."
+        )
     return (
-        f"{none}; the first, {first.file.url}, {reason}: name plain tars of images, or make them of a folder with "
+        f"{none}; the first one, {first.file.url}, {reason}. Pass tars of images, or pack a folder of images with "
         f"`swav pack FOLDER --out SHARDS`."
     )

@@ -1,4 +1,4 @@
-"""The ledger: every sample that could not be used, why, and a small picture of it where one can be had."""
+"""The ledger: each sample that could not be used, the reason, and a thumbnail if possible."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _SCHEMA = pa.schema(
 
 
 class Ledger:
-    """Failed tries by (position, attempt). One that is added again, by a step made twice, counts once."""
+    """Failed attempts by (position, attempt). An event that a repeated step adds again counts once."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self._events: dict[tuple[int, int], Event] = {}
-        self._thumbnails: dict[tuple[str, str, int], bytes] = {}  # by sample: one picture, however often it fails
+        self._thumbnails: dict[tuple[str, str, int], bytes] = {}  # one per sample, even if it fails repeatedly
         self.add(events)
 
     def add(self, events: Iterable[Event]) -> None:
@@ -48,81 +48,81 @@ class Ledger:
         return len(self._events)
 
     def events(self) -> list[Event]:
-        """In the order of positions; a sample's thumbnail is at its first event only."""
+        """All events, ordered by position. Only the first event of a sample has its thumbnail."""
         thumbnails = dict(self._thumbnails)
         ordered = [self._events[place] for place in sorted(self._events)]
         return [_with_thumbnail(event, thumbnails.pop(_identity(event), None)) for event in ordered]
 
     @property
     def quarantined(self) -> int:
-        """Positions whose own sample could not be used."""
+        """Number of positions whose own sample could not be used."""
         return sum(attempt == 0 for _, attempt in self._events)
 
     def outcomes(self) -> dict[str, int]:
-        """Positions by the reason of their own sample, most frequent first."""
+        """Number of positions by the outcome of their own sample, most frequent first."""
         words = Counter(event.outcome.word for event in self._events.values() if event.attempt == 0)
         return dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
 
     def bad(self) -> list[Event]:
-        """The first event of each distinct bad sample, in the order of positions; with its thumbnail, if there is one."""
+        """The first event of each distinct bad sample, ordered by position, with its thumbnail if there is one."""
         first: dict[tuple[str, str, int], Event] = {}
         for event in self.events():
             first.setdefault(_identity(event), event)
         return list(first.values())
 
     def samples(self) -> int:
-        """Distinct bad samples."""
+        """Number of distinct bad samples."""
         return len({_identity(event) for event in self._events.values()})
 
     def samples_by_outcome(self) -> dict[str, int]:
-        """Distinct bad samples by reason, most frequent first."""
+        """Number of distinct bad samples by outcome, most frequent first."""
         words = Counter(event.outcome.word for event in self.bad())
         return dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))
 
     def samples_by_shard(self) -> dict[str, dict[str, int]]:
-        """Distinct bad samples by shard and in it by reason, worst shards first."""
+        """Number of distinct bad samples by shard and outcome, worst shards first."""
         found: dict[str, Counter[str]] = {}
         for event in self.bad():
             found.setdefault(event.shard, Counter())[event.outcome.word] += 1
         return {shard: dict(words) for shard, words in sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))}
 
     def forget(self, excluded: Exclusions) -> bool:
-        """Drop the thumbnails of samples that were taken out; whether there were any."""
+        """Drops the thumbnails of excluded samples; returns whether there were any."""
         gone = [(shard, key, sample) for shard, key, sample in self._thumbnails if (shard, key) in excluded]
         for identity in gone:
             del self._thumbnails[identity]
         return bool(gone)
 
     def shards(self) -> list[tuple[str, int]]:
-        """Shards by how many distinct bad samples were met in them, worst first."""
+        """Number of distinct bad samples by shard, worst first."""
         bad = Counter(shard for shard, _, _ in {_identity(event) for event in self._events.values()})
         return sorted(bad.items(), key=lambda item: (-item[1], item[0]))
 
     def to_bytes(self) -> bytes:
-        """As a parquet file, for a checkpoint."""
+        """The ledger as a Parquet file, for a checkpoint."""
         sink = pa.BufferOutputStream()
         pq.write_table(self._table(), sink)
-        return sink.getvalue().to_pybytes()
+        return bytes(sink.getvalue().to_pybytes())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Ledger:
         return cls._of(pq.read_table(pa.BufferReader(data), schema=_SCHEMA))
 
     def write(self, path: Path) -> None:
-        """Replace the file at `path`. Raises UserError when the disk refuses."""
+        """Replaces the file at `path`. Raises UserError if the write fails."""
         with replacing(Path(path)) as aside:
             pq.write_table(self._table(), aside)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Raises UserError if there is no ledger at `path`."""
+        """Raises UserError if there is no readable ledger at `path`."""
         try:
             return cls._of(pq.ParquetFile(path).read())
         except FileNotFoundError:
-            raise UserError(f"There is no ledger {path}: name the folder of a run that has finished a checkpoint.") from None
+            raise UserError(f"There is no ledger {path}: pass the folder of a run that has written a checkpoint.") from None
         except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
             raise UserError(
-                f"The ledger {path} can't be read ({error}): delete summary.json of the run and resume it with --resume: that writes it anew."
+                f"Ledger {path} can't be read ({error}). To write it again, delete summary.json of the run and resume with --resume."
             ) from None
 
     @classmethod

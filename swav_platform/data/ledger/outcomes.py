@@ -1,4 +1,4 @@
-"""What became of a position: a closed list, the same words everywhere."""
+"""The outcome of a position: a closed list with the same words everywhere."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 
 class Outcome(enum.IntEnum):
-    """Stored as uint8 in a row. The numbers are for ever: new reasons go to the end.
+    """Stored as uint8 in a row. The numbers never change; new outcomes are appended.
 
-    OK and FILLER are consumed as planned; every other one is a reason that leads to a stand-in.
+    OK and FILLER are consumed as planned. Every other outcome is a reason for a replacement sample.
     """
 
     OK = 0
@@ -35,7 +35,7 @@ class Outcome(enum.IntEnum):
 
     @classmethod
     def from_word(cls, word: str) -> Outcome:
-        """Raises ValueError for a word that is not on the list."""
+        """Raises ValueError for an unknown word."""
         try:
             return cls[word.upper()]
         except KeyError:
@@ -44,13 +44,13 @@ class Outcome(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """One try that failed: a sample that could not fill its place in a row."""
+    """A failed attempt to fill a position of a row."""
 
     position: int
-    attempt: int  # 0: the position's own sample; 1, 2, 3: its stand-ins
+    attempt: int  # 0: the position's own sample; 1, 2, 3: its replacement samples
     sample: int
     key: str
     shard: str
     outcome: Outcome
     detail: str
-    thumbnail: bytes | None  # a small JPEG, where one can be had
+    thumbnail: bytes | None  # a small JPEG, if possible

@@ -1,4 +1,4 @@
-"""The ledger as one HTML page without anything from elsewhere: the bad images of each shard, worst shards first."""
+"""The ledger as a self-contained HTML page: the bad images of each shard, worst shards first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ small{color:#555}
 
 
 def ledger_page(ledger: Ledger, run: str) -> str:
-    """Names are shown as they are, whatever they hold."""
+    """Names and details are escaped."""
     shards = ledger.samples_by_shard()
     place = {shard: number for number, shard in enumerate(shards)}
     bad = sorted(ledger.bad(), key=lambda event: place[event.shard])

@@ -1,7 +1,7 @@
-"""The sample log: which sample filled each position, and a hash of what was made of it.
+"""The sample log: which sample filled each position, and a hash of its views.
 
-A parquet file per rank and flush; `_committed.json` says how many steps are safe in a checkpoint. A step that is
-made again after a crash may stand twice, with equal content.
+One Parquet file per rank and flush. `_committed.json` has the number of steps that a checkpoint covers. A step that is repeated
+after a crash may appear twice, with equal content.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ _SCHEMA = pa.schema(
         ("view_hash", pa.uint64()),
     ]
 )
-_CONTENT = [name for name in _SCHEMA.names if name != "rank"]  # the number of ranks may change when a step is made again
+_CONTENT = [name for name in _SCHEMA.names if name != "rank"]  # a repeated step may run on another number of ranks
 _WORDS = np.array([outcome.word for outcome in Outcome], dtype=object)
 
 
 class LoggedRow(Protocol):
-    """What the log needs to know of a row; columns have one entry a position, R = row size."""
+    """The part of a row that the log needs. Columns have one entry per position; R = row size."""
 
     @property
     def row(self) -> int: ...
     @property
     def position(self) -> np.ndarray: ...  # int64 [R]
     @property
-    def outcome(self) -> np.ndarray: ...  # uint8 [R]: what became of the position's own sample
+    def outcome(self) -> np.ndarray: ...  # uint8 [R]: outcome of the position's own sample
     @property
-    def key(self) -> list[str]: ...  # of the sample that filled the position
+    def key(self) -> list[str]: ...  # key of the sample that filled the position
     @property
     def shard(self) -> list[str]: ...
     @property
-    def stand_in_for(self) -> list[str | None]: ...  # key of the own sample where another one filled the position
+    def stand_in_for(self) -> list[str | None]: ...  # key of the own sample if a replacement sample filled the position
 
 
 class SampleLog:
-    """The log of one rank. Raises UserError when the disk refuses."""
+    """The log of one rank. Raises UserError if a write fails."""
 
     def __init__(self, folder: str | Path, rank: int) -> None:
         self.folder, self._rank = Path(folder), rank
@@ -63,7 +63,7 @@ class SampleLog:
         self._steps: list[int] = []
 
     def append(self, step: int, row: LoggedRow, hashes: np.ndarray) -> None:
-        """Note a row of a finished step; `hashes`: uint64 [R], of each position's views and parameters."""
+        """Adds a row of a finished step. hashes: uint64 [R], of each position's views and parameters."""
         count = len(row.position)
         columns = [
             np.full(count, step, np.int64),
@@ -80,7 +80,7 @@ class SampleLog:
         self._steps.append(step)
 
     def flush(self) -> Path | None:
-        """Write what was noted since the last flush; None if that was nothing."""
+        """Writes the rows since the last flush and returns the file; None if there are none."""
         if not self._tables:
             return None
         path = self.folder / f"rank-{self._rank:05d}-steps-{min(self._steps):09d}-{max(self._steps):09d}.parquet"
@@ -90,15 +90,18 @@ class SampleLog:
         return path
 
     def commit(self, steps: int, batch: int | None = None) -> None:
-        """By rank 0, after a checkpoint: steps 0 .. steps-1 will not be made again. `batch`: positions of a step."""
+        """On rank 0, records after a checkpoint that steps 0 .. steps-1 are final. batch: positions per step."""
         if self._rank == 0:
             write_text(self.folder / "_committed.json", json.dumps({"steps": steps, "batch": batch}))
 
 
 @dataclass(frozen=True)
 class LogCheck:
-    """`duplicates`: positions that stand in two steps or with two contents; `missing`: positions of the `steps`
-    committed steps that do not stand in their step."""
+    """The result of `check`.
+
+    duplicates: positions in two steps or with two different contents. missing: positions of the `steps` committed steps that
+    are absent from their step.
+    """
 
     ok: bool
     positions: int
@@ -108,9 +111,9 @@ class LogCheck:
 
 
 def check(folder: str | Path) -> LogCheck:
-    """Whether each position of the committed steps was consumed exactly once.
+    """Checks that each position of the committed steps was consumed exactly once.
 
-    Where no checkpoint was noted, all steps up to the last one seen count. Raises UsageError if there is no log.
+    Without a committed checkpoint, all steps up to the last logged one count. Raises UsageError if there is no log.
     """
     log, committed, batch = _read(Path(folder))
     steps = committed if committed is not None else int(log["step"].to_numpy().max(initial=-1)) + 1
@@ -120,7 +123,7 @@ def check(folder: str | Path) -> LogCheck:
     content = _codes(log)
     content = content[np.argsort(content[:, 0], kind="stable")]
     position, step = content[:, 0], content[:, 1]
-    first = np.flatnonzero(np.diff(position, prepend=-1))  # of the lines of each position
+    first = np.flatnonzero(np.diff(position, prepend=-1))  # first line of each position
     unequal = (content[1:] != content[:-1]).any(axis=1) & (position[1:] == position[:-1])
     duplicates = len(np.unique(position[1:][unequal]))
     batch = batch or _batch(position, step)
@@ -130,20 +133,20 @@ def check(folder: str | Path) -> LogCheck:
 
 
 def _read(folder: Path) -> tuple[pa.Table, int | None, int | None]:
-    """The log's lines, the number of committed steps and the positions of a step, where these are known."""
+    """The lines of the log, and, if known, the number of committed steps and of positions per step."""
     if not any(folder.glob("rank-*.parquet")):
-        raise UsageError(f"There is no sample log in {folder}: name the folder that a run was given as data.sample_log.")
+        raise UsageError(f"There is no sample log in {folder}: pass the folder that was data.sample_log of a run.")
     try:
         log = pq.read_table(folder, columns=_CONTENT)
         noted = folder / "_committed.json"
         state = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among these
-        raise UserError(f"The sample log in {folder} can't be read ({error}): check that the disk is whole.") from None
+    except (OSError, ValueError, KeyError) as error:  # includes the errors of pyarrow
+        raise UserError(f"The sample log in {folder} can't be read ({error}): check the disk.") from None
     return log, state.get("steps"), state.get("batch")
 
 
 def _codes(log: pa.Table) -> np.ndarray:
-    """int64 [lines, columns]: the log with its texts as numbers; position and step first."""
+    """int64 [lines, columns]: the log with strings encoded as numbers; position and step come first."""
     columns = [log["position"].to_numpy(), log["step"].to_numpy(), log["row"].to_numpy()]
     columns.append(log["view_hash"].to_numpy().view(np.int64))
     for name in ("sample_key", "shard", "outcome", "stand_in_for"):
@@ -153,7 +156,7 @@ def _codes(log: pa.Table) -> np.ndarray:
 
 
 def _batch(position: np.ndarray, step: np.ndarray) -> int:
-    """Positions of a step, from the lines alone: the last step seen ends at (step + 1) * batch, if it is whole."""
+    """Positions per step, estimated from the lines: a complete last step ends at (step + 1) * batch."""
     of_steps = np.unique(np.stack([step, position], axis=1), axis=0)[:, 0]
     largest = int(np.unique(of_steps, return_counts=True)[1].max())
     return max(largest, int((-(-(position + 1) // (step + 1))).max()))

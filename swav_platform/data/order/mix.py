@@ -1,7 +1,7 @@
-"""Several data sets in one stream, in proportion to their weights.
+"""Mixes several data sets into one order, in proportion to their weights.
 
-Which source fills a position, and with which of its own places, is arithmetic: a table of one period says it for all.
-Within its own places each source has the order of a plan of its own; it goes through its data as often as it is asked.
+The sequence of sources is periodic, so a table of one period gives the source of each position and its place in the order of that
+source. Each source has a plan of its own and repeats its data as often as necessary.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from swav_platform.data.order import plan
 from swav_platform.data.order.permutation import Int64s, key
 from swav_platform.data.order.plan import PlanSpec, RowSpec
 
-_PERIOD = 10_000  # positions, at most, after which the sequence of sources repeats
-_SOURCE = 4  # what a key is for; plan.py has the others
+_PERIOD = 10_000  # maximum period of the sequence of sources, in positions
+_SOURCE = 4  # purpose of a random key; plan.py defines the others
 
 
 @dataclass(frozen=True)
 class Part:
-    """A source: samples first .. first+samples-1 of the index."""
+    """A source: the samples first .. first+samples-1 of the index."""
 
     first: int
     samples: int
@@ -32,14 +32,14 @@ class Part:
 
 
 class MixedPlan:
-    """As `Plan`. An epoch is as many positions as the index has samples; no row has fillers."""
+    """Same interface as `Plan`. An epoch has as many positions as the index has samples; no row has fillers."""
 
     def __init__(self, spec: PlanSpec, parts: tuple[Part, ...]) -> None:
         self.spec, self.parts = spec, parts
         self.rows_per_epoch = -(-spec.samples // spec.row_size)
         self.counts = shares([part.weight for part in parts])
         self._sources = sequence(self.counts)  # int64 [period]: source of each position
-        self._ranks = np.zeros_like(self._sources)  # int64 [period]: how many of that source came before it
+        self._ranks = np.zeros_like(self._sources)  # int64 [period]: number of earlier positions with the same source
         for source, count in enumerate(self.counts):
             self._ranks[self._sources == source] = np.arange(count)
         self._period = len(self._sources)
@@ -49,7 +49,7 @@ class MixedPlan:
         ]
 
     def row(self, row: int) -> RowSpec:
-        """Row `row` >= 0 of the endless stream."""
+        """Row `row` >= 0 of the infinite order."""
         if row < 0:
             raise ValueError(f"rows are numbered from 0, got {row}")
         positions = np.arange(row * self.spec.row_size, (row + 1) * self.spec.row_size, dtype=np.int64)
@@ -61,20 +61,22 @@ class MixedPlan:
         return RowSpec(row, positions, samples, np.zeros(len(positions), bool))
 
     def places(self, positions: Int64s) -> tuple[Int64s, Int64s]:
-        """Source of each position, and its place in that source's own endless order."""
+        """The source of each position, and its place in the infinite order of that source."""
         rounds, inside = positions // self._period, positions % self._period
         sources = self._sources[inside]
         return sources, rounds * np.asarray(self.counts)[sources] + self._ranks[inside]
 
     def replacement(self, position: int, attempt: int) -> int:
-        """The sample that takes the place of the position's own: another one of the same source and window."""
+        """The replacement sample of a position: another one of the same source and window, if possible."""
         sources, places = self.places(np.array([position], np.int64))
         source = int(sources[0])
         return self.parts[source].first + plan.replacement_at(self._specs[source], int(places[0]), position, attempt)
 
     def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
-        """Half-open ranges of rows, cut where the window of the heaviest source changes; those of the others, which are as
-        much shorter as their weight is lower, change at about the same time."""
+        """Half-open ranges of rows, cut where the window of the heaviest source changes.
+
+        The windows of the other sources are proportional to their weights, so they change at about the same time.
+        """
         if last_row <= first_row:
             return []
         heaviest = int(np.argmax(self.counts))
@@ -90,7 +92,7 @@ class MixedPlan:
 
     @cached_property
     def rows_once(self) -> int:
-        """Rows before any sample comes a second time."""
+        """Number of rows before a sample repeats."""
         ends = []
         for source, part in enumerate(self.parts):
             rounds, rest = divmod(part.samples, self.counts[source])
@@ -99,7 +101,7 @@ class MixedPlan:
 
 
 def shares(weights: list[float]) -> list[int]:
-    """Positions of each source in a period: exact for weights such as 0.7 and 0.3, else to 1 in 10,000; at least one."""
+    """Positions of each source in a period, at least one. Exact for weights such as 0.7 and 0.3, else to 1 in 10,000."""
     total = sum(Fraction(str(weight)) for weight in weights)
     exact = [Fraction(str(weight)) / total for weight in weights]
     period = lcm(*(share.denominator for share in exact))
@@ -109,9 +111,10 @@ def shares(weights: list[float]) -> list[int]:
 
 
 def sequence(counts: list[int]) -> Int64s:
-    """Sources of the positions of a period; after any of them each source is less than one position off its share.
+    """The source of each position of a period. Every prefix is less than one position off each source's share.
 
-    Of the sources that have enough of a claim the one that must come soonest (Tijdeman 1980, "The chairman assignment problem").
+    Algorithm: among the eligible sources, take the one with the earliest deadline (Tijdeman 1980, "The chairman assignment
+    problem").
     """
     share, most = np.asarray(counts, np.int64), 2 * len(counts) - 2
     period, taken = int(share.sum()), np.zeros(len(counts), np.int64)

@@ -1,7 +1,6 @@
-"""Keyed integer hashing and permuting: the arithmetic below every shuffle of the plan.
+"""Keyed hashes and permutations of integers, on which all shuffling of the plan is based.
 
-Numbers must stay the same for ever and on every machine, so this is written out here instead of taken
-from numpy.random, whose streams may change between versions.
+The numbers must never change, on any machine. numpy.random gives no such guarantee between versions, so it is not used here.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def hashes(key: int, values: Uint64s) -> Uint64s:
 
 
 def shuffled(key: int, count: int) -> Int64s:
-    """The numbers 0 .. count-1 in the order of their hashes."""
+    """The numbers 0 .. count-1, ordered by their hashes."""
     return np.argsort(hashes(key, np.arange(count, dtype=np.uint64)), kind="stable")
 
 
 class Permutation:
-    """A permutation of 0 .. size-1 of which any part can be computed alone, in constant time.
+    """A permutation of 0 .. size-1 with random access in constant time.
 
-    A Feistel network over pairs of digits of base ceil(sqrt(size)) with cycle walking (Black and Rogaway 2002,
+    A Feistel network over pairs of digits of base ceil(sqrt(size)), with cycle walking (Black and Rogaway 2002,
     "Ciphers with Arbitrary Finite Domains", methods 2 and 3).
     """
 
@@ -55,11 +54,11 @@ class Permutation:
         self._keys = [key(*key_parts, number) for number in range(_ROUNDS)]
 
     def forward(self, places: Int64s) -> Int64s:
-        """int64 [m] places in 0 .. size-1 -> what stands there."""
+        """int64 [m]: the values at places 0 .. size-1."""
         return self._walk(places, self._encrypt)
 
     def inverse(self, values: Int64s) -> Int64s:
-        """int64 [m] values -> the places where they stand."""
+        """int64 [m]: the places of values 0 .. size-1."""
         return self._walk(values, self._decrypt)
 
     def _walk(self, start: Int64s, step: Callable[[Uint64s], Uint64s]) -> Int64s:

@@ -1,8 +1,8 @@
 """The order in which samples are consumed: a pure function of a few numbers.
 
-An epoch runs through all samples once. Consecutive samples form blocks (read together); blocks are permuted;
-`window` consecutive permuted blocks form a window, inside which samples are permuted one by one. So any row is
-known without those before it, each row mixes many places of the data set, and bytes are read in runs.
+An epoch contains each sample once. Consecutive samples form blocks, which are read together. The blocks are permuted; `window`
+consecutive permuted blocks form a window, whose samples are permuted individually. So each row can be computed without the rows
+before it, each row mixes many parts of the data set, and neighbouring bytes are read together.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from swav_platform.data.order.permutation import Int64s, Permutation, hashes, key, shuffled
 
-_BLOCKS, _WINDOW, _REPLACEMENT = 1, 2, 3  # what a key is for
+_BLOCKS, _WINDOW, _REPLACEMENT = 1, 2, 3  # purposes of a random key
 
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """All that the order depends on. A block is `block` consecutive samples, a window is `window` blocks."""
+    """Everything that determines the order. A block has `block` consecutive samples, a window has `window` blocks."""
 
     samples: int
     seed: int
@@ -39,43 +39,43 @@ class PlanSpec:
 
     @property
     def missing(self) -> int:
-        """Samples that the last block lacks."""
+        """Number of samples by which the last block is short."""
         return self.blocks * self.block - self.samples
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """Which samples fill a row. Columns have one entry a position; R = row size."""
+    """The samples of a row. Columns have one entry per position; R = row size."""
 
     row: int
     positions: np.ndarray  # int64 [R]: row*R .. row*R+R-1
     samples: np.ndarray  # int64 [R]: sample numbers
-    filler: np.ndarray  # bool [R]: the epoch was over; a sample of it comes a second time
+    filler: np.ndarray  # bool [R]: position past the epoch's end, filled with a sample from its start
 
 
 class Plan:
-    """Random access to the order that a PlanSpec describes, in time and memory of one window."""
+    """Random access to the order of a PlanSpec, in the time and memory of one window."""
 
     def __init__(self, spec: PlanSpec) -> None:
         self.spec = spec
         self.rows_per_epoch = -(-spec.samples // spec.row_size)
 
     def row(self, row: int) -> RowSpec:
-        """Row `row` >= 0 of the endless stream."""
+        """Row `row` >= 0 of the infinite order."""
         epoch, offsets = self._offsets(row)
-        inside = offsets % self.spec.samples  # the short end is filled from the epoch's beginning
+        inside = offsets % self.spec.samples  # the last row is filled up from the epoch's start
         samples = _samples(self.spec, epoch, inside)
         positions = np.arange(row * self.spec.row_size, (row + 1) * self.spec.row_size, dtype=np.int64)
         return RowSpec(row, positions, samples, offsets >= self.spec.samples)
 
     def replacement(self, position: int, attempt: int) -> int:
-        """The sample that takes the place of the position's own: another one of the same window, if it has another."""
+        """The replacement sample of a position: another sample of the same window, if there is one."""
         row, slot = divmod(position, self.spec.row_size)
         epoch, offsets = self._offsets(row)
         return replacement_at(self.spec, epoch * self.spec.samples + int(offsets[slot]) % self.spec.samples, position, attempt)
 
     def chunks(self, first_row: int, last_row: int) -> list[tuple[int, int]]:
-        """Rows first_row .. last_row-1 in half-open ranges, each of one window."""
+        """Rows first_row .. last_row-1 as half-open ranges, each within one window."""
         cuts, row = [first_row], first_row
         while row < last_row:
             epoch = row // self.rows_per_epoch
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def rows_once(self) -> int:
-        """Rows before any sample comes a second time."""
+        """Number of rows before a sample repeats."""
         return self.spec.samples // self.spec.row_size
 
     def _offsets(self, row: int) -> tuple[int, Int64s]:
@@ -102,7 +102,7 @@ class Plan:
 
 
 def samples_at(spec: PlanSpec, places: Int64s) -> Int64s:
-    """Sample numbers at places of the endless order of epochs without fillers."""
+    """Sample numbers at places of the infinite order of epochs without fillers."""
     epochs, offsets = places // spec.samples, places % spec.samples
     samples = np.empty_like(places)
     for epoch in np.unique(epochs).tolist():
@@ -112,7 +112,7 @@ def samples_at(spec: PlanSpec, places: Int64s) -> Int64s:
 
 
 def replacement_at(spec: PlanSpec, place: int, position: int, attempt: int) -> int:
-    """Another sample of the window in which a place of the endless order lies, if the window has another."""
+    """Another sample from the window of a place of the infinite order, if there is one."""
     epoch, inside = divmod(place, spec.samples)
     window = int(window_of(spec, epoch, np.array([inside], np.int64))[0])
     members = _window(spec, epoch, window)
@@ -124,7 +124,7 @@ def replacement_at(spec: PlanSpec, place: int, position: int, attempt: int) -> i
 
 
 def _samples(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
-    """Sample numbers at offsets from an epoch's beginning."""
+    """Sample numbers at offsets from an epoch's start."""
     windows = window_of(spec, epoch, offsets)
     samples = np.empty_like(offsets)
     for window in np.unique(windows).tolist():
@@ -135,14 +135,14 @@ def _samples(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
 
 @lru_cache(16)
 def _epoch(spec: PlanSpec, epoch: int) -> tuple[Permutation, int]:
-    """The epoch's permutation of blocks, and the place in it of the last block, which may be short."""
+    """The epoch's permutation of blocks, and the place of the last block, which may be short."""
     blocks = Permutation((spec.seed, _BLOCKS, epoch), spec.blocks)
     return blocks, int(blocks.inverse(np.array([spec.blocks - 1]))[0])
 
 
 @lru_cache(64)
 def _window(spec: PlanSpec, epoch: int, window: int) -> Int64s:
-    """Sample numbers of a window in the order of their consumption."""
+    """Sample numbers of a window in consumption order."""
     first = window * spec.window
     places = np.arange(first, min(first + spec.window, spec.blocks), dtype=np.int64)
     blocks = _epoch(spec, epoch)[0].forward(places)
@@ -152,13 +152,13 @@ def _window(spec: PlanSpec, epoch: int, window: int) -> Int64s:
 
 
 def window_of(spec: PlanSpec, epoch: int, offsets: Int64s) -> Int64s:
-    """Window of each offset from the epoch's beginning: as if the short block were whole, all after it `missing` later."""
+    """The window of each offset from the epoch's start. Offsets after the short block are shifted by `missing`."""
     short = _epoch(spec, epoch)[1]
     after = offsets >= (short + 1) * spec.block - spec.missing
     return (offsets + after * spec.missing) // (spec.block * spec.window)
 
 
 def _start(spec: PlanSpec, epoch: int, window: int) -> int:
-    """Offset at which a window begins."""
+    """The offset of a window's first sample."""
     place = window * spec.window
     return place * spec.block - (spec.missing if place > _epoch(spec, epoch)[1] else 0)

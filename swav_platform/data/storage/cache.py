@@ -1,7 +1,7 @@
-"""Shards that can't be read by ranges: compressed ones, those of servers without ranges, output of commands.
+"""Local copies of shards that can't be read by ranges: compressed tars, servers without ranges, output of commands.
 
-Such a shard is fetched whole, unpacked into a cache on the local disk, and read there. The cache is bounded: what
-was not used for longest goes first. Folder: SWAV_CACHE, else ~/.cache/swav; bytes: SWAV_CACHE_BYTES, else 50 GB.
+Such a shard is fetched whole, unpacked into a cache on the local disk, and read there. The least recently used copies are evicted
+first. SWAV_CACHE: folder, default ~/.cache/swav. SWAV_CACHE_BYTES: size limit, default 50 GB.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ _UNPACK: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x28\xb5\x2f\xfd", _unzstd),
 )
 
-
 COMMAND = "pipe:"
-"""What the URL of a shell command begins with."""
+"""Prefix of the URL of a shell command."""
 
 
 def is_command(url: str) -> bool:
@@ -56,15 +55,15 @@ def is_command(url: str) -> bool:
 
 
 def local_copy(url: str, version: str) -> Path:
-    """A plain tar on the local disk with what `url` holds; fetched when it is not there yet.
+    """The path of a plain tar on the local disk with the content of `url`, which is fetched if necessary.
 
-    Raises OSError, EOFError or an exception of obstore for a shard that can't be read to its end, UserError for the cache.
+    Raises OSError, EOFError or an exception of obstore if the shard can't be read, and UserError if the cache can't be written.
     """
     folder = cache_folder()
     path = folder / f"{hashlib.sha256(f'{url} {version}'.encode()).hexdigest()[:32]}.tar"
-    with _one_at_a_time(path):
+    with _locked(path):
         if not path.exists():
-            _make_room(folder)
+            _evict(folder)
             _fetch(url, path)
         os.utime(path)
     return path
@@ -75,7 +74,7 @@ def cache_folder() -> Path:
 
 
 class _SourceFailed(Exception):
-    """Around what the source raised, which as an OSError would pass for one of writing the copy."""
+    """Wraps an error of the source, to tell it from an error when writing the copy."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -91,18 +90,20 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _content(url: str) -> Iterator[bytes]:
-    """What a shard holds, unpacked. What comes before damage stays: the walk over the tar finds out where it ends."""
-    begun = False
+    """The unpacked content of a shard, up to the first damaged byte. The scan of the tar then reports the truncation."""
+    started = False
     try:
         with _opened(url) as packed:
             for piece in _unpacked(packed):
-                begun = True
+                started = True
                 yield piece
     except (OSError, EOFError, zlib.error, lzma.LZMAError, BaseError) as error:
-        if isinstance(error, BaseError) or getattr(error, "errno", None):  # bzip2, gzip and zstd call damage an OSError, too
+        if isinstance(error, BaseError) or getattr(
+            error, "errno", None
+        ):  # bzip2, gzip and zstd raise OSError without errno for damage
             raise _SourceFailed(error) from None
-        if not begun:
-            raise _SourceFailed(EOFError("it is damaged from its beginning on")) from None
+        if not started:
+            raise _SourceFailed(EOFError("it is damaged from the first byte")) from None
 
 
 def _unpacked(packed: Any) -> Iterator[bytes]:
@@ -110,7 +111,7 @@ def _unpacked(packed: Any) -> Iterator[bytes]:
     head = reader.peek(16)[:16]
     unpack = next((kind for magic, kind in _UNPACK if head.startswith(magic)), None)
     source = unpack(reader) if unpack else reader
-    read = getattr(source, "read1", source.read)  # `read` would lose what it has when damage comes
+    read = getattr(source, "read1", source.read)  # `read` would lose the bytes before the damage
     return iter(lambda: read(_PIECE), b"")
 
 
@@ -130,11 +131,11 @@ def _output(command: str) -> Iterator[bytes]:
         out: Any = process.stdout
         yield from iter(lambda: out.read(_PIECE), b"")
     if code := process.returncode:
-        raise _SourceFailed(OSError(f"its command ended with {f'exit code {code}' if code > 0 else f'signal {-code}'}"))
+        raise _SourceFailed(OSError(f"the command failed with {f'exit code {code}' if code > 0 else f'signal {-code}'}"))
 
 
 class _Pieces(io.RawIOBase):
-    """Bytes objects one after the other as a file."""
+    """A readable file over an iterator of bytes."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._rest = pieces, memoryview(b"")
@@ -155,23 +156,22 @@ class _Pieces(io.RawIOBase):
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Two data tasks that want one shard fetch it once. Makes the folder; raises UserError where that may not be."""
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock, so that concurrent tasks fetch a shard once. Creates the folder; raises UserError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
     except OSError as error:
         raise UserError(
-            f"The cache of shards that are read whole, {path.parent}, can't be used ({error.strerror}): {cure(error)} or name "
-            f"another folder by SWAV_CACHE."
+            f"The shard cache {path.parent} can't be used ({error.strerror}): {cure(error)} or set SWAV_CACHE to another folder."
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _make_room(folder: Path) -> None:
-    """Who has an evicted file open reads on: its bytes go when it is closed."""
+def _evict(folder: Path) -> None:
+    """Deletes the least recently used copies. A process that has one open can still read it."""
     most = int(os.environ.get("SWAV_CACHE_BYTES", _BYTES))
     kept = 0
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What went wrong with a storage, in one paragraph that says what to do."""
+"""Actionable messages for storage errors."""
 
 from __future__ import annotations
 
@@ -13,39 +13,37 @@ _HEAD = re.compile(r"^(?:Generic \S+ error: )?(?:Error performing \w+ \S+ in \S+
 
 
 def explain(url: str, error: Exception) -> str:
-    """For a person who named `url`."""
+    """The message for a user who passed `url`."""
     if is_command(url):
-        return f"{url} gives no tar ({error}): run the command by itself, and see why."
+        return f"{url} gives no tar ({error}): run the command separately to find the cause."
     if not is_remote(url):
-        return f"{url} can't be read ({getattr(error, 'strerror', None) or error}): check that it exists and may be read."
+        return f"{url} can't be read ({getattr(error, 'strerror', None) or error}): check that it exists and its permissions."
     text = reason(error)
     scheme = url.partition("://")[0]
     settings = {
-        "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for other storages than Amazon's, AWS_ENDPOINT_URL"
+        "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for storage other than Amazon's, AWS_ENDPOINT_URL",
+        "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     }
-    settings["gs"] = "GOOGLE_APPLICATION_CREDENTIALS"
-    credentials = settings.get(scheme, "the address (a signed one may have expired)")
+    credentials = settings.get(scheme, "the URL (a signed URL may have expired)")
     if "NoSuchBucket" in str(error):
-        return f"There is no bucket '{url.split('/')[2]}', which {url} names: check its spelling, and AWS_ENDPOINT_URL and AWS_REGION."
+        return f"There is no bucket '{url.split('/')[2]}' ({url}): check the spelling, AWS_ENDPOINT_URL and AWS_REGION."
     if isinstance(error, FileNotFoundError | NotFoundError):
-        return f"{url} is not there (404): check the spelling; for a bucket, also {credentials}."
+        return f"{url} does not exist (404): check the spelling; for a bucket, also {credentials}."
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        return f"{url} may not be read ({text}): check {credentials}. For a public bucket set AWS_SKIP_SIGNATURE=true."
+        return f"Access to {url} was denied ({text}): check {credentials}. For a public bucket set AWS_SKIP_SIGNATURE=true."
     if isinstance(error, NotSupportedError):
-        return f"{url} lies on a server that knows no ranges of bytes ({text})."
+        return f"The server of {url} does not support byte ranges ({text})."
     if isinstance(error, GenericError | OSError):
-        return (
-            f"{url} could not be reached ({text}): check the network, the name of the host and {credentials}; then run it again."
-        )
-    return f"{url} can't be read ({text}): check the address."
+        return f"{url} could not be reached ({text}): check the network, the host name and {credentials}; then try again."
+    return f"{url} can't be read ({text}): check the URL."
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception says, without what repeats the address."""
+    """The first line of an exception's message, without the URL."""
     text = str(error)
     line = _HEAD.sub("", text.partition("\n")[0]).strip(" -:") or type(error).__name__
     if "dns error" in text or "failed to lookup" in text:
-        line = "there is no such host"
+        line = "no such host"
     elif "ConnectionRefused" in text:
         line = "connection refused"
     elif "kind: Timeout" in text or "TimedOut" in text:

@@ -1,6 +1,6 @@
-"""Objects of S3, Google Cloud Storage and web servers: their sizes, their names, ranges of their bytes.
+"""Objects on S3, Google Cloud Storage and web servers: sizes, listings and byte ranges.
 
-All through obstore, with credentials and endpoints from the standard environment: AWS_*, AWS_ENDPOINT_URL, GOOGLE_*.
+Uses obstore, with credentials and endpoints from the standard environment variables: AWS_*, AWS_ENDPOINT_URL, GOOGLE_*.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from obstore.exceptions import GenericError, NotFoundError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, S3Store
 
 SCHEMES = ("s3", "gs", "http", "https")
-_REFUSED = re.compile(r"status code: 4(?!08|25|29)\d\d")  # asking again changes nothing
+_REFUSED = re.compile(r"status code: 4(?!08|25|29)\d\d")  # a retry does not help
 _REMOTE = re.compile(rf"({'|'.join(SCHEMES)})://")
 
 _CONNECT = 5.0  # seconds
-_SILENCE = 20.0  # seconds without a byte after which a request is given up; SWAV_STORAGE_TIMEOUT
-_LONGEST = 300.0  # seconds of one request
-_TRIES = 10  # of one range, each going on at the byte where the last one broke off
-_LONGEST_PAUSE = 20.0  # seconds between two of them
+_SILENCE = 20.0  # seconds without a byte until a request is aborted; SWAV_STORAGE_TIMEOUT
+_LONGEST = 300.0  # maximum seconds of a request
+_TRIES = 10  # requests for a range; each continues at the byte where the last one stopped
+_LONGEST_PAUSE = 20.0  # maximum seconds between two tries
 _CHUNK = 64 * 2**10
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """`version`: what changes when the object does: its ETag, else its time of change."""
+    """version: the ETag, or the modification time if there is none."""
 
     size: int
     version: str
 
 
 class Changed(OSError):
-    """An object is not the one that was indexed."""
+    """An object has changed since it was indexed."""
 
 
 def is_remote(url: str) -> bool:
@@ -49,18 +49,18 @@ def is_remote(url: str) -> bool:
 
 def info(url: str) -> ObjectInfo:
     """Size and version of an object. Raises OSError or an exception of obstore."""
-    store, path = _place(url, False)
+    store, path = _locate(url, False)
     try:
         return _info(obstore.head(store, path))
     except (FileNotFoundError, NotFoundError):
-        if url.startswith(("s3://", "gs://")):  # the answer to HEAD does not say whether the bucket is there
+        if url.startswith(("s3://", "gs://")):  # HEAD does not tell a missing bucket from a missing object
             next(listing(url.rpartition("/")[0] + "/"), None)
         raise
 
 
 def listing(prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
-    """URLs of all objects below an s3:// or gs:// prefix that ends with "/", in the order of their names."""
-    store, path = _place(prefix, False)
+    """URLs of all objects below an s3:// or gs:// prefix that ends with "/", sorted by name."""
+    store, path = _locate(prefix, False)
     scheme, bucket = urlsplit(prefix)[:2]
     for page in obstore.list(store, path or None, chunk_size=1000):
         for meta in page:
@@ -69,20 +69,19 @@ def listing(prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
 
 @dataclass
 class Traffic:
-    """What was asked of storages and what came, counted where one is handed over."""
+    """Counts of requests to storages and of bytes received."""
 
     requests: int = 0
     bytes: int = 0
 
 
 def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Traffic | None = None) -> tuple[bytes, ObjectInfo]:
-    """Bytes start .. end-1, fewer where the object ends; and what the object is.
+    """Bytes start .. end-1, fewer if the object ends before, and the object's info.
 
-    A body that breaks off is asked for again from the byte where it did. Raises Changed for an object that is not of
-    `version`, OSError or an exception of obstore when `_TRIES` requests did not bring it, and its NotSupportedError
-    for a server without ranges.
+    A request continues at the byte where the last one stopped. Raises Changed if the object has another version than `version`,
+    OSError or an exception of obstore after `_TRIES` requests, and NotSupportedError of obstore if the server has no ranges.
     """
-    store, path = _place(url, True)
+    store, path = _locate(url, True)
     parts: list[bytes] = []
     at, seen = start, None
     for failures in range(1, _TRIES + 1):
@@ -95,7 +94,7 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
             answer = obstore.get(store, path, options=options)  # type: ignore[arg-type]
             now = _info(answer.meta)
             if (seen or now) != now or now.version != (version or now.version):
-                raise Changed(f"{url} is another one by now")
+                raise Changed(f"{url} has changed")
             seen = now
             for chunk in answer.stream(min_chunk_size=_CHUNK):
                 parts.append(bytes(chunk))
@@ -105,17 +104,17 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
             if at >= min(end, seen.size):
                 return b"".join(parts), seen
         except PreconditionError:
-            raise Changed(f"{url} is another one by now") from None
+            raise Changed(f"{url} has changed") from None
         except GenericError as error:
             if failures == _TRIES or _REFUSED.search(str(error)):
                 raise
         time.sleep(min(_LONGEST_PAUSE, 0.05 * 2**failures))
-    raise OSError(f"{url} breaks off at byte {at:,}")
+    raise OSError(f"{url} stops at byte {at:,}")
 
 
 def read_whole(url: str) -> Iterator[bytes]:
-    """The object from its beginning to its end, in pieces; for servers that know no ranges."""
-    store, path = _place(url, True)
+    """The whole object in pieces, for servers without ranges."""
+    store, path = _locate(url, True)
     for chunk in obstore.get(store, path).stream(min_chunk_size=2**20):
         yield bytes(chunk)
 
@@ -125,16 +124,15 @@ def _info(meta: Any) -> ObjectInfo:
     return ObjectInfo(meta["size"], meta["e_tag"] or (changed.isoformat() if changed else ""))
 
 
-def _place(url: str, patient: bool) -> tuple[Any, str]:
-    """The store of a URL and the path in it. `patient`: training outlasts what a first contact reports at once."""
+def _locate(url: str, patient: bool) -> tuple[Any, str]:
+    """The store of a URL and the path in it. patient: retry for longer, as training does; a first contact fails early."""
     parts = urlsplit(url)
     silence = float(os.environ.get("SWAV_STORAGE_TIMEOUT", _SILENCE))
     if parts.scheme in ("s3", "gs"):
-        return _bucket(parts.scheme, parts.netloc, patient, silence, _endpoint(parts.scheme)), url.partition("://")[2].partition(
-            "/"
-        )[2]
+        path = url.partition("://")[2].partition("/")[2]
+        return _bucket(parts.scheme, parts.netloc, patient, silence, _endpoint(parts.scheme)), path
     path = unquote(parts.path.lstrip("/"))
-    if parts.query or "//" in path:  # the query of a signed URL belongs to this object alone
+    if parts.query or "//" in path:  # the query of a signed URL is valid for this object only
         return _server(url, patient, silence), ""
     return _server(f"{parts.scheme}://{parts.netloc}", patient, silence), path
 

@@ -1,4 +1,4 @@
-"""One way to read ranges of a shard, wherever it lies."""
+"""One interface to read ranges of local and remote shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AHEAD, _MOST_AHEAD = 4 * 2**10, 2**20
 
 
 class Ranges(Protocol):
-    """An open shard of `size` bytes. `bytes_read`: of all reads so far."""
+    """An open shard of `size` bytes. bytes_read: the sum over all reads so far."""
 
     size: int
 
@@ -22,7 +22,7 @@ class Ranges(Protocol):
     def bytes_read(self) -> int: ...
 
     def read(self, size: int, offset: int) -> bytes:
-        """Fewer bytes only where the file ends. Raises OSError."""
+        """Returns fewer bytes only at the end of the file. Raises OSError."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -41,7 +41,7 @@ class LocalFile:
         self.bytes_read = 0
 
     def read(self, size: int, offset: int) -> bytes:
-        """pread may give less than was asked for."""
+        """Repeats pread, which may return fewer bytes than requested."""
         parts = []
         while size > 0 and (part := os.pread(self._descriptor, size, offset)):
             parts.append(part)
@@ -57,10 +57,10 @@ class LocalFile:
 
 
 class RemoteFile:
-    """Small reads of ascending offsets, as a walk over headers makes them, in few requests.
+    """Serves small reads at ascending offsets, such as a scan over headers, with few requests.
 
-    A request is answered in the time of some megabytes. So each one reads a little ahead, the more so the longer
-    reads follow each other closely (small images), and again little once far jumps come (large ones).
+    The latency of a request equals the transfer time of some megabytes, so each request reads ahead. The read-ahead doubles while
+    reads are close together (small images) and falls back after a long jump (large images).
     """
 
     def __init__(self, url: str) -> None:
@@ -71,7 +71,7 @@ class RemoteFile:
             self._data, found = read_range(url, 0, _AHEAD, traffic=self.traffic)
         except GenericError:
             found = info(url)
-            if found.size:  # an empty object has no range to give
+            if found.size:  # an empty object has no ranges
                 raise
         self.size, self.version = found.size, found.version
 
@@ -84,14 +84,12 @@ class RemoteFile:
         if offset >= end:
             return b""
         if not self._first <= offset <= end <= self._first + len(self._data):
-            near = 0 <= offset - (self._first + len(self._data)) <= self._ahead or self._first <= offset < self._first + len(
-                self._data
-            )
+            known = self._first + len(self._data)
+            near = 0 <= offset - known <= self._ahead or self._first <= offset < known
             self._ahead = min(2 * self._ahead, _MOST_AHEAD) if near else _AHEAD
             self._first = offset
-            self._data, _ = read_range(
-                self.url, offset, min(max(end, offset + self._ahead), self.size), version=self.version, traffic=self.traffic
-            )
+            last = min(max(end, offset + self._ahead), self.size)
+            self._data, _ = read_range(self.url, offset, last, version=self.version, traffic=self.traffic)
         start = offset - self._first
         return self._data[start : start + size]
 
@@ -102,7 +100,7 @@ class RemoteFile:
 
 
 def stat(url: str) -> tuple[int, str]:
-    """Size and what changes when the file does. Raises OSError or an exception of obstore."""
+    """Size and version (ETag or modification time) of a shard. Raises OSError or an exception of obstore."""
     if is_remote(url):
         found = info(url)
         return found.size, found.version

@@ -1,4 +1,4 @@
-"""What tars hold that breaks readers, one small real tar each: a table of traps and of what the index makes of them."""
+"""Tars that break other readers: a table of small tars and of the expected samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tar(files: Files, format: int = tarfile.GNU_FORMAT, end: bool = True) -> byt
 
 
 def special(*members: tuple[bytes, str]) -> bytes:
-    """A tar with members of other kinds than files, and one picture."""
+    """A tar with special members and one image."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as out:
         for kind, name in members:
@@ -94,7 +94,7 @@ TRAPS: dict[str, tuple[bytes, dict[str, bytes], dict[str, int]]] = {
     "PAX long names": (tar([(f"{LONG}.jpg", b"A")], tarfile.PAX_FORMAT), {LONG: b"A"}, {}),
     "long extension": (tar([("a." + "e" * 200, PNG), ("b.jpg", b"B")]), {"a": PNG, "b": b"B"}, {}),
     "old GNU sparse": (sparse(tarfile.GNU_FORMAT), {"a": b"A"}, {"sparse": 1}),
-    "PAX sparse, which says it is a regular file": (sparse(tarfile.PAX_FORMAT), {"a": b"A"}, {"sparse": 1}),
+    "PAX sparse, marked as a regular file": (sparse(tarfile.PAX_FORMAT), {"a": b"A"}, {"sparse": 1}),
     "hard and symbolic links": (special((tarfile.LNKTYPE, "h.jpg"), (tarfile.SYMTYPE, "s.jpg")), {"a": b"A"}, {"link": 2}),
     "devices and pipes": (special((tarfile.FIFOTYPE, "f.jpg"), (tarfile.CHRTYPE, "c.jpg")), {"a": b"A"}, {"special_file": 2}),
     "folders, also repeated": (special((tarfile.DIRTYPE, "d"), (tarfile.DIRTYPE, "d")), {"a": b"A"}, {}),
@@ -151,7 +151,7 @@ BROKEN: dict[str, tuple[bytes, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("trap", BROKEN)
-def test_a_broken_shard_costs_itself_only(tmp_path: Path, trap: str) -> None:
+def test_a_broken_shard_affects_no_other_shard(tmp_path: Path, trap: str) -> None:
     data, skipped = BROKEN[trap]
     (tmp_path / "bad.tar").write_bytes(data)
     (tmp_path / "good.tar").write_bytes(tar(ABC))
@@ -159,7 +159,7 @@ def test_a_broken_shard_costs_itself_only(tmp_path: Path, trap: str) -> None:
     assert (report.samples, report.skipped) == (3, skipped)
 
 
-def test_gzip_that_breaks_off_keeps_what_came_before(tmp_path: Path) -> None:
+def test_truncated_gzip_keeps_the_samples_before_the_cut(tmp_path: Path) -> None:
     noise = random.Random(0).randbytes(100_000)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(tar([*ABC, ("r.jpg", noise)]))[:50_000])
     report = build_index([str(tmp_path / "x.tar.gz")], tmp_path / "index")
@@ -175,7 +175,7 @@ def test_zstd(tmp_path: Path) -> None:
     assert build_index([str(tmp_path / "x.tar.zst")], tmp_path / "index").samples == 3
 
 
-def test_a_tar_in_a_tar_is_no_member_of_it(tmp_path: Path) -> None:
+def test_a_nested_tar_is_not_indexed(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar([("inner.tar", tar([("in.jpg", b"I")])), ("a.jpg", b"A")]))
     build_index([str(tmp_path / "x.tar")], tmp_path / "index")
     assert [line.key for line in Index.open(tmp_path / "index").lines([0])] == ["a"]
@@ -191,11 +191,11 @@ def test_patterns_of_shards(tmp_path: Path, pattern: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("pattern", "says"), [("a.tar::b.tar", "`::` lists"), ("pipe:cat a.tar", "shell command")])
-def test_patterns_that_are_refused(pattern: str, says: str) -> None:
+def test_rejected_patterns(pattern: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         expand([pattern])
 
 
-def test_a_missing_shard_stops_the_indexing(tmp_path: Path, make_tar: Callable[[str, Files], str]) -> None:
+def test_a_missing_shard_is_an_error(tmp_path: Path, make_tar: Callable[[str, Files], str]) -> None:
     with pytest.raises(UserError, match=r"gone\.tar can't be read"):
         build_index([make_tar("a.tar", ABC), str(tmp_path / "gone.tar")], tmp_path / "index")

@@ -1,4 +1,4 @@
-"""New versions of an index: samples taken out, balanced, verified, listed by others; and data sets that are mixed."""
+"""Versions of an index: exclusions, balancing, verification, wids lists; and mixed data sets."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def keys(index: Index) -> list[str]:
     return [line.key for line in index.lines(range(index.samples))]
 
 
-def test_what_is_taken_out_stays_out(tars: list[str], tmp_path: Path) -> None:
+def test_excluded_samples_stay_excluded(tars: list[str], tmp_path: Path) -> None:
     build_index(tars, tmp_path / "index")
     before = Index.open(tmp_path / "index")
-    (tmp_path / "out.txt").write_text("0-3\n2.tar\t2-5\n1.tar\t0-4\n")  # the last names a sample of another shard
+    (tmp_path / "out.txt").write_text("0-3\n2.tar\t2-5\n1.tar\t0-4\n")  # the last line names a sample of another shard
     report = build_index(tars, tmp_path / "index", exclude=Exclusions.of_file(tmp_path / "out.txt"))
     assert (report.samples, report.shards_read, report.skipped) == (28, 0, {"excluded": 2})
     assert report.examples == {"excluded": ["0-3", "2-5"]}
@@ -49,14 +49,14 @@ def test_what_is_taken_out_stays_out(tars: list[str], tmp_path: Path) -> None:
     assert build_index(tars, tmp_path / "index").digest == report.digest
     assert set(keys(before)) - set(keys(Index.open(tmp_path / "index"))) == {"0-3", "2-5"}
 
-    went_on = Index.open(before.path)  # by a run that began with the version before
-    found = read_samples(went_on.lines(range(30)))
-    assert went_on.digest == before.digest
-    gone = {number: data for number, data in found.items() if isinstance(data, ReadFailure)}
-    assert {number: failure.outcome for number, failure in gone.items()} == {3: Outcome.EXCLUDED, 25: Outcome.EXCLUDED}
+    resumed = Index.open(before.path)  # as a run does that started with the old version
+    found = read_samples(resumed.lines(range(30)))
+    assert resumed.digest == before.digest
+    failures = {number: data for number, data in found.items() if isinstance(data, ReadFailure)}
+    assert {number: failure.outcome for number, failure in failures.items()} == {3: Outcome.EXCLUDED, 25: Outcome.EXCLUDED}
 
 
-def test_lists_of_what_to_take_out(tmp_path: Path) -> None:
+def test_exclusion_lists(tmp_path: Path) -> None:
     pq.write_table(pa.table({"shard": ["s3://b/x.tar", None], "key": ["a", "b\tc"]}), tmp_path / "x.parquet")
     found = Exclusions.of_file(tmp_path / "x.parquet")
     assert ("/elsewhere/x.tar", "a") in found
@@ -70,12 +70,12 @@ def test_lists_of_what_to_take_out(tmp_path: Path) -> None:
     for name, text in (("gone.txt", None), ("empty.txt", "\n\n")):
         if text is not None:
             (tmp_path / name).write_text(text)
-        with pytest.raises(UsageError, match="exclusion list"):
+        with pytest.raises(UsageError, match="Exclusion list"):
             Exclusions.of_file(tmp_path / name)
 
 
-def test_an_index_without_anything_left_says_why(tars: list[str], tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="exclusion list leaves"):
+def test_an_index_with_all_samples_excluded_says_why(tars: list[str], tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="only images on the exclusion list"):
         build_index(tars[:1], tmp_path / "index", exclude=Exclusions((None, f"0-{i}") for i in range(10)))
 
 
@@ -95,7 +95,7 @@ def test_balanced_sampling(tars: list[str], tmp_path: Path) -> None:
     assert build_index(tars, tmp_path / "index").digest == base.digest
 
 
-def test_weights_hold_on_average_and_zero_is_never(make_tar: Any, tmp_path: Path) -> None:
+def test_weights_are_exact_on_average_and_zero_means_never(make_tar: Any, tmp_path: Path) -> None:
     tar = make_tar("x.tar", [(f"{i:04d}.jpg", b"") for i in range(3000)])
     weights = {(None, f"{i:04d}"): (1.0, 2.5, 0.0)[i % 3] for i in range(3000)}
     build_index([tar], tmp_path / "index", weights=Weights(weights))
@@ -111,13 +111,13 @@ def test_keys_of_digits_stay_text(make_tar: Any, tmp_path: Path) -> None:
     (tmp_path / "w.csv").write_text("shard,key,weight\n,001,3\n007.tar,002,1\n")
     assert build_index([tar], tmp_path / "index", weights=Weights.of_file(tmp_path / "w.csv")).samples == 1 + 1 + 3
     (tmp_path / "w.csv").write_text("key,weight\n1,1\n")
-    with pytest.raises(UsageError, match=r"w\.csv name no sample of the index.* such as 000"):
+    with pytest.raises(UsageError, match=r"w\.csv match no sample of the index.* such as 000"):
         build_index([tar], tmp_path / "index", weights=Weights.of_file(tmp_path / "w.csv"))
 
 
 def test_a_key_without_weight_is_named(tmp_path: Path) -> None:
     (tmp_path / "w.csv").write_text("key,weight\na,1\nb,nan\n")
-    with pytest.raises(UsageError, match="'b' has none"):
+    with pytest.raises(UsageError, match="'b' has no weight"):
         Weights.of_file(tmp_path / "w.csv")
 
 
@@ -138,7 +138,7 @@ def test_verify(tars: list[str], tmp_path: Path, make_tar: Any) -> None:
     wrong = verify(index).wrong
     assert [Path(line.split()[0]).name for line in wrong] == ["0.tar", "1.tar", "2.tar"]
     assert "other names" in wrong[0]
-    assert "bytes, 20,480 when" in wrong[2] or "when it was indexed" in wrong[2]
+    assert "the index expects" in wrong[2]
 
 
 def test_shards_of_a_wids_index(tars: list[str], tmp_path: Path) -> None:
@@ -166,18 +166,18 @@ def test_sources_with_weights(tars: list[str], tmp_path: Path) -> None:
     shares = np.bincount(np.where(samples < 10, 0, 1)) / len(samples)
     assert shares.tolist() == [0.75, 0.25]
     counts = np.bincount(samples, minlength=30)
-    assert set(counts[:10].tolist()) == {30}  # each source runs through all of its own
+    assert set(counts[:10].tolist()) == {30}  # each source uses all its samples
     assert set(counts[10:].tolist()) == {5}
     other = Data.model_validate({"sources": (sources[0], {**sources[1], "weight": 2}), "row_size": 8})
     assert open_or_build(other, tmp_path / "other").digest != index.digest
     check_one_pass(plan, data.model_copy(update={"one_pass": True}), 1, 1)
-    with pytest.raises(UsageError, match="at most 1,"):
+    with pytest.raises(UsageError, match="at most 1 "):
         check_one_pass(plan, data.model_copy(update={"one_pass": True}), 1, 2)
     with pytest.raises(UsageError, match="less than a step"):
         check_one_pass(plan, data.model_copy(update={"one_pass": True}), plan.rows_once + 1, 0)
 
 
-def test_sources_without_weights_are_one_set(tars: list[str], tmp_path: Path) -> None:
+def test_sources_without_weights_are_one_data_set(tars: list[str], tmp_path: Path) -> None:
     data = Data(sources=(tars[0], tars[1]), row_size=8)
     assert isinstance(plan_of(open_or_build(data, tmp_path / "index"), data, 1), Plan)
     with pytest.raises(UsageError, match="No images to learn from"):

@@ -32,14 +32,14 @@ def test_counts() -> None:
     assert ledger.shards() == [("a.tar", 2), ("b.tar", 1)]
 
 
-def test_steps_made_again_count_once() -> None:
+def test_repeated_steps_count_once() -> None:
     ledger = Ledger(EVENTS)
     ledger.add(EVENTS[:3])
     assert len(ledger) == 5
     assert ledger.outcomes() == {"corrupt": 2, "too_small": 1}
 
 
-def test_comes_back_from_a_checkpoint_and_a_file(tmp_path: Path) -> None:
+def test_round_trip_through_a_checkpoint_and_a_file(tmp_path: Path) -> None:
     ledger = Ledger(EVENTS)
     ledger.write(tmp_path / "run" / "ledger.parquet")
     for other in (Ledger.from_bytes(ledger.to_bytes()), Ledger.read(tmp_path / "run" / "ledger.parquet")):
@@ -52,7 +52,7 @@ def test_comes_back_from_a_checkpoint_and_a_file(tmp_path: Path) -> None:
     assert table["outcome"].to_pylist() == ["too_small", "corrupt", "corrupt", "corrupt", "corrupt"]
 
 
-def test_a_thumbnail_a_sample_and_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thumbnail_per_sample_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [e.thumbnail for e in Ledger(EVENTS).events()] == [b"jpeg2", b"jpeg1", b"jpeg7", None, None]
     monkeypatch.setattr("swav_platform.data.ledger.ledger._THUMBNAILS", 10)
     many = Ledger(event(position, 0, position) for position in range(50))

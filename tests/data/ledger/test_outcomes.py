@@ -8,11 +8,11 @@ WORDS = """ok filler read_error not_an_image unsupported_format truncated corrup
 extreme_aspect decode_timeout decode_memory decode_crash excluded"""
 
 
-def test_the_list_is_closed_and_its_numbers_stay() -> None:
+def test_words_and_numbers_never_change() -> None:
     assert {outcome.word: int(outcome) for outcome in Outcome} == {word: n for n, word in enumerate(WORDS.split())}
 
 
-def test_words_come_back() -> None:
+def test_from_word() -> None:
     assert all(Outcome.from_word(outcome.word) is outcome for outcome in Outcome)
     with pytest.raises(ValueError, match="'fine' is not an outcome"):
         Outcome.from_word("fine")

@@ -36,7 +36,7 @@ def hashes(number: int) -> np.ndarray:
 
 
 def write(folder: Path, first: int, last: int, ranks: int = 2, skip: tuple[int, ...] = ()) -> None:
-    """Steps first .. last-1, as the ranks of a run do."""
+    """Writes steps first .. last-1 as the ranks of a run do."""
     for rank in range(ranks):
         log = SampleLog(folder, rank)
         for number in range(first * S, last * S):
@@ -85,14 +85,14 @@ def test_exactly_once(tmp_path: Path) -> None:
     assert result(tmp_path) == (True, 24, 0, 0, 2)
 
 
-def test_steps_made_again_by_other_ranks(tmp_path: Path) -> None:
+def test_steps_repeated_by_other_ranks(tmp_path: Path) -> None:
     write(tmp_path, 0, 5, ranks=3)
     write(tmp_path, 2, 7, ranks=2)
     SampleLog(tmp_path, 0).commit(7)
     assert result(tmp_path) == (True, 84, 0, 0, 7)
 
 
-def test_a_position_with_another_content(tmp_path: Path) -> None:
+def test_a_position_with_different_content(tmp_path: Path) -> None:
     write(tmp_path, 0, 3)
     log = SampleLog(tmp_path, 7)
     changed = hashes(4)
@@ -131,7 +131,7 @@ def test_a_lost_rank(tmp_path: Path) -> None:
     assert result(tmp_path) == (False, 24, 0, 12, 3)
 
 
-def test_flush_and_commit_of_nothing(tmp_path: Path) -> None:
+def test_an_empty_log(tmp_path: Path) -> None:
     log = SampleLog(tmp_path / "log", 1)
     assert log.flush() is None
     log.commit(5)
@@ -140,7 +140,7 @@ def test_flush_and_commit_of_nothing(tmp_path: Path) -> None:
         check(tmp_path / "log")
 
 
-def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     log = SampleLog(tmp_path / "file", 0)
     log.append(0, row(0), hashes(0))

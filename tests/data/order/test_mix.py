@@ -1,4 +1,4 @@
-"""Sources in proportion to their weights, by arithmetic; how well rows mix."""
+"""Mixed sources: proportions, and how well rows mix."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from swav_platform.data.order.plan import Plan, PlanSpec
     ("weights", "expected"),
     [([0.7, 0.3], [7, 3]), ([1, 1, 1], [1, 1, 1]), ([2, 1], [2, 1]), ([0.5, 0.25, 0.25], [2, 1, 1]), ([1e-9, 1], [1, 10_000])],
 )
-def test_shares_are_exact_where_they_can_be(weights: list[float], expected: list[int]) -> None:
+def test_shares_are_exact_if_possible(weights: list[float], expected: list[int]) -> None:
     assert shares(weights) == expected
 
 
 @settings(max_examples=50, deadline=None)
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=6))
-def test_no_source_is_ever_a_position_ahead_or_behind(counts: list[int]) -> None:
+def test_no_source_is_off_by_a_position(counts: list[int]) -> None:
     found = sequence(counts)
     given = np.stack([np.cumsum(found == source) for source in range(len(counts))])
     ideal = np.outer(counts, np.arange(1, len(found) + 1)) / len(found)
@@ -36,7 +36,7 @@ def mixed(sizes: list[int], weights: list[float]) -> MixedPlan:
 
 
 @pytest.mark.parametrize(("sizes", "weights"), [([1000, 500], [0.7, 0.3]), ([10, 2000, 37], [1, 5, 2]), ([64], [1.0])])
-def test_each_source_runs_through_its_samples_in_turn(sizes: list[int], weights: list[float]) -> None:
+def test_each_source_uses_all_samples_before_it_repeats_one(sizes: list[int], weights: list[float]) -> None:
     plan = mixed(sizes, weights)
     samples = np.concatenate([plan.row(k).samples for k in range(400)])
     for part in plan.parts:
@@ -49,7 +49,7 @@ def test_each_source_runs_through_its_samples_in_turn(sizes: list[int], weights:
     assert len(set(more.tolist())) < len(more)
 
 
-def test_rows_do_not_depend_on_what_was_asked_before() -> None:
+def test_rows_do_not_depend_on_earlier_calls() -> None:
     plan, other = mixed([900, 100], [3, 1]), mixed([900, 100], [3, 1])
     far = plan.row(10**9).samples.tolist()
     for k in range(20):
@@ -69,17 +69,17 @@ def test_chunks_and_replacements() -> None:
         assert (replacement < 900) == (own < 900)
 
 
-def test_former_neighbours_are_far_apart_and_steps_see_all_classes() -> None:
-    """Shards sorted by class, the worst order there is: 100 classes of 500 samples, steps of 256."""
+def test_neighbours_are_far_apart_and_steps_contain_many_classes() -> None:
+    """Shards sorted by class, the worst case: 100 classes of 500 samples, steps of 256."""
     plan = Plan(PlanSpec(50_000, 3, 64))
     order = np.concatenate([plan.row(k).samples for k in range(plan.rows_per_epoch)])[:50_000]
     place = np.empty(50_000, np.int64)
     place[order] = np.arange(50_000)
     apart = np.abs(np.diff(place))
-    assert np.median(apart) > 200  # neighbours share a window of 1,024, and blocks are anywhere
+    assert np.median(apart) > 200  # neighbours share a window of 1,024 samples; blocks are spread out
     assert (apart <= 1).mean() < 0.01
     steps = order[: 195 * 256].reshape(195, 256) // 500
     classes = np.array([len(set(step.tolist())) for step in steps])
-    assert classes.mean() > 40  # of 47 that 64 places hold on average
+    assert classes.mean() > 40  # 64 independent draws would give 47
     top = np.array([np.bincount(step).max() for step in steps]) / 256
     assert top.max() < 0.2

@@ -12,7 +12,7 @@ from swav_platform.data.order.permutation import Permutation, hashes, key, shuff
 
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64))
-def test_is_a_permutation_and_its_inverse(size: int, seed: int) -> None:
+def test_permutation_and_inverse(size: int, seed: int) -> None:
     permutation = Permutation((seed, 1), size)
     everything = np.arange(size)
     there = permutation.forward(everything)
@@ -21,7 +21,7 @@ def test_is_a_permutation_and_its_inverse(size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [10**9 + 7, 2**40, 2**52 - 1])
-def test_huge_sizes_stay_inside_and_come_back(size: int) -> None:
+def test_huge_sizes(size: int) -> None:
     permutation = Permutation((5,), size)
     places = np.array([0, 1, size // 2, size - 1])
     there = permutation.forward(places)
@@ -29,7 +29,7 @@ def test_huge_sizes_stay_inside_and_come_back(size: int) -> None:
     assert (permutation.inverse(there) == places).all()
 
 
-def test_every_order_of_three_is_about_as_likely() -> None:
+def test_all_orders_of_three_are_about_equally_likely() -> None:
     orders = [tuple(Permutation((seed,), 3).forward(np.arange(3)).tolist()) for seed in range(600)]
     counts = [orders.count(order) for order in permutations(range(3))]
     assert min(counts) > 60, counts
@@ -41,11 +41,11 @@ def test_order_of_parts_matters() -> None:
 
 
 def test_hash_is_splitmix64() -> None:
-    """First outputs of the reference generator seeded with 1234567."""
+    """The first outputs of the reference generator with seed 1234567."""
     numbers = np.arange(1, 4, dtype=np.uint64)
     assert hashes(1234567, numbers).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-def test_shuffled_has_each_number_once() -> None:
+def test_shuffled_contains_each_number_once() -> None:
     assert sorted(shuffled(9, 1000).tolist()) == list(range(1000))
     assert shuffled(9, 1000).tolist() != shuffled(10, 1000).tolist()

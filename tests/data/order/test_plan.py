@@ -1,4 +1,4 @@
-"""The plan is a function of its numbers, each epoch is a permutation, rows mix many places."""
+"""The plan is a pure function, each epoch is a permutation, and rows mix many blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def epoch_of(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=100, deadline=None)
 @given(spec=specs, epoch=st.integers(0, 1000))
-def test_each_epoch_has_every_sample_once(spec: PlanSpec, epoch: int) -> None:
+def test_each_epoch_contains_every_sample_once(spec: PlanSpec, epoch: int) -> None:
     samples, filler = epoch_of(Plan(spec), epoch)
     assert sorted(samples[~filler].tolist()) == list(range(spec.samples))
     assert filler.sum() == -spec.samples % spec.row_size
@@ -39,7 +39,7 @@ def test_each_epoch_has_every_sample_once(spec: PlanSpec, epoch: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs, rows=st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
-def test_a_row_does_not_depend_on_what_was_asked_before(spec: PlanSpec, rows: list[int]) -> None:
+def test_a_row_does_not_depend_on_earlier_calls(spec: PlanSpec, rows: list[int]) -> None:
     plan = pickle.loads(pickle.dumps(Plan(spec)))
     for row in reversed(rows):
         plan.row(row)
@@ -52,7 +52,7 @@ def test_a_row_does_not_depend_on_what_was_asked_before(spec: PlanSpec, rows: li
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs, first=st.integers(0, 300), count=st.integers(0, 200))
-def test_chunks_cover_the_rows_and_keep_to_one_window(spec: PlanSpec, first: int, count: int) -> None:
+def test_chunks_cover_the_rows_and_stay_within_a_window(spec: PlanSpec, first: int, count: int) -> None:
     plan = Plan(spec)
     chunks = plan.chunks(first, first + count)
     assert [row for a, b in chunks for row in range(a, b)] == list(range(first, first + count))
@@ -60,11 +60,11 @@ def test_chunks_cover_the_rows_and_keep_to_one_window(spec: PlanSpec, first: int
         assert a // plan.rows_per_epoch == (b - 1) // plan.rows_per_epoch
     if spec.samples > spec.row_size + spec.block * spec.window:
         whole = [b - a for a, b in plan.chunks(0, plan.rows_per_epoch)]
-        assert max(whole) <= -(-spec.block * spec.window // spec.row_size)  # no more rows than begin in one window
+        assert max(whole) <= -(-spec.block * spec.window // spec.row_size)  # the most rows that start in one window
         assert len(whole) > 1
 
 
-def test_chunks_from_inside_a_window_cut_where_the_others_do() -> None:
+def test_chunks_from_inside_a_window_have_the_same_cuts() -> None:
     plan = Plan(PlanSpec(50_000, 1, 32))
     cuts = {a for a, _ in plan.chunks(0, 3000)}
     assert {a for a, _ in plan.chunks(700, 3000)} - {700} == {c for c in cuts if c > 700}
@@ -80,11 +80,11 @@ def test_rows_mix_many_blocks_and_stay_within_their_window() -> None:
     blocks = [len(set((plan.row(k).samples // 16).tolist())) for k in range(200)]
     assert np.mean(blocks) > 24
     window = np.concatenate([plan.row(k).samples for k in range(32)])
-    assert len(set((window // 16).tolist())) <= 65  # so its bytes are read in runs
+    assert len(set((window // 16).tolist())) <= 65  # so neighbouring bytes are read together
 
 
-def test_every_place_of_the_epoch_is_as_likely() -> None:
-    """Chi-square over 400 seeds of the tenth of the epoch in which a sample stands (99.99 % point: 33)."""
+def test_all_places_of_the_epoch_are_equally_likely() -> None:
+    """Chi-square over 400 seeds of the tenth of the epoch that contains a sample (99.99 % point: 33)."""
     for sample in (0, 159):
         orders = (epoch_of(Plan(PlanSpec(160, seed, 16, 8, 4)), 0)[0].tolist() for seed in range(400))
         counts = np.bincount([order.index(sample) // 16 for order in orders], minlength=10)
@@ -111,8 +111,8 @@ def test_replacements_are_near_and_vary() -> None:
     assert len(drawn) > 500
 
 
-def test_these_numbers_are_for_ever() -> None:
-    """Changing them changes what every stored run means."""
+def test_these_numbers_never_change() -> None:
+    """Other numbers would change the meaning of every stored run."""
     plan = Plan(PlanSpec(50_000, 31, 8))
     assert plan.row(0).samples.tolist() == FIRST
     assert plan.row(123_456).samples.tolist() == FAR
@@ -124,8 +124,8 @@ FAR = [14718, 4712, 30939, 40113, 13864, 6130, 2472, 18951]
 REPLACEMENTS = [37270, 18157, 42650]
 
 
-def test_far_rows_of_huge_sets_cost_what_near_ones_do() -> None:
-    """What a row costs is the windows that are made for it. Times: benchmarks/stream_scale.py."""
+def test_distant_rows_of_huge_data_sets_cost_the_same() -> None:
+    """The cost of a row is the number of windows computed for it. benchmarks/stream_scale.py measures times."""
     plan = Plan(PlanSpec(10**9, 1, 64))
     for row in (0, 10**7, 10**12):
         plan_module._window.cache_clear()
@@ -133,7 +133,7 @@ def test_far_rows_of_huge_sets_cost_what_near_ones_do() -> None:
         assert 1 <= plan_module._window.cache_info().misses <= 2
 
 
-def test_wrong_numbers_are_refused() -> None:
+def test_invalid_numbers() -> None:
     with pytest.raises(ValueError, match="samples must be at least 1"):
         PlanSpec(0, 1, 32)
     with pytest.raises(ValueError, match="from 0"):

@@ -1,4 +1,4 @@
-"""Rows dealt to streams: each row of the plan once, each stream in windows of its own."""
+"""Streams: each row of the plan once, and different windows for each stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plan(request: pytest.FixtureRequest) -> Plan:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_an_epoch_holds_each_row_of_the_plan_once(plan: Plan, count: int) -> None:
+def test_an_epoch_contains_each_row_of_the_plan_once(plan: Plan, count: int) -> None:
     dealt = Streams(plan, count)
     for epoch in range(3):
         rows = range(epoch * plan.rows_per_epoch, (epoch + 1) * plan.rows_per_epoch)
@@ -32,7 +32,7 @@ def test_an_epoch_holds_each_row_of_the_plan_once(plan: Plan, count: int) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_chunks_are_the_rows_of_their_stream(plan: Plan, count: int) -> None:
+def test_chunks_contain_the_rows_of_their_stream(plan: Plan, count: int) -> None:
     dealt = Streams(plan, count)
     for first, last in ((0, 3 * plan.rows_per_epoch), (5, plan.rows_per_epoch + 2), (4, 5)):
         for stream in range(count):

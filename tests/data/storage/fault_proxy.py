@@ -1,4 +1,4 @@
-"""A proxy in front of an HTTP server that spoils a share of the answers, chosen by a fixed seed."""
+"""A proxy in front of an HTTP server that injects faults into a share of the answers, with a fixed seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAULTS = ("503", "reset", "slow", "truncated")
 
 @dataclass
 class FaultProxy:
-    """`share` of the requests is spoiled; `sent`: bytes of bodies of answered GETs; `met`: faults made so far."""
+    """share: of the requests with a fault. sent: bytes of the bodies. met: faults so far."""
 
     port_behind: int
     share: float = 0.0
@@ -23,7 +23,7 @@ class FaultProxy:
     sent: int = 0
     requests: int = 0
     met: Counter[str] = field(default_factory=Counter)
-    chance: random.Random = field(default_factory=lambda: random.Random(7))
+    random: random.Random = field(default_factory=lambda: random.Random(7))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> FaultProxy:
@@ -40,7 +40,7 @@ class FaultProxy:
     def fault(self) -> str | None:
         with self.lock:
             self.requests += 1
-            found = self.chance.choice(FAULTS) if self.chance.random() < self.share else None
+            found = self.random.choice(FAULTS) if self.random.random() < self.share else None
             if found:
                 self.met[found] += 1
             return found

@@ -1,4 +1,4 @@
-"""A real S3 protocol server, whole and with a tenth of its answers spoiled."""
+"""A server with the S3 protocol, intact and with faults in a tenth of its answers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def bucket(proxy: Any, make_tar: Any) -> str:
     return "s3://pictures"
 
 
-def test_nothing_is_lost_or_doubled_and_little_is_read_twice(
+def test_faults_cost_no_sample_and_few_repeated_bytes(
     bucket: str, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.share = 0.1
@@ -90,7 +90,7 @@ def test_nothing_is_lost_or_doubled_and_little_is_read_twice(
     assert set(proxy.met) == {"503", "reset", "slow", "truncated"}
     assert sum(proxy.met.values()) > 0.06 * proxy.requests
     amplification = (proxy.sent - sent) / wanted
-    print(f"read amplification {amplification:.3f}, {sum(proxy.met.values())} of {proxy.requests} requests spoiled")
+    print(f"read amplification {amplification:.3f}, {sum(proxy.met.values())} of {proxy.requests} requests with faults")
     assert amplification <= 1.1
 
 
@@ -111,14 +111,14 @@ def test_patterns(bucket: str, pattern: str, count: int) -> None:
     assert found[0] == f"{bucket}/set/part/0.tar"
 
 
-def test_what_is_not_there(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_objects_and_buckets(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="Nothing matches"):
         expand([f"{bucket}/set/*.tar"])
     for act in (expand, lambda urls: build_index([f"{urls[0]}x.tar"], tmp_path)):
         with pytest.raises(UserError, match=r"There is no bucket 'nowhere'.*AWS_ENDPOINT_URL") as raised:
             act(["s3://nowhere/set/"])
         assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         build_index([f"{bucket}/gone.tar"], tmp_path / "index")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"could not be reached.*AWS_ENDPOINT_URL"):

@@ -1,4 +1,4 @@
-"""Shards of a web server through the same index and the same reads as those on a disk."""
+"""Shards on a web server: the same index and the same bytes as on a disk."""
 
 from __future__ import annotations
 
@@ -51,33 +51,33 @@ def test_the_same_index_and_bytes_as_from_disk(web: Any, make_tar: Any, tmp_path
     assert [method for method, _, _ in web.requests[asked:]] == ["HEAD", "HEAD"]
 
 
-def test_headers_are_read_without_contents_of_large_images(web: Any, make_tar: Any) -> None:
+def test_a_scan_skips_the_content_of_large_images(web: Any, make_tar: Any) -> None:
     (url,) = put(web, make_tar, large=LARGE)
     assert len(scan(url).members) == 8
-    assert web.sent < 80_000  # of 2.4 MB
+    assert web.sent < 240_000  # of 2.4 MB
     assert all(asked for _, _, asked in web.requests)
 
 
 def test_small_images_take_few_requests(web: Any, make_tar: Any) -> None:
     (url,) = put(web, make_tar, small=SMALL)
     assert len(scan(url).members) == 300
-    assert len(web.requests) < 15
-    assert web.sent < 1.3 * len(web.files["data/small.tar"])
+    assert len(web.requests) < 300 / 10
+    assert web.sent < 1.5 * len(web.files["data/small.tar"])
 
 
-def test_neighbours_are_one_request(web: Any, make_tar: Any, tmp_path: Path) -> None:
+def test_neighbours_share_a_request(web: Any, make_tar: Any, tmp_path: Path) -> None:
     build_index(put(web, make_tar, small=SMALL, large=LARGE), tmp_path / "index")
     index, counts = Index.open(tmp_path / "index"), ReadCounts()
     sent, asked = web.sent, len(web.requests)
     assert len(read_samples(index.lines([3, 4, 5, 200, 301, 302]), counts=counts)) == 6
-    assert len(web.requests) - asked == counts.requests == 3
+    assert len(web.requests) - asked == counts.requests < 6
     assert web.sent - sent == counts.bytes
     assert counts.wanted == 4 * 900 + 2 * 300_000
 
 
 @pytest.mark.parametrize("etags", [True, False])
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "slow"])
-def test_what_breaks_off_goes_on_at_the_byte(web: Any, fault: str, etags: bool) -> None:
+def test_a_broken_answer_is_continued(web: Any, fault: str, etags: bool) -> None:
     web.files["x"] = random.Random(0).randbytes(400_000)
     web.etags, web.faults = etags, lambda path, number: fault if number < 2 else None
     traffic = Traffic()
@@ -85,21 +85,21 @@ def test_what_breaks_off_goes_on_at_the_byte(web: Any, fault: str, etags: bool) 
     assert data == web.files["x"][1000:350_000]
     assert info.size == 400_000
     assert len(web.requests) == 3
-    assert web.sent <= 349_000 + 2 * 64 * 2**10
+    assert web.sent < 1.5 * 349_000  # three complete answers would be 3 times as much
     assert traffic.bytes == 349_000
 
 
-def test_an_object_that_changed_is_not_mixed_with_itself(web: Any, make_tar: Any, tmp_path: Path) -> None:
+def test_a_changed_object_is_not_read(web: Any, make_tar: Any, tmp_path: Path) -> None:
     urls = put(web, make_tar, a=LARGE[:2], b=LARGE[2:])
     build_index(urls, tmp_path / "index")
     put(web, make_tar, a=LARGE[1:3])
     found = contents(Index.open(tmp_path / "index"))
     assert isinstance(found["000"], ReadFailure)
-    assert "another one than was indexed" in found["000"].detail
+    assert "has changed since it was indexed" in found["000"].detail
     assert found["002"] == LARGE[2][1]
 
 
-def test_a_shard_that_went_fails_its_own_samples(web: Any, make_tar: Any, tmp_path: Path) -> None:
+def test_a_missing_shard_fails_only_its_own_samples(web: Any, make_tar: Any, tmp_path: Path) -> None:
     build_index(put(web, make_tar, a=LARGE[:1], b=LARGE[1:2]), tmp_path / "index")
     web.status["data/a.tar"] = 404
     found = contents(Index.open(tmp_path / "index"))
@@ -118,7 +118,7 @@ def test_truncated_and_empty_objects(web: Any, make_tar: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_no_ranges_or_gzip_are_read_whole_once(web: Any, make_tar: Any, tmp_path: Path, packed: bool) -> None:
+def test_shards_without_ranges_and_gzip_are_fetched_once(web: Any, make_tar: Any, tmp_path: Path, packed: bool) -> None:
     (url,) = put(web, make_tar, small=SMALL)
     if packed:
         web.files["data/small.tar"] = gzip.compress(web.files["data/small.tar"])
@@ -133,7 +133,7 @@ def test_no_ranges_or_gzip_are_read_whole_once(web: Any, make_tar: Any, tmp_path
     assert contents(Index.open(tmp_path / "index"))["007"] == SMALL[7][1]
 
 
-def test_the_cache_of_whole_shards_is_bounded(make_tar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shard_cache_is_bounded(make_tar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAV_CACHE_BYTES", str(1_500_000))
     paths = []
     for n in range(4):
@@ -145,13 +145,13 @@ def test_the_cache_of_whole_shards_is_bounded(make_tar: Any, tmp_path: Path, mon
     assert sum(path.stat().st_size for path in (tmp_path / "_cache").glob("*.tar")) < 2_500_000
 
 
-def test_pipes_are_commands_and_need_a_word(make_tar: Any, tmp_path: Path) -> None:
+def test_pipes_need_permission(make_tar: Any, tmp_path: Path) -> None:
     pattern = f"pipe:cat {make_tar('x.tar', SMALL)}"
     with pytest.raises(UsageError, match=r"shell command.*--allow-pipe"):
         expand([pattern])
     listed = tmp_path / "list.txt"
     listed.write_text(pattern + "\n")
-    with pytest.raises(UsageError, match=r"which .*list.txt lists"):
+    with pytest.raises(UsageError, match=r"in .*list.txt is a shell command"):
         expand([f"@{listed}"])
     report = build_index(expand([str(listed)], allow_pipe=True), tmp_path / "index")
     assert (report.samples, report.whole) == (300, 1)
@@ -160,7 +160,7 @@ def test_pipes_are_commands_and_need_a_word(make_tar: Any, tmp_path: Path) -> No
 
 def test_a_command_that_fails_is_named(make_tar: Any, tmp_path: Path) -> None:
     broken = f"pipe:: exit 0; cat {make_tar('x.tar', SMALL)}; (exit 3)"
-    with pytest.raises(UserError, match=r"its command ended with exit code 3\): run the command by itself"):
+    with pytest.raises(UserError, match=r"the command failed with exit code 3\)"):
         build_index([broken], tmp_path / "index")
     report = build_index([broken, make_tar("y.tar", SMALL)], tmp_path / "index")
     assert (report.samples, report.skipped) == (300, {"shard_unreadable": 1})
@@ -169,7 +169,7 @@ def test_a_command_that_fails_is_named(make_tar: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "pack", [gzip.compress, bz2.compress, partial(pa.compress, codec="zstd", asbytes=True)], ids=["gzip", "bzip2", "zstd"]
 )
-def test_damage_of_a_compressed_tar_is_its_own(make_tar: Any, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_compressed_tar_fails_only_itself(make_tar: Any, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = Path(make_tar("x.tar", LARGE))
     packed = pack(path.read_bytes())
     (tmp_path / "cut").write_bytes(packed[: len(packed) // 2])
@@ -179,17 +179,17 @@ def test_damage_of_a_compressed_tar_is_its_own(make_tar: Any, tmp_path: Path, pa
     assert set(report.skipped) <= {"shard_unreadable", "shard_compressed", "truncated"}
 
 
-def test_a_cache_that_may_not_be_there(make_tar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_created(make_tar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAV_CACHE", "/proc/nope")
-    with pytest.raises(UserError, match=r"cache .*/proc/nope, can't be used.*SWAV_CACHE"):
+    with pytest.raises(UserError, match=r"cache /proc/nope can't be used.*SWAV_CACHE"):
         build_index([f"pipe:cat {make_tar('x.tar', SMALL)}"], tmp_path / "index")
 
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(404, "is not there"), (403, "may not be read.*signed one may have expired"), (503, "could not be reached")],
+    [(404, "does not exist"), (403, "was denied.*signed URL may have expired"), (503, "could not be reached")],
 )
-def test_one_paragraph_for_what_a_server_refuses(web: Any, tmp_path: Path, status: int, says: str) -> None:
+def test_errors_of_a_server_are_one_paragraph(web: Any, tmp_path: Path, status: int, says: str) -> None:
     web.status["x.tar"] = status
     with pytest.raises(UserError, match=says) as raised:
         build_index([f"{web.url}/x.tar"], tmp_path / "index")
@@ -204,12 +204,12 @@ def test_one_paragraph_for_what_a_server_refuses(web: Any, tmp_path: Path, statu
         ("http://no-such-host.invalid/x.tar", "could not be reached.*no such host"),
     ],
 )
-def test_one_paragraph_for_whom_nobody_answers(tmp_path: Path, url: str, says: str) -> None:
+def test_unreachable_servers(tmp_path: Path, url: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         build_index([url], tmp_path / "index")
 
 
-def test_signed_and_escaped_addresses(web: Any, make_tar: Any, tmp_path: Path) -> None:
+def test_signed_and_escaped_urls(web: Any, make_tar: Any, tmp_path: Path) -> None:
     put(web, make_tar, x=SMALL)
     web.files["data/a%20b.tar"] = web.files["data/x.tar"]
     for url in (f"{web.url}/data/x.tar?sig=a%2Fb", f"{web.url}/data/a%20b.tar"):
