@@ -10,11 +10,11 @@ BIN := .venv/bin
 export PYTHON
 export DATA
 
-.PHONY: help setup demo test unit lint format clean
+.PHONY: help setup demo test unit docs lint format clean
 
 help:
 	@sed -n '/^# `make/,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo "Also: make unit (tests without Ray, MLflow and HTTP processes), make lint, make format, make clean"
+	@echo "Also: make unit (tests without Ray, MLflow and HTTP processes), make docs (build/site), make lint, make format, make clean"
 
 setup:
 	@SWAV_SETUP_FORCE=$(FORCE) bash deploy/setup.sh
@@ -29,6 +29,9 @@ test: setup
 
 unit: setup
 	@$(BIN)/python -m pytest -m "not stack"
+
+docs: setup
+	@$(BIN)/python docs/build.py
 
 # Folders that hold no Python file (yet) are left out: mypy takes that for an error.
 TYPED = $(foreach room,swav_platform services benchmarks deploy,$(if $(shell find $(room) -name '*.py' -print -quit 2>/dev/null),$(room)))

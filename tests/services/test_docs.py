@@ -1,4 +1,4 @@
-"""docs/service.md says what the service does."""
+"""docs/http.md and the commands of docs/serve.md match the service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swav_platform.data.ledger.outcomes import Outcome
 
 @pytest.fixture(scope="module")
 def page(root: Path) -> str:
-    return (root / "docs" / "service.md").read_text(encoding="utf-8")
+    return (root / "docs" / "http.md").read_text(encoding="utf-8")
 
 
 def test_routes(page: str, service: TestClient) -> None:
@@ -59,9 +59,10 @@ def test_limits(page: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_commands(page: str, package: Path, stored: Path, draw: Callable[..., bytes], tmp_path: Path) -> None:
+def test_commands(root: Path, package: Path, stored: Path, draw: Callable[..., bytes], tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(draw(1))
     (tmp_path / "other.png").write_bytes(draw(2, kind="PNG"))
+    page = (root / "docs" / "serve.md").read_text(encoding="utf-8")
     commands = re.findall(r"```sh\n(.*?)```", page, re.S)
     assert len(commands) == 5
     with serving(ServiceSettings(model=package, embeddings=stored, threads=1)) as address:
