@@ -21,7 +21,7 @@ PUBLIC = (
     # "swav_platform.Encoder",
     # "swav_platform.encoder.ImageError",
     "swav_platform.client.Client",
-    "swav_platform.methods.method.Method",
+    "swav_platform.Method",
     "swav_platform.methods.method.RowOutputs",
     "swav_platform.methods.method.StepOutputs",
 )
@@ -107,7 +107,7 @@ def _arguments(function: griffe.Function) -> str:
         default = f" = {parameter.default}" if parameter.default and not stars else ""
         parts.append(f"{stars}{parameter.name}{kind}{default}")
     line = f"({', '.join(parts)})"
-    return line if len(line) <= 80 else "(\n    " + ",\n    ".join(parts) + ",\n)"
+    return line if len(line) <= 50 else "(\n    " + ",\n    ".join(parts) + ",\n)"
 
 
 def build(out: Path) -> None:
