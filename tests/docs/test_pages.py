@@ -153,6 +153,11 @@ def test_sentences_are_short_and_plain(page: Path) -> None:
     assert [found[0] for text in prose for found in _NOT_PLAIN.finditer(text)] == []
 
 
+def test_documentation_is_short() -> None:
+    """Words outside of tables and code. To add a page, shorten another one."""
+    assert sum(len(text.split()) for page in PAGES for text in _paragraphs(page.read_text(encoding="utf-8"))) <= 10_000
+
+
 @every_written_page
 def test_lines_fit(page: Path) -> None:
     lines = _FENCED.sub("", page.read_text(encoding="utf-8")).splitlines()
