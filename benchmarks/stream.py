@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 
 from swav_platform.cluster import session
-from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.cluster.stream import open_streams, rank_rows
 from swav_platform.config import load
 from swav_platform.data.index.build import build_index
 from swav_platform.data.index.lookup import Index, IndexLine
@@ -54,13 +54,13 @@ Stream = Iterator[np.ndarray]  # packed rows, uint8 [nbytes]
 
 
 def ours(job: RowJob, rows: int) -> Stream:
-    pipelines = open_pipelines(job, 0, rows, 1)
+    streams = open_streams(job, 0, rows, 1)
     try:
-        for number, row in enumerate(rank_rows(pipelines, 0)):
+        for number, row in enumerate(rank_rows(streams, 0)):
             assert row.row == number
             yield row.packed
     finally:
-        _end(pipelines.segments)
+        _end(streams.segments)
 
 
 def dataloader(job: RowJob, rows: int) -> Stream:
@@ -255,12 +255,12 @@ def seams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
     ranks, changes = 2, 20
     pace = 2 * seconds_of_a_row(job)
     job = replace(job, config=job.config.model_copy(update={"data": job.config.data.model_copy(update={"segment": rows})}))
-    pipelines = open_pipelines(job, 0, (changes + 1) * rows, ranks)
+    streams = open_streams(job, 0, (changes + 1) * rows, ranks)
     waits: list[list[float]] = [[] for _ in range(ranks)]
     together = threading.Barrier(ranks)  # ranks step together, as training does
 
     def consume(rank: int) -> None:
-        stream = rank_rows(pipelines, rank)
+        stream = rank_rows(streams, rank)
         while True:
             before = time.perf_counter()
             if next(stream, None) is None:
@@ -275,7 +275,7 @@ def seams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
         thread.start()
     for thread in threads:
         thread.join()
-    _end(pipelines.segments)
+    _end(streams.segments)
     share = rows // ranks
     at_seams = [[max(w[c * share - 1 : c * share + 2]) for c in range(1, changes + 1)] for w in waits]
     medians = [statistics.median(w[1:]) for w in waits]
@@ -291,7 +291,7 @@ def seams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
 
 
 def start(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
-    """Ray is up; seconds from opening the pipelines to their first row."""
+    """Ray is up; seconds from opening the streams to their first row."""
     found = []
     for _ in range(rounds):
         began = time.perf_counter()

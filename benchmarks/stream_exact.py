@@ -30,8 +30,8 @@ import numpy as np
 import ray
 
 from swav_platform.cluster import session
-from swav_platform.cluster.segments import Course, Segments, dataset
-from swav_platform.cluster.stream import Pipelines, open_pipelines, rank_rows
+from swav_platform.cluster.segments import Segments, StreamSplit, dataset
+from swav_platform.cluster.stream import OpenStreams, open_streams, rank_rows
 from swav_platform.config import load
 from swav_platform.data.index.build import build_index
 from swav_platform.data.index.sources import expand
@@ -78,11 +78,11 @@ def _one_epoch(job: RowJob, ranks: int) -> dict[str, Any]:
     """Rows of an epoch: positions taken, doubled and missing, samples that nobody saw, ranks with rows not theirs or out of order."""
     began, plan = time.perf_counter(), job.plan()
     rows, size = plan.plan.rows_per_epoch, job.config.data.row_size
-    pipelines = open_pipelines(job, 0, rows, ranks)
+    streams = open_streams(job, 0, rows, ranks)
     taken: list[list[Row]] = [[] for _ in range(ranks)]
 
     def take(rank: int) -> None:
-        for row in rank_rows(pipelines, rank):
+        for row in rank_rows(streams, rank):
             taken[rank].append(replace(row, views=[], params=[], packed=np.empty(0, np.uint8)))
 
     threads = [threading.Thread(target=take, args=(rank,)) for rank in range(ranks)]
@@ -90,7 +90,7 @@ def _one_epoch(job: RowJob, ranks: int) -> dict[str, Any]:
         thread.start()
     for thread in threads:
         thread.join(300)
-    _end(pipelines)
+    _end(streams)
     positions = np.concatenate([row.position for mine in taken for row in mine])
     seen = np.unique(np.concatenate([row.sample for mine in taken for row in mine]))
     told = {
@@ -113,11 +113,11 @@ def costs(job: RowJob, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for ordered in rates:
             rates[ordered].append(_rate(job, rows, ordered))
-    pipelines = open_pipelines(job, 0, rows, 1)
-    [segments] = pipelines.segments
-    ray.get(segments.begin.remote(-1))
-    counting = timeit.timeit(lambda: ray.get(segments.begin.remote(-1)), number=200) / 200
-    _end(pipelines)
+    streams = open_streams(job, 0, rows, 1)
+    [segments] = streams.segments
+    ray.get(segments.start_chunk.remote(-1))
+    counting = timeit.timeit(lambda: ray.get(segments.start_chunk.remote(-1)), number=200) / 200
+    _end(streams)
     row = next(_rows(job, 1, True))
     comparing = timeit.timeit(lambda: row is None or row.row != 0, number=10_000) / 10_000  # as the training loop does
     a_row = 1 / statistics.median(rates[True])
@@ -146,9 +146,9 @@ def _rate(job: RowJob, rows: int, ordered: bool) -> float:
 
 
 def _rows(job: RowJob, rows: int, ordered: bool) -> Iterator[Row]:
-    course = Course(0, 1, 0, rows, 1, rows)
-    segments = Segments.remote(job, course)  # type: ignore[attr-defined]
-    made = dataset(job, course, 0, rows, segments)
+    split = StreamSplit(0, 1, 0, rows, 1, rows)
+    segments = Segments.remote(job, split)  # type: ignore[attr-defined]
+    made = dataset(job, split, 0, rows, segments)
     made.context.execution_options.preserve_order = ordered
     [share] = made.streaming_split(1, equal=False)
     tables: Any = share.iter_batches(batch_size=None, batch_format="pyarrow")  # type: ignore[arg-type]
@@ -168,13 +168,13 @@ def poison(job: RowJob, rounds: int) -> dict[str, Any]:
         told = {}
         for name, deadly in (("clean", ""), ("poisoned", hashlib.md5(content).hexdigest())):
             Path(os.environ["POISON"]).write_text(deadly)
-            pipelines = open_pipelines(job, 0, rows, 1)
+            streams = open_streams(job, 0, rows, 1)
             waits, crashed, before = [], 0, time.perf_counter()
-            for row in rank_rows(pipelines, 0):
+            for row in rank_rows(streams, 0):
                 waits.append(time.perf_counter() - before)
                 crashed += int((row.outcome == Outcome.DECODE_CRASH).sum())
                 before = time.perf_counter()
-            _end(pipelines)
+            _end(streams)
             assert len(waits) == rows
             told[name] = {"seconds": sum(waits), "longest": max(waits[1:]), "crashed": crashed}
         found.append(told)
@@ -185,8 +185,8 @@ def poison(job: RowJob, rounds: int) -> dict[str, Any]:
     }
 
 
-def _end(pipelines: Pipelines) -> None:
-    for actor in pipelines.segments:
+def _end(streams: OpenStreams) -> None:
+    for actor in streams.segments:
         ray.kill(actor)
 
 

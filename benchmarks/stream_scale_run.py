@@ -1,7 +1,7 @@
 """How much later does the first row come to the trainer when a data set has 100,000 shards instead of ten?
 
 The data sets of stream_scale.py, their images JPEGs. A fresh process starts a local Ray, opens the index, and takes the rows of one step
-from the pipelines as a rank does; for ten shards and for many in turns. Run it from the project's folder; the last line is one
+from the streams as a rank does; for ten shards and for many in turns. Run it from the project's folder; the last line is one
 JSON object: medians of the seconds from opening the index to the first row, of requests and bytes of the step's rows; and the highest
 resident size that any process alive at the end has had in any round (`more_mb`: by how much that of many shards is above that of
 ten). `rows`: rows of the step.
@@ -24,7 +24,7 @@ from PIL import Image
 from stream_scale import Server, in_turns, make_tars, middle, traffic
 
 from swav_platform.cluster import session
-from swav_platform.cluster.stream import open_pipelines, rank_rows
+from swav_platform.cluster.stream import open_streams, rank_rows
 from swav_platform.config import load
 from swav_platform.data.datasets import plan_of
 from swav_platform.data.index.lookup import Index
@@ -48,9 +48,9 @@ def take(index: Path) -> dict[str, float]:
         began = time.perf_counter()
         opened = Index.open(index)
         plan_of(opened, config.data, config.seed)
-        pipelines = open_pipelines(RowJob(config, str(opened.path)), 0, config.rows_per_step, 1)
+        streams = open_streams(RowJob(config, str(opened.path)), 0, config.rows_per_step, 1)
         seconds, seen = [], 0
-        for row in rank_rows(pipelines, 0):
+        for row in rank_rows(streams, 0):
             seconds.append(time.perf_counter() - began)
             seen += int((row.weight > 0).sum())
         if seen != config.train.batch:

@@ -52,7 +52,7 @@ print(json.dumps({"version": PIL.__version__, "codecs": codecs}))""",
 import io, json
 from PIL import Image
 from swav_platform.config import ImagePolicy
-from swav_platform.images.decode import codec_fingerprint, decode
+from swav_platform.images.decoding.decode import codec_fingerprint, decode
 buffer = io.BytesIO()
 Image.new("RGB", (32, 32), (9, 9, 9)).save(buffer, "PNG")
 assert decode(buffer.getvalue(), ImagePolicy()).max() == 9

@@ -1,7 +1,7 @@
-"""Pretraining as jobs of a Ray cluster, over the Ray Jobs API: submit, look, read, stop, list.
+"""Pretraining as jobs of a Ray cluster, through the Ray Jobs API: submit, status, logs, stop, list.
 
-A job's name is its run's name. Each submission of a name gets an id of its own (name, name-2, name-3 …), so that a
-run which was lost can be submitted again and goes on from its checkpoints.
+A job's name is its run's name. Each submission of a name gets its own id (name, name-2, name-3 …), so that a run that
+failed can be submitted again and resumes from its checkpoints.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from swav_platform.cluster.pretrain import placed
+from swav_platform.cluster.pretrain import with_absolute_paths
 from swav_platform.config import Config, from_tree
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import runs_folder
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 READY_SECONDS = 60.0
-PATIENCE = 60.0  # seconds that a cluster may be away while its job is followed
+OUTAGE_TIMEOUT = 60.0  # seconds that a cluster may be unreachable while its job is followed
 ENDED = ("succeeded", "failed", "stopped")
 _STOPPED_BY_SIGNAL = (130, 143, -2, -15)
 _STEP = re.compile(r"^step (\d+)/(\d+)", re.MULTILINE)
@@ -51,7 +51,7 @@ class Job:
 
 
 class Cluster:
-    """The Ray cluster behind an address. Each method raises UserError when the address does not answer."""
+    """A Ray cluster, by the address of its dashboard. Each method raises UserError when the address does not answer."""
 
     def __init__(self, address: str | None) -> None:
         address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
@@ -59,30 +59,31 @@ class Cluster:
         place = urlsplit(self.address)
         if place.scheme not in ("http", "https"):
             raise UsageError(
-                f"{address} is not the dashboard of a Ray cluster ({place.scheme}:// is for Ray's own clients); "
-                f"jobs go by HTTP: --address http://{place.hostname or 'HEAD'}:8265."
+                f"{address} is not the address of a Ray dashboard ({place.scheme}:// is for Ray's own clients). "
+                f"Jobs use HTTP: --address http://{place.hostname or 'HEAD'}:8265."
             )
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-            os.environ.pop(name, None)  # Ray's client would take them before the address that it is given
+            os.environ.pop(name, None)  # Ray's client prefers them to the address that is passed
 
     @functools.cached_property
     def _client(self) -> Any:
-        """Connects when it is first used: what is wrong with a configuration is said before."""
+        """Connects at first use, so that errors in the configuration are reported first."""
         from ray.job_submission import JobSubmissionClient
 
-        for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         return JobSubmissionClient(self.address)
 
     def submit(self, config: Config) -> Job:
-        """Raises UsageError for a name that runs, or for paths that the cluster can't know."""
-        config = self._placed(config)
+        """Raises UsageError for a run that is active, or for paths that the cluster can't see."""
+        config = self._with_absolute_paths(config)
         name = str(config.run.name)
         known = self.jobs()
-        if alive := [job for job in known if job.name == name and job.state not in ENDED]:
+        if active := [job for job in known if job.name == name and job.state not in ENDED]:
             raise UsageError(
-                f"Run {name} is {alive[0].state} on {self.address} (job {alive[0].id}); follow it with `swav logs {name} --follow --address {self.address}`, "
-                f"stop it with `swav stop {name} --address {self.address}`, or take another --name."
+                f"Run {name} is {active[0].state} on {self.address} (job {active[0].id}). Follow it with "
+                f"`swav logs {name} --follow --address {self.address}`, "
+                f"stop it with `swav stop {name} --address {self.address}`, or choose another --name."
             )
         taken = {job.name for job in known if job.name != name} | {details.submission_id for details in self._listed()}
         job_id = _free_id(name, taken)
@@ -97,7 +98,7 @@ class Cluster:
         return self._now(job_id)
 
     def _submit_when_ready(self, **job: Any) -> None:
-        """A head that has just started answers before it can take jobs."""
+        """Retries: a head that has just started answers before it accepts jobs."""
         deadline = time.monotonic() + READY_SECONDS
         while True:
             try:
@@ -109,18 +110,16 @@ class Cluster:
             time.sleep(1)
 
     def jobs(self) -> list[Job]:
-        """All jobs of ours, oldest first."""
+        """All jobs that `swav submit` created, oldest first."""
         found = [self._job(details) for details in self._listed() if (details.metadata or {}).get("run")]
         return sorted(found, key=lambda job: job.started or 0.0)
 
     def job(self, name: str) -> Job:
-        """The newest job of a run's name, else the job of an id."""
+        """The newest job of the run `name`, else the job with that id. Raises UsageError if there is none."""
         jobs = self.jobs()
         found = [job for job in jobs if job.name == name] or [job for job in jobs if job.id == name]
         if not found:
-            raise UsageError(
-                f"There is no job '{name}' on {self.address}; `swav list --address {self.address}` shows those it has."
-            )
+            raise UsageError(f"There is no job '{name}' on {self.address}; `swav list --address {self.address}` lists all jobs.")
         return found[-1]
 
     def logs(self, job: Job) -> str:
@@ -143,9 +142,9 @@ class Cluster:
         }
 
     def follow(self, job: Job, show: Callable[[str], None], poll: float = 1.0) -> Job:
-        """Passes new log text to `show` until the job has ended; returns the job as it ended.
+        """Passes new log text to `show` until the job ends; returns the job in its final state.
 
-        Raises UserError when the cluster has not answered for PATIENCE seconds.
+        Raises UserError when the cluster has not answered for OUTAGE_TIMEOUT seconds.
         """
         shown, answered = 0, time.monotonic()
         while True:
@@ -153,7 +152,7 @@ class Cluster:
                 now = self._now(job.id)
                 text = self.logs(now) if now.state != "pending" else ""
             except UserError:
-                if time.monotonic() - answered > PATIENCE:
+                if time.monotonic() - answered > OUTAGE_TIMEOUT:
                     raise
                 time.sleep(poll)
                 continue
@@ -166,6 +165,7 @@ class Cluster:
             time.sleep(poll)
 
     def stop(self, job: Job, timeout: float = 60.0) -> Job:
+        """Stops a job and waits for its end. Raises UserError after `timeout` seconds."""
         if job.state in ENDED:
             return job
         with self._explained():
@@ -174,7 +174,8 @@ class Cluster:
         while (now := self._now(job.id)).state not in ENDED:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"Job {job.id} was told to stop but is still {now.state} after {timeout:.0f} s; look at `swav logs {job.name} --address {self.address}`."
+                    f"Job {job.id} is still {now.state} {timeout:.0f} s after the request to stop; see "
+                    f"`swav logs {job.name} --address {self.address}`."
                 )
             time.sleep(0.5)
         return now
@@ -190,12 +191,12 @@ class Cluster:
     def _job(self, details: Any) -> Job:
         state, code = str(details.status.value).lower(), getattr(details, "driver_exit_code", None)
         if state == "failed" and code in _STOPPED_BY_SIGNAL:
-            state = "stopped"  # Ray calls a job that was stopped in its first seconds failed
+            state = "stopped"  # Ray reports a job stopped in its first seconds as failed
         started = details.start_time / 1000 if details.start_time else None
         return Job(details.submission_id, details.metadata["run"], state, code, started, details.message or "")
 
-    def _placed(self, config: Config) -> Config:
-        """Paths as the cluster will see them: a cluster on this machine sees ours, another one only absolute ones."""
+    def _with_absolute_paths(self, config: Config) -> Config:
+        """The configuration with absolute paths. Raises UsageError for relative paths if the cluster is on another machine."""
         tree = config.model_dump(mode="json")
         if not self._is_here():
             relative = [
@@ -211,11 +212,13 @@ class Cluster:
             ]
             if relative:
                 raise UsageError(
-                    f"'{relative[0]}' is a path on this machine, but {self.address} is another one; name where the cluster finds it, from / on."
+                    f"'{relative[0]}' is a path on this machine, but the cluster at {self.address} is another one. "
+                    f"Give an absolute path or a URL that all its nodes can read."
                 )
             if config.run.out is None:
                 raise UsageError(
-                    f"Say where on the cluster at {self.address} runs shall lie, on storage that all its nodes see: run.out=/shared/runs."
+                    f"Set run.out to a folder that all nodes of the cluster at {self.address} can write, "
+                    f"for example run.out=/shared/runs."
                 )
         tree["data"]["sources"] = [
             {**source, "pattern": _absolute(source["pattern"])} if isinstance(source, dict) else _absolute(source)
@@ -223,7 +226,7 @@ class Cluster:
         ]
         tree["run"]["out"] = str(runs_folder(config.run.out))
         tree["tracking"]["uri"] = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        return placed(from_tree(tree))
+        return with_absolute_paths(from_tree(tree))
 
     def _is_here(self) -> bool:
         host = urlsplit(self.address).hostname or ""
@@ -245,10 +248,13 @@ def _explanation(address: str, error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "uthentication" in type(error).__name__ + str(error):
         return (
-            f"The Ray cluster at {address} wants a token ({first}). Give the one it was started with in RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) "
-            f"and RAY_AUTH_MODE=token, in the environment of the cluster and of this command; `ray get-auth-token --generate` makes one."
+            f"The Ray cluster at {address} requires a token ({first}). Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            f"RAY_AUTH_TOKEN_PATH to the cluster's token; `ray get-auth-token --generate` creates one."
         )
-    return f"The Ray cluster at {address} does not answer or refused ({first}). Check --address (the dashboard's URL, usually port 8265) and that it runs."
+    return (
+        f"The request to the Ray cluster at {address} failed ({first}). Check that the cluster runs and that --address is the "
+        f"URL of its dashboard, usually port 8265."
+    )
 
 
 def _free_id(name: str, taken: Collection[str]) -> str:
@@ -256,7 +262,7 @@ def _free_id(name: str, taken: Collection[str]) -> str:
 
 
 def _entrypoint(arguments: str) -> str:
-    """`swav` as this machine has it where the head has that too (one image, or one machine), else the head's own."""
+    """Shell command that runs this environment's `swav` where the head has the same path, else the head's own `swav`."""
     ours = shlex.quote(str(Path(sys.executable).parent / "swav"))
     return f"if [ -x {ours} ]; then exec {ours} {arguments}; else exec swav {arguments}; fi"
 

@@ -1,4 +1,4 @@
-"""A pretraining run from shards to a registered model."""
+"""Runs pretraining from shards to a registered model."""
 
 from __future__ import annotations
 
@@ -37,44 +37,44 @@ _REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", 
 
 @dataclass(frozen=True)
 class Watcher:
-    """What a caller is told while the run goes on."""
+    """Callbacks for progress."""
 
-    indexing: Callable[[int, int], None] = lambda done, total: None  # shards
+    indexing: Callable[[int, int], None] = lambda done, total: None  # counts of shards
     started: Callable[[RunFolder, int], None] = lambda folder, steps: None
 
 
 def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = None) -> dict[str, Any]:
     """Runs to the end and returns the keys that `swav pretrain --json` prints.
 
-    resume: go on from the newest checkpoint when there is one (a run that is done only answers again); without it, a run
-    that has one is refused. A run that came to no checkpoint is begun anew, also with other settings.
+    resume: continue from the newest checkpoint, if there is one; a finished run returns its result again. Without it, a run that
+    has a checkpoint is an error. A run without a checkpoint restarts from step 0, also with different settings.
     Raises UsageError or UserError.
     """
     watch = watch or Watcher()
     _check_names(config)
     session.check_address()
-    config = placed(config)
+    config = with_absolute_paths(config)
     folder = RunFolder(Path(str(config.run.out)) / str(config.run.name))
     started = time.monotonic()
-    shards = None if folder.exists() else _found(config)
+    shards = None if folder.exists() else _check_data(config)
     with folder.claimed():
         if resume and not folder.exists():
-            log.warning(_is_new(folder))
+            log.warning(_new_run_warning(folder))
         known = known_run(folder, config, resume)
         if (finished := folder.summary()) is not None:
             return finished
         if folder.exists() and not known:
-            log.warning(f"Run {folder.name} came to no checkpoint before, and is begun anew.")
+            log.warning(f"Run {folder.name} has no checkpoint yet and restarts from step 0.")
         index = _index(config, folder, watch, known, shards)
         for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
             log.warning(warning)
         run_id = _open_run(config, folder, index, known)
         uri = registry.tracking_uri(config)
         try:
-            with session.connected(config) as room:
+            with session.connected(config) as allocation:
                 watch.started(folder, config.steps(index.samples))
                 try:
-                    result = train.fit(_job(config, folder, index, uri, run_id, room), room)
+                    result = train.fit(_job(config, folder, index, uri, run_id, allocation.tasks))
                 finally:
                     _repeat_warnings(folder)
             package = export_package(folder, Path(result["checkpoint"]))
@@ -83,7 +83,7 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         except BaseException as error:
             _close_quietly(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             if not isinstance(error, Exception):
-                _say_how_to_go_on(folder)
+                _explain_resume(folder)
             raise
         summary = {
             "run": folder.name,
@@ -97,8 +97,8 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         return summary
 
 
-def placed(config: Config) -> Config:
-    """The configuration with a run name and absolute paths: workers have other current folders."""
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with a run name and absolute paths, because workers have other current folders."""
     tree = config.model_dump(mode="json")
     tree["run"]["name"] = config.run.name or time.strftime("%Y%m%d-%H%M%S") + f"-{config.method.name}"
     tree["run"]["out"] = str(runs_folder(config.run.out))
@@ -109,30 +109,31 @@ def placed(config: Config) -> Config:
 
 
 def _check_names(config: Config) -> None:
-    """Before anything is begun: else a worker would be the first to find them wrong."""
+    """Fails early: otherwise a worker would be the first to detect an unknown name."""
     check_name(config.model)
     build_method(config)
 
 
-def _is_new(folder: RunFolder) -> str:
+def _new_run_warning(folder: RunFolder) -> str:
     near = near_run(folder.name, folder.path.parent)
-    hint = f"{near} Then stop this one." if near else ""
-    return f"Run {folder.name} is new: there was none of that name in {folder.path.parent} to go on with.{hint}"
+    hint = f"{near} If so, stop this run." if near else ""
+    return f"Run {folder.name} is new: {folder.path.parent} has no run of that name to resume.{hint}"
 
 
-def _say_how_to_go_on(folder: RunFolder) -> None:
-    """Of a run that was interrupted. Last of all: who ends processes may not wait until checkpoints have been looked through."""
-    with contextlib.suppress(UserError):  # they are all damaged
+def _explain_resume(folder: RunFolder) -> None:
+    """For an interrupted run. Called last, because reading checkpoints can outlast the time that a process manager grants."""
+    with contextlib.suppress(UserError):  # all are damaged
         if (newest := checkpoints.latest_valid(folder.checkpoints)) is None:
-            log.warning(f"Run {folder.name} came to no checkpoint yet: started again, it begins anew.")
+            log.warning(f"Run {folder.name} has no checkpoint yet; the next start is from step 0.")
         else:
             log.warning(
-                f"The newest checkpoint of run {folder.name} is {newest}: start it again with --resume to go on from there."
+                f"The newest checkpoint of run {folder.name} is {newest}: "
+                f"run the command again with --resume to continue from it."
             )
 
 
-def _found(config: Config) -> Shards | None:
-    """The shards of the sources, if no index is named. Before anything is begun: a slip must not leave a run's folder behind."""
+def _check_data(config: Config) -> Shards | None:
+    """The shards of the sources; None if an index is given. Called first, so that a typo does not leave a run folder behind."""
     if config.data.index:
         open_index(config.data.index, allow_pipe=config.data.allow_pipe)
         return None
@@ -140,11 +141,11 @@ def _found(config: Config) -> Shards | None:
 
 
 def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str, Any], shards: Shards | None) -> Index:
-    """A run goes on with the version of the index that it began with, also where samples were taken out since."""
+    """A resumed run uses the version of the index that it started with, also if samples were excluded since."""
     index = open_or_build(config.data, folder.index, shards=shards, progress=watch.indexing)
     if known and (config.data.index or index.excluded) and Path(known["index"]).is_dir():
-        began = open_index(known["index"], allow_pipe=config.data.allow_pipe)
-        index = began if began.digest == known["index_digest"] else index
+        original = open_index(known["index"], allow_pipe=config.data.allow_pipe)
+        index = original if original.digest == known["index_digest"] else index
     plan = plan_of(index, config.data, config.seed)
     check_one_pass(plan, config.data, config.rows_per_step, config.steps(index.samples))
     return index
@@ -153,11 +154,11 @@ def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str
 def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any]) -> str:
     if known and known["index_digest"] != index.digest:
         raise UserError(
-            f"The shards of run {folder.name} are not those it was started with (index {index.digest[:12]}, was {known['index_digest'][:12]}). "
-            f"Put the shards back as they were, or start a new run under another --name."
+            f"The shards of run {folder.name} have changed since its start (index digest {index.digest[:12]}, was "
+            f"{known['index_digest'][:12]}). Restore the shards, or start a new run with another --name."
         )
     if not known:
-        folder.metrics.unlink(missing_ok=True)  # of a run that came to no checkpoint
+        folder.metrics.unlink(missing_ok=True)  # of an earlier attempt without a checkpoint
     tags = {
         "swav.run": folder.name,
         "swav.index_digest": index.digest,
@@ -165,7 +166,9 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
         "swav.codec": codec_fingerprint(),
         "swav.code_version": code_version(),
     }
-    settings = flat(config.model_dump(mode="json", exclude={"tracking", "run"}))  # where it is, not what; may hold a password
+    settings = flat(
+        config.model_dump(mode="json", exclude={"tracking", "run"})
+    )  # excluded: locations, not the experiment; may contain a password
     run_id = registry.start_run(config, known.get("run_id"), tags, settings)
     folder.write(
         config,
@@ -179,15 +182,15 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
     return run_id
 
 
-def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str, room: session.Room) -> train.TrainJob:
-    shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's own notes of an earlier attempt
+def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str, tasks: int) -> train.TrainJob:
+    shutil.rmtree(folder.path / "ray", ignore_errors=True)  # state that Ray Train kept of an earlier attempt
     return train.TrainJob(
         config=config.model_dump(mode="json"),
         index=str(index.path),
         index_digest=index.digest,
         samples=index.samples,
         run_dir=str(folder.path),
-        tasks=room.tasks,
+        tasks=tasks,
         tracking_uri=uri,
         run_id=run_id,
         attempt=uuid.uuid4().hex,
@@ -195,12 +198,12 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
 
 
 def _repeat_warnings(folder: RunFolder) -> None:
-    """Ray keeps what its workers say to itself."""
+    """Prints the workers' warnings, which Ray does not forward."""
     with contextlib.suppress(OSError):
         for line in dict.fromkeys(folder.worker_log.read_text(encoding="utf-8").splitlines()):
             log.warning(line)
 
 
 def _close_quietly(uri: str, run_id: str, status: str) -> None:
-    with contextlib.suppress(UserError):  # the error under way matters more
+    with contextlib.suppress(UserError):  # the original error matters more
         registry.finish_run(uri, run_id, status)

@@ -1,4 +1,4 @@
-"""A run's progress in Ray's Prometheus metrics: each node's agent serves them with `ray_` before the names below."""
+"""Exports a run's progress as Prometheus metrics. Each Ray node's agent serves them with the prefix `ray_`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from swav_platform.training.loop import Progress
 
 
 class Exporter:
-    """Of the leading rank. Counters begin with this process, as Prometheus expects of counters."""
+    """Metrics of rank 0. Counters start at zero with the process, as is usual for Prometheus."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
         self._loss = Gauge("swav_train_loss", "Loss of the last step.", ("run",))
-        self._steps = self._counter("train_steps_total", "Steps done.")
+        self._steps = self._counter("train_steps_total", "Completed steps.")
         self._images = self._counter("data_images_total", "Positions consumed.")
-        self._outcomes = self._counter("data_outcomes_total", "Positions by the outcome of their own sample.", "outcome")
-        self._wait = self._counter("data_wait_seconds_total", "Time that the leading rank waited for rows.")
-        self._read = self._counter("data_read_seconds_total", "Time that data tasks waited for bytes.")
-        self._decode = self._counter("data_decode_seconds_total", "Time that data tasks decoded.")
-        self._views = self._counter("data_views_seconds_total", "Time that data tasks made views of decoded images.")
-        self._bytes = self._counter("data_read_bytes_total", "Encoded bytes of the images tried.")
+        self._outcomes = self._counter("data_outcomes_total", "Positions by outcome of their original sample.", "outcome")
+        self._wait = self._counter("data_wait_seconds_total", "Time that rank 0 waited for rows.")
+        self._read = self._counter("data_read_seconds_total", "Time that data tasks spent reading.")
+        self._decode = self._counter("data_decode_seconds_total", "Time that data tasks spent decoding.")
+        self._views = self._counter("data_views_seconds_total", "Time that data tasks spent making views.")
+        self._bytes = self._counter("data_read_bytes_total", "Encoded bytes of all images read, good and bad.")
 
     def progress(self, progress: Progress) -> None:
         counters, costs = progress.counters, progress.counters.costs
@@ -39,7 +39,7 @@ class Exporter:
             self._add(self._outcomes, counters.outcomes[outcome], outcome=outcome.word)
 
     def _add(self, counter: Any, value: float, **tags: str) -> None:
-        if value > 0:  # Ray refuses to count nothing
+        if value > 0:  # Ray rejects an increment of zero
             counter.inc(value, self._tags | tags)
 
     def _counter(self, name: str, text: str, *tags: str) -> Any:

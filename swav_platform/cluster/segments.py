@@ -1,6 +1,6 @@
-"""One stream's rows as a chain of short data sets ("segments") of stock Ray Data, each split over the ranks in row order.
+"""Segments: one stream's rows as a chain of short Ray Data datasets, each split over the ranks in row order.
 
-With one row in each block and order preserved, Ray Data's splitter deals block i of a segment to output i mod outputs.
+Each block holds one row and block order is preserved, so `streaming_split` sends block i of a segment to split i mod n.
 """
 
 from __future__ import annotations
@@ -24,41 +24,49 @@ from swav_platform.rows.layout import RowLayout
 
 
 @dataclass(frozen=True)
-class Course:
-    """Which rows of first … last-1 one stream carries, and which ranks take them. Arithmetic of k mod L and (k - first) mod N."""
+class StreamSplit:
+    """Assigns the rows of one stream to ranks.
+
+    Stream s carries the rows k of [first, last) with k mod `streams` = s. Rank r takes those with (k - first) mod `ranks` = r.
+    """
 
     stream: int
     streams: int
     first: int
     last: int
     ranks: int
-    segment: int  # rows
+    segment_rows: int  # upper bound; counts the rows of all streams together
 
     @property
-    def start(self) -> int:
-        """The stream's first row."""
+    def first_row(self) -> int:
+        """First row of this stream."""
         return self.first + (self.stream - self.first) % self.streams
 
     @property
-    def takers(self) -> list[int]:
-        """Ranks in the order in which they take the stream's rows, again and again."""
-        turns = self.ranks // math.gcd(self.ranks, self.streams)
-        return [(self.start - self.first + i * self.streams) % self.ranks for i in range(turns)]
+    def consumers(self) -> list[int]:
+        """Ranks in the order in which they take this stream's rows, repeated round robin."""
+        count = self.ranks // math.gcd(self.ranks, self.streams)
+        return [(self.first_row - self.first + i * self.streams) % self.ranks for i in range(count)]
 
     @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """Half-open row ranges of the segments. Each but the last has a multiple of the takers: the round robin goes on over a seam."""
-        if self.start >= self.last:
+    def segments(self) -> list[tuple[int, int]]:
+        """Half-open row ranges of the segments.
+
+        Each but the last has a multiple of the consumers, so that the round robin continues across segments.
+        """
+        if self.first_row >= self.last:
             return []
-        length = max(1, self.segment // len(self.takers)) * len(self.takers) * self.streams
-        return [(a, min(a + length, self.last)) for a in range(self.start, self.last, length)]
+        consumers = len(self.consumers)
+        length = max(1, self.segment_rows // consumers) * consumers * self.streams
+        return [(a, min(a + length, self.last)) for a in range(self.first_row, self.last, length)]
 
 
-class Pause:
-    """Ray Data's scheduling loop does not wait while rows stand ready that nobody takes yet: unpaused, it keeps a core busy.
+class SchedulerThrottle:
+    """Execution callback that sleeps in each iteration of Ray Data's scheduling loop.
 
-    A step costs it the same for one row or many. So tasks may be some rows ahead of it (`_unseen`), and there is one to spare, which
-    works on while the loop has yet to see that another has ended (`task_share`).
+    The loop does not block while finished rows wait for a consumer; without a pause it keeps one core busy. An iteration costs
+    the same for one row as for many. Tasks may therefore run a few rows ahead of the loop (`_buffered_blocks`), and each stream
+    has one spare task, which works until the loop notices that another task has finished (`task_resources`).
     """
 
     SECONDS = 0.2
@@ -75,49 +83,50 @@ class Pause:
 
 @ray.remote(num_cpus=0, concurrency_groups={"attempts": 1})  # type: ignore[call-overload]
 class Segments:
-    """Makes the segments of one stream as they are asked for, hands each rank its share, and counts the attempts at each piece.
+    """Actor of one stream: creates segments on demand, hands each rank its split and counts the attempts at each chunk.
 
-    Ray starts a task whose worker died again, for ever and without a word. So attempts are counted here, outside of the
-    worker: from the second one on a piece's rows are made in child processes, which finds the samples that kill.
+    Ray retries a task whose worker died without limit and without a message. The actor outlives the workers, so it counts
+    the attempts. From the second attempt on, a chunk's rows are made in child processes, which identify the fatal samples.
     """
 
-    def __init__(self, job: RowJob, course: Course) -> None:
-        self._job, self._course = job, course
-        self._splits: dict[int, list[ray.data.DataIterator]] = {}
-        self._begun: Counter[int] = Counter()
+    def __init__(self, job: RowJob, split: StreamSplit) -> None:
+        self._job, self._split = job, split
+        self._iterators: dict[int, list[ray.data.DataIterator]] = {}
+        self._attempts: Counter[int] = Counter()
         self._killers = dict(job.killers)
 
-    def share(self, number: int, output: int) -> ray.data.DataIterator:
-        if number not in self._splits:
-            self._splits.pop(number - 2, None)  # ranks are at most one segment apart
+    def iterator(self, segment: int, output: int) -> ray.data.DataIterator:
+        """The iterator of split `output` of a segment; the first call for a segment creates its dataset."""
+        if segment not in self._iterators:
+            self._iterators.pop(segment - 2, None)  # ranks are at most one segment apart
             this = ray.get_runtime_context().current_actor
-            made = dataset(self._job, self._course, *self._course.bounds[number], this)
-            self._splits[number] = made.streaming_split(len(self._course.takers), equal=False)
-        return self._splits[number][output]
+            created = dataset(self._job, self._split, *self._split.segments[segment], this)
+            self._iterators[segment] = created.streaming_split(len(self._split.consumers), equal=False)
+        return self._iterators[segment][output]
 
     @ray.method(concurrency_group="attempts")
-    def begin(self, first: int) -> tuple[int, Killers]:
-        """A data task begins the piece whose first row is `first`: how often that has been so, and the killers known."""
-        self._begun[first] += 1
-        return self._begun[first], self._killers
+    def start_chunk(self, first: int) -> tuple[int, Killers]:
+        """Called by a data task that starts the chunk at row `first`. Returns the attempt's number, from 1, and known killers."""
+        self._attempts[first] += 1
+        return self._attempts[first], self._killers
 
     @ray.method(concurrency_group="attempts")
-    def killed(self, by: Killers) -> None:
-        self._killers |= by
+    def add_killers(self, found: Killers) -> None:
+        self._killers |= found
 
 
-def dataset(job: RowJob, course: Course, first: int, last: int, segments: Any) -> ray.data.Dataset:
-    """One segment, lazy."""
+def dataset(job: RowJob, split: StreamSplit, first: int, last: int, segments: Any) -> ray.data.Dataset:
+    """One segment, lazy. segments: handle of the stream's `Segments` actor."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.target_max_block_size = 1  # each row that a task yields is a block of its own
+    context.target_max_block_size = 1  # byte: each row that a task yields becomes a block of its own
     context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True  # a data task's UserError is to reach the user
-    context.memory_usage_poll_interval_s = None  # reading the memory maps of data tasks each second costs them, and nobody asks
-    context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
-    context._max_num_blocks_in_streaming_gen_buffer = _unseen(job.config)  # a task waits when it has made so many
-    work = [{"pieces": [[p.start, p.stop] for p in pieces]} for pieces in shared_out(job, course.stream, first, last)]
-    tasks, cpus = task_share(job.config.data.tasks, course.streams)
+    context.raise_original_map_exception = True  # a UserError of a data task must reach the user
+    context.memory_usage_poll_interval_s = None  # polling the memory maps of data tasks each second is expensive and unused
+    context.custom_execution_callback_classes = [SchedulerThrottle]  # type: ignore[list-item]
+    context._max_num_blocks_in_streaming_gen_buffer = _buffered_blocks(job.config)  # a task with so many waits
+    work = [{"chunks": [[c.start, c.stop] for c in chunks]} for chunks in grouped_chunks(job, split.stream, first, last)]
+    tasks, cpus = task_resources(job.config.data.tasks, split.streams)
     return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _make_tables,  # type: ignore[arg-type]
         batch_size=1,
@@ -129,53 +138,54 @@ def dataset(job: RowJob, course: Course, first: int, last: int, segments: Any) -
     )
 
 
-def shared_out(job: RowJob, stream: int, first: int, last: int) -> list[list[range]]:
-    """The stream's pieces of rows first … last-1, short ones together: none crosses an epoch, so of few images each is soon over.
+def grouped_chunks(job: RowJob, stream: int, first: int, last: int) -> list[list[range]]:
+    """The stream's chunks of rows first … last-1, grouped by data task.
 
-    Together they are at most a window of positions, and not so many that tasks would have less than four turns each.
+    A chunk never crosses an epoch, so small data sets have short ones. A group has at most one window of positions, and
+    groups are small enough for at least four rounds of tasks.
     """
-    data, pieces = job.config.data, job.plan().chunks(stream, first, last)
-    turns = 4 * _at_work(data.tasks, data.streams)
-    most = min(data.block * data.window // data.row_size, sum(map(len, pieces)) // turns)
-    found = list[list[range]]()
-    for piece in pieces:
-        if found and sum(map(len, found[-1])) + len(piece) <= most:
-            found[-1].append(piece)
+    data, chunks = job.config.data, job.plan().chunks(stream, first, last)
+    groups_wanted = 4 * _concurrent_tasks(data.tasks, data.streams)
+    limit = min(data.block * data.window // data.row_size, sum(map(len, chunks)) // groups_wanted)
+    groups = list[list[range]]()
+    for chunk in chunks:
+        if groups and sum(map(len, groups[-1])) + len(chunk) <= limit:
+            groups[-1].append(chunk)
         else:
-            found.append([piece])
-    return found
+            groups.append([chunk])
+    return groups
 
 
-def task_share(tasks: int, streams: int) -> tuple[int, float]:
-    """Data tasks of one stream, one of them to spare, and CPUs of each.
+def task_resources(tasks: int, streams: int) -> tuple[int, float]:
+    """Data tasks of one stream, one of them spare, and the CPUs that each requests.
 
-    Two segments of each stream overlap at a seam. If the tasks of the next one could hold every data CPU while its consumers still
-    wait for the current one, both would stand still; so all tasks of two segments of all streams fit into `tasks` CPUs.
+    Two segments of each stream overlap. If the tasks of the next segment could hold every data CPU while consumers still wait
+    for the current one, both would deadlock. All tasks of two segments of all streams therefore fit into `tasks` CPUs.
     """
-    each = _at_work(tasks, streams) + 1
-    return each, math.floor(tasks / (each * streams * 2) * 1e4) / 1e4  # Ray rounds to the nearest of these
+    each = _concurrent_tasks(tasks, streams) + 1
+    return each, math.floor(tasks / (each * streams * 2) * 1e4) / 1e4  # Ray rounds to the nearest 1/10,000
 
 
-def _at_work(tasks: int, streams: int) -> int:
-    """Data tasks of one stream that have cores."""
+def _concurrent_tasks(tasks: int, streams: int) -> int:
+    """Data tasks of one stream that have a core each."""
     return -(-tasks // streams)
 
 
-def _unseen(config: Config) -> int:
-    """Rows that a task may have made before the scheduling loop looks: 64 MiB, but at least two and at most 32."""
+def _buffered_blocks(config: Config) -> int:
+    """Rows that a task may make before the scheduling loop takes them: 64 MiB, at least 2 and at most 32 rows."""
     return min(max(2**26 // RowLayout.of(config).nbytes, 2), 32)
 
 
 def _make_tables(work: pa.Table, job: RowJob, segments: Any) -> Iterator[pa.Table]:
-    from swav_platform.rows.produce import guarded_tables, tables  # decoders: the scheduling loop has no use for them
+    from swav_platform.rows.produce import guarded_tables, tables  # imports decoders, which the scheduling loop does not need
 
-    for first, last in chain.from_iterable(work["pieces"].to_pylist()):
+    for first, last in chain.from_iterable(work["chunks"].to_pylist()):
         numbers = range(first, last, job.config.data.streams)
-        attempt, killers = ray.get(segments.begin.remote(first))
+        attempt, killers = ray.get(segments.start_chunk.remote(first))
         if attempt == 1:
             yield from tables(job, numbers, killers)
             continue
         for table, found in guarded_tables(job, numbers, killers):
             if found:
-                segments.killed.remote(found)
+                segments.add_killers.remote(found)
             yield table

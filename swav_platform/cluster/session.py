@@ -1,4 +1,4 @@
-"""Being connected to Ray: a local one of our own, or the cluster that RAY_ADDRESS names."""
+"""Connects to Ray: a local cluster of this process, or the one at RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 
-# Read by Ray when it is imported or started: no usage statistics, no two-second waits for the controller, no training
-# at a priority below every other program of the machine, no ending of data workers between two segments (a new one imports
-# for two seconds).
+# Ray reads these when it is imported or started. In order: no usage statistics; poll training workers every 0.5 s instead of 2 s;
+# run workers at normal priority; keep idle data workers between segments, because a new one needs two seconds of imports;
+# leave CUDA_VISIBLE_DEVICES of tasks without a GPU unchanged.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -27,20 +27,20 @@ SETTINGS = {
     "RAY_num_workers_soft_limit": "64",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-PATIENCE = 30.0  # seconds in which workers of a run that was stopped give back their CPUs
-_ANSWERS_IN = 5.0  # seconds
+RELEASE_TIMEOUT = 30.0  # seconds to wait until workers of a stopped run have released their CPUs
+_CONNECT_TIMEOUT = 5.0  # seconds
 
 
-class _Aside(io.TextIOBase):
-    """Where Ray prints what its processes complain of while we are connected: standard output is for answers."""
+class _StderrWriter(io.TextIOBase):
+    """Sends the messages of Ray's processes, which Ray prints to stdout, to stderr: stdout is for results."""
 
-    # A data task asks for less than half a CPU, so there are more processes than Ray thinks right.
+    # Data tasks request less than half a CPU, so there are more processes than Ray expects.
     EXPECTED = "worker processes have been started"
 
-    _begun = ""  # of a line
+    _partial = ""  # line
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        *lines, self._partial = (self._partial + text).split("\n")
         sys.stderr.write("".join(f"{line}\n" for line in lines if self.EXPECTED not in line))
         return len(text)
 
@@ -49,30 +49,30 @@ class _Aside(io.TextIOBase):
 
 
 @dataclass(frozen=True)
-class Room:
-    """CPUs of the cluster, shared out: one for each training worker, the rest for data tasks."""
+class Allocation:
+    """CPUs of the cluster, and how many data tasks may run: each training worker has one CPU, data tasks use the rest."""
 
     cpus: int
     tasks: int
 
 
 def check_address() -> None:
-    """Raises UserError when nobody listens at RAY_ADDRESS: Ray itself would try for minutes without a word."""
+    """Raises UserError when nothing listens at RAY_ADDRESS. Ray itself would retry for minutes without a message."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():  # none, `auto`, `local`
+    if not host or not port.isdigit():  # unset, `auto` or `local`
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_IN).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise _no_answer(address, error) from None
+        raise _unreachable(address, error) from None
 
 
 @contextlib.contextmanager
-def ray_at_hand(cpus: int | None = None) -> Iterator[bool]:
-    """Connects for the time of the block, unless this process is connected, and says whether that Ray is a local one of our own.
+def ray_session(cpus: int | None = None) -> Iterator[bool]:
+    """Connects to Ray inside the block, unless this process is connected already. Yields whether it started a local Ray.
 
-    cpus: that a local one has; None, those of the machine. Raises UserError when Ray does not start or the address does not answer.
+    cpus: of a local Ray; None for those of the machine. Raises UserError when Ray does not start or the address does not answer.
     """
     check_address()
     for name, value in SETTINGS.items():
@@ -82,92 +82,99 @@ def ray_at_hand(cpus: int | None = None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray joins a head that `ray start` left on this machine
-    ours = address == "local"
-    of_local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if ours else {}
+    address = os.environ.get("RAY_ADDRESS") or "local"  # without "local", Ray joins a head that `ray start` left on this machine
+    local = address == "local"
+    options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     try:
         with own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **of_local)
-    except Exception as error:  # Ray raises bare ones, too
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray also raises bare Exception
         with contextlib.suppress(Exception):
-            ray.shutdown()  # what did start
-        raise (_no_start(error) if ours else _no_answer(address, error)) from error
+            ray.shutdown()  # stops the parts that did start
+        raise (_not_started(error) if local else _unreachable(address, error)) from error
     try:
-        with contextlib.redirect_stdout(_Aside()):
-            yield ours
+        with contextlib.redirect_stdout(_StderrWriter()):
+            yield local
     finally:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def connected(config: Config) -> Iterator[Room]:
-    """`ray_at_hand` with the CPUs that `config` asks for.
+def cluster_resources() -> dict[str, float]:
+    """All resources of the connected Ray, by name: CPU, GPU, object_store_memory (bytes) …"""
+    return dict(_untyped_ray().cluster_resources())
 
-    Raises UserError also when others have taken the CPUs, UsageError when training workers would leave no CPU to data tasks (Ray Data
-    would then wait for ever without a word).
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[Allocation]:
+    """`ray_session` with the CPUs that `config` needs.
+
+    Also raises UserError when other jobs hold the CPUs, and UsageError when training workers would leave no CPU for data tasks:
+    Ray Data would then wait without limit and without a message.
     """
-    with ray_at_hand(max(os.cpu_count() or 1, config.train.workers + config.data.tasks)) as ours:
-        yield _room(config) if ours else _shared_room(config)
+    with ray_session(max(os.cpu_count() or 1, config.train.workers + config.data.tasks)) as local:
+        yield _allocation(config) if local else _free_allocation(config)
+
+
+def _untyped_ray() -> Any:
+    """The module; its functions have no annotations."""
+    import ray
+
+    return ray
 
 
 def _check_labels(config: Config) -> None:
-    """Ray would wait for a node with these labels, for ever and without a word."""
-    import ray
-
+    """Raises UsageError when no node matches data.node_labels: Ray would wait for one without limit and without a message."""
     wanted = config.data.node_labels
-    nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Labels"] for node in _untyped_ray().nodes() if node["Alive"]]
     if not any(all(value[:1] == "!" or labels.get(key) == value for key, value in wanted.items()) for labels in nodes):
-        labels = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        labels = ",".join(f"{key}={value}" for key, value in wanted.items())
         raise UsageError(
-            f"No node of the Ray cluster has the labels {labels} of data.node_labels, so the run would wait for ever. Start nodes with "
-            f"`ray start --labels={labels.replace(' ', '')}`, or take the setting away."
+            f"No node of the Ray cluster has the labels of data.node_labels ({labels}), so the run would wait forever. "
+            f"Start nodes with `ray start --labels={labels}`, or remove the setting."
         )
 
 
-def _room(config: Config) -> Room:
-    import ray
-
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+def _allocation(config: Config) -> Allocation:
+    cpus = int(cluster_resources().get("CPU", 0))
     if config.data.node_labels:
         _check_labels(config)
     free = cpus - config.train.workers
     if free < 1:
         raise UsageError(
-            f"train.workers={config.train.workers} takes all {cpus} CPUs of the Ray cluster and leaves none to the data tasks that "
-            f"make views, so the run would wait for ever. Take at most train.workers={max(1, cpus - 1)}, or add nodes."
+            f"train.workers={config.train.workers} uses all {cpus} CPUs of the Ray cluster and leaves none for data tasks. "
+            f"Set train.workers={max(1, cpus - 1)} or fewer, or add nodes."
         )
-    return Room(cpus, min(config.data.tasks, free))
+    return Allocation(cpus, min(config.data.tasks, free))
 
 
-def _shared_room(config: Config) -> Room:
-    """The part of a cluster that others leave to us."""
-    import ray
-
-    room = _room(config)
-    deadline = time.monotonic() + PATIENCE
-    while (free := int(ray.available_resources().get("CPU", 0))) < config.train.workers + room.tasks:
+def _free_allocation(config: Config) -> Allocation:
+    """The allocation on a cluster that other jobs use too."""
+    whole = _allocation(config)
+    deadline = time.monotonic() + RELEASE_TIMEOUT
+    while (free := int(_untyped_ray().available_resources().get("CPU", 0))) < config.train.workers + whole.tasks:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
     if free <= config.train.workers:
         raise UserError(
-            f"{free} of the {room.cpus} CPUs of the Ray cluster are free, and train.workers={config.train.workers} with their data tasks need "
-            f"at least {config.train.workers + 1}. Wait until the other jobs have ended, or take fewer workers (train.workers)."
+            f"Only {free} of the {whole.cpus} CPUs of the Ray cluster are free, but train.workers={config.train.workers} needs "
+            f"at least {config.train.workers + 1}: one for each worker and one for data tasks. Wait for other jobs to finish, or "
+            f"lower train.workers."
         )
-    return Room(room.cpus, min(room.tasks, free - config.train.workers))
+    return Allocation(whole.cpus, min(whole.tasks, free - config.train.workers))
 
 
-def _no_answer(address: str, error: BaseException) -> UserError:
+def _unreachable(address: str, error: BaseException) -> UserError:
     return UserError(
         f"Ray at {address} does not answer ({_first_line(error)}). Check RAY_ADDRESS and that `ray start --head` runs there, "
-        f"or unset RAY_ADDRESS to start a local one."
+        f"or unset RAY_ADDRESS to start a local Ray."
     )
 
 
-def _no_start(error: BaseException) -> UserError:
+def _not_started(error: BaseException) -> UserError:
     return UserError(
-        f"Ray did not start on this machine ({_first_line(error)}). If other programs keep it busy, try again when they are done, with --resume "
-        f"for a run that was begun; or name a cluster with RAY_ADDRESS."
+        f"Ray did not start on this machine ({_first_line(error)}). If the machine is busy, try again later, with --resume for "
+        f"an existing run; or set RAY_ADDRESS to use a cluster."
     )
 
 

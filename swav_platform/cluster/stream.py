@@ -1,8 +1,8 @@
-"""Rows through stock Ray Data: plan -> data tasks -> ranks, in order, exactly once.
+"""Streams rows through Ray Data from the plan to the ranks, in order and exactly once.
 
-A run has one pipeline for each stream of its plan, and each pipeline is a chain of short data sets (`segments.py`). A rank takes
-its rows, those with (k - cursor) mod N = r, from the pipelines in row order. The next segment is started while the current one is
-consumed, because a data set needs seconds to start and no rank should wait at a seam.
+A run has one or more streams, and each stream is a chain of segments (`segments.py`). A rank takes its rows, those with
+(k - cursor) mod N = r, from the streams in row order. The next segment starts while the current one is consumed: a dataset
+takes seconds to start, and ranks must not wait between segments.
 """
 
 from __future__ import annotations
@@ -17,70 +17,74 @@ from typing import Any
 
 import ray
 
-from swav_platform.cluster.segments import Course, Segments
+from swav_platform.cluster.segments import Segments, StreamSplit
+from swav_platform.cluster.session import cluster_resources
 from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import Row, RowLayout
 from swav_platform.rows.table import from_table
 
-AHEAD, MOST_AHEAD = 256 * 2**20, 64
-"""Bytes of rows that a rank may hold ready, where Ray keeps them, and how many rows at most of a stream: what a second or two of a
-busy machine may keep back, as while the next segment starts. At a seam there are two segments, so each has half of it."""
+PREFETCH_BYTES, MAX_PREFETCH_ROWS = 256 * 2**20, 64
+"""Rows that a rank prefetches: in bytes of the object store over all its streams, and in rows of one segment.
+
+They bridge a delay of a second or two, for example while the next segment starts. Two segments overlap, so each has half of it.
+"""
+
+LEAD_SECONDS = 15.0
+"""Seconds before the end of a segment at which the next one starts.
+
+Not earlier, because two segments cost two scheduling loops and twice the memory. A rank first consumes a sixteenth of the
+segment to measure its pace.
+"""
+
+_END = object()
 
 
 @dataclass(frozen=True)
-class Pipelines:
-    """The running streams of rows first … last-1. Can be sent to other processes."""
+class OpenStreams:
+    """The running streams of rows first … last-1. Picklable."""
 
-    courses: tuple[Course, ...]
-    segments: tuple[Any, ...]  # an actor for each course
-    ahead: int  # rows of each segment that a rank holds ready beside the one in use
+    splits: tuple[StreamSplit, ...]
+    segments: tuple[Any, ...]  # a `Segments` actor for each split
+    prefetch: int  # rows of each segment that a rank holds ready besides the one in use
 
 
-def open_pipelines(job: RowJob, first: int, last: int, ranks: int) -> Pipelines:
-    """Called once for all ranks; the pipelines live as long as the process that called."""
+def open_streams(job: RowJob, first: int, last: int, ranks: int) -> OpenStreams:
+    """Starts the streams. Called once for all ranks; the streams live as long as the calling process."""
     data = job.config.data
-    courses = tuple(Course(s, data.streams, first, last, ranks, data.segment) for s in range(data.streams))
-    segments = tuple(Segments.remote(job, course) for course in courses)  # type: ignore[attr-defined]
-    return Pipelines(
-        courses, segments, _ahead(RowLayout.of(job.config).nbytes, ranks, data.streams // math.gcd(ranks, data.streams))
-    )
+    splits = tuple(StreamSplit(s, data.streams, first, last, ranks, data.segment) for s in range(data.streams))
+    segments = tuple(Segments.remote(job, split) for split in splits)  # type: ignore[attr-defined]
+    prefetch = _prefetch_rows(RowLayout.of(job.config).nbytes, ranks, data.streams // math.gcd(ranks, data.streams))
+    return OpenStreams(splits, segments, prefetch)
 
 
-def _ahead(row_bytes: int, ranks: int, streams: int) -> int:
-    """Rows of each of the `streams` that a rank takes from; all ranks together hold at most a quarter of Ray's object stores."""
-    stores = int(ray.cluster_resources().get("object_store_memory", 4 * AHEAD * ranks))
-    room = min(AHEAD, stores // (4 * ranks))
-    return min(max(room // (2 * streams * row_bytes), 2), MOST_AHEAD)
+def _prefetch_rows(row_bytes: int, ranks: int, streams: int) -> int:
+    """Rows of each of the `streams` that a rank consumes. All ranks together use at most a quarter of Ray's object stores."""
+    stores = int(cluster_resources().get("object_store_memory", 4 * PREFETCH_BYTES * ranks))
+    budget = min(PREFETCH_BYTES, stores // (4 * ranks))
+    return min(max(budget // (2 * streams * row_bytes), 2), MAX_PREFETCH_ROWS)
 
 
-def rank_rows(pipelines: Pipelines, rank: int) -> Iterator[Row]:
-    """This rank's rows, in row order."""
-    mine = [(c, s) for c, s in zip(pipelines.courses, pipelines.segments, strict=True) if rank in c.takers]
-    rows = {course.stream: _stream_rows(course, segments, rank, pipelines.ahead) for course, segments in mine}
-    course = pipelines.courses[0]
+def rank_rows(streams: OpenStreams, rank: int) -> Iterator[Row]:
+    """This rank's rows, in row order. Stops early if a stream does; the training loop checks the row numbers."""
+    mine = [(split, s) for split, s in zip(streams.splits, streams.segments, strict=True) if rank in split.consumers]
+    rows = {split.stream: _stream_rows(split, segments, rank, streams.prefetch) for split, segments in mine}
+    split = streams.splits[0]
     try:
-        for number in range(course.first + rank, course.last, course.ranks):
-            row = next(rows[number % course.streams], None)
+        for number in range(split.first + rank, split.last, split.ranks):
+            row = next(rows[number % split.streams], None)
             if row is None:
-                return  # too early: whoever counts rows will tell
+                return
             yield row
     finally:
         for stream in rows.values():
             stream.close()
 
 
-LEAD = 15.0
-"""Seconds before the end of a segment at which the next one is started. Not earlier, because two at a time cost two scheduling loops
-and the memory of two; and not before a sixteenth of it has told its pace."""
+class _SplitReader:
+    """One rank's rows of one segment, prefetched by a thread."""
 
-_END = object()
-
-
-class _Share:
-    """One rank's rows of one segment, fetched ahead by a thread."""
-
-    def __init__(self, open_iterator: Callable[[], Any], ahead: int) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+    def __init__(self, open_iterator: Callable[[], Any], prefetch: int) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=prefetch)
         self._open = open_iterator
         self._stopped = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
@@ -114,37 +118,37 @@ class _Share:
         self._stopped.set()
 
 
-def _stream_rows(course: Course, segments: Any, rank: int, ahead: int) -> Generator[Row, None, None]:
+def _stream_rows(split: StreamSplit, actor: Any, rank: int, prefetch: int) -> Generator[Row, None, None]:
     """This rank's rows of all segments of one stream.
 
-    The first share is opened at once, not with the first row taken: Ray Data's splitter waits until all takers of a segment have
-    opened theirs, and ranks that first wait for different streams would wait for each other.
+    Opens the first segment at once, not when its first row is taken. Ray Data's splitter waits until all consumers have opened
+    a segment, so ranks that start with different streams would deadlock.
     """
-    bounds, output = course.bounds, course.takers.index(rank)
+    segments, output = split.segments, split.consumers.index(rank)
 
-    def start(number: int) -> _Share | None:
-        if number >= len(bounds):
+    def open_segment(number: int) -> _SplitReader | None:
+        if number >= len(segments):
             return None
-        return _Share(lambda: ray.get(segments.share.remote(number, output)), ahead)
+        return _SplitReader(lambda: ray.get(actor.iterator.remote(number, output)), prefetch)
 
-    def rows(current: _Share | None) -> Generator[Row, None, None]:
-        following: _Share | None = None
+    def rows(current: _SplitReader | None) -> Generator[Row, None, None]:
+        following: _SplitReader | None = None
         try:
-            for number, (first, last) in enumerate(bounds):
+            for number, (first, last) in enumerate(segments):
                 assert current is not None
-                rows_here = -(-(last - first) // course.streams // len(course.takers))
-                began = time.monotonic()
+                expected = -(-(last - first) // split.streams // len(split.consumers))
+                started = time.monotonic()
                 for taken, row in enumerate(current):
                     if taken == 0:
-                        began = time.monotonic()  # before it, the segment started
-                    pace = (time.monotonic() - began) / max(taken, 1)
-                    if following is None and taken >= max(rows_here // 16, 1) and (rows_here - taken) * pace <= LEAD:
-                        following = start(number + 1)
+                        started = time.monotonic()  # excludes the segment's start from the pace
+                    pace = (time.monotonic() - started) / max(taken, 1)
+                    if following is None and taken >= max(expected // 16, 1) and (expected - taken) * pace <= LEAD_SECONDS:
+                        following = open_segment(number + 1)
                     yield row
-                current, following = following or start(number + 1), None
+                current, following = following or open_segment(number + 1), None
         finally:
-            for share in (current, following):
-                if share is not None:
-                    share.stop()
+            for reader in (current, following):
+                if reader is not None:
+                    reader.stop()
 
-    return rows(start(0))
+    return rows(open_segment(0))

@@ -174,7 +174,7 @@ def test_wrong_names_leave_nothing_behind(root: Path, shards: Path, tmp_path: Pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_without_a_checkpoint_is_begun_anew(
+def test_a_run_without_a_checkpoint_restarts(
     root: Path,
     shards: Path,
     tmp_path: Path,
@@ -200,8 +200,8 @@ def test_a_run_without_a_checkpoint_is_begun_anew(
     assert "Run n is new" in caplog.text
     assert "Did you mean nn?" in caplog.text
     fails(capsys, [*pretrain, "method.epsilon=0.1", "method.queue_length=200"], 1, "Ray is away")
-    assert "Run n came to no checkpoint before, and is begun anew" in caplog.text
-    assert "method.queue_length=200 is cut to 128" in caplog.text, "what looks wrong is said at the start"
+    assert "restarts from step 0" in caplog.text
+    assert "method.queue_length=200" in caplog.text, "preflight warnings come at the start"
     folder = RunFolder(tmp_path / "runs" / "n")
     assert opened == [None, None]
     assert (folder.info()["run_id"], folder.config().method.epsilon) == ("id2", 0.1)
@@ -211,7 +211,7 @@ def test_a_run_without_a_checkpoint_is_begun_anew(
 
     monkeypatch.setattr(session, "connected", interrupted)
     fails(capsys, pretrain, 130, "Interrupted")
-    assert "Run n came to no checkpoint yet: started again, it begins anew" in caplog.text
+    assert "the next start is from step 0" in caplog.text
     (folder.path / "summary.json").write_text("{}")
     fails(capsys, pretrain, 2, "--resume")
     (folder.path / "summary.json").write_text("{")

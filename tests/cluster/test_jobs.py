@@ -1,4 +1,4 @@
-"""Jobs against a client that only remembers: ids, names, paths, a cluster that is away for a while."""
+"""Jobs with a fake client: ids, names, paths, a cluster that is unreachable for a while."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from swav_platform.config import Config, load
 from swav_platform.errors import UsageError, UserError
 
 
-class Remembering:
-    """The part of Ray's JobSubmissionClient that is used."""
+class FakeClient:
+    """The methods of Ray's JobSubmissionClient that are used."""
 
     def __init__(self) -> None:
         self.details: list[Any] = []
         self.configs: list[Config] = []
-        self.away = 0  # calls that fail
+        self.failures = 0  # how many of the next calls fail
 
     def add(self, job_id: str, name: str | None, state: str = "SUCCEEDED") -> None:
         metadata = {"run": name} if name else {}
@@ -31,9 +31,9 @@ class Remembering:
         return self.details
 
     def get_job_info(self, job_id: str) -> Any:
-        if self.away:
-            self.away -= 1
-            raise ConnectionError("away")
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("unreachable")
         return next(d for d in self.details if d.submission_id == job_id)
 
     def get_job_logs(self, job_id: str) -> str:
@@ -47,12 +47,12 @@ class Remembering:
 
 
 @pytest.fixture
-def client() -> Remembering:
-    return Remembering()
+def client() -> FakeClient:
+    return FakeClient()
 
 
 @pytest.fixture
-def cluster(client: Remembering, monkeypatch: pytest.MonkeyPatch) -> jobs.Cluster:
+def cluster(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> jobs.Cluster:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     here = jobs.Cluster("http://127.0.0.1:1")
     here._client = client
@@ -63,22 +63,22 @@ def named(name: str, *more: str) -> Config:
     return load(None, [f"run.name={name}", "data.sources=/d/a.tar", *more])
 
 
-def test_ids_never_collide(cluster: jobs.Cluster, client: Remembering) -> None:
-    client.add("a", None)  # not ours
+def test_ids_never_collide(cluster: jobs.Cluster, client: FakeClient) -> None:
+    client.add("a", None)  # of another program
     client.add("b-2", "b-2")
     client.add("b", "b")
     assert cluster.submit(named("a")).id == "a-2"
-    assert cluster.submit(named("b")).id == "b-3", "b-2 is another run's"
+    assert cluster.submit(named("b")).id == "b-3", "b-2 belongs to another run"
 
 
-def test_a_failed_job_says_why(cluster: jobs.Cluster, client: Remembering) -> None:
+def test_a_failed_job_says_why(cluster: jobs.Cluster, client: FakeClient) -> None:
     client.add("one", "one", "FAILED")
     client.add("two", "two", "RUNNING")
     assert cluster.report(cluster.job("one"))["error"] == "Nothing matches 'nix/*.tar'."
     assert cluster.report(cluster.job("two"))["error"] is None
 
 
-def test_a_run_goes_before_an_id(cluster: jobs.Cluster, client: Remembering) -> None:
+def test_run_names_take_precedence_over_ids(cluster: jobs.Cluster, client: FakeClient) -> None:
     client.add("a", "a")
     client.add("a-2-2", "a-2")
     client.add("a-2", "a")
@@ -89,28 +89,26 @@ def test_a_run_goes_before_an_id(cluster: jobs.Cluster, client: Remembering) -> 
         cluster.job("c")
 
 
-def test_following_outlasts_a_cluster_that_is_away(
-    cluster: jobs.Cluster, client: Remembering, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_following_survives_a_short_outage(cluster: jobs.Cluster, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     client.add("a", "a")
-    client.away = 3
+    client.failures = 3
     shown: list[str] = []
     assert cluster.follow(cluster.job("a"), shown.append, poll=0.0).state == "succeeded"
     assert shown == ["step 1/2\n"]
-    monkeypatch.setattr(jobs, "PATIENCE", -1.0)
-    client.away = 1
-    with pytest.raises(UserError, match="away"):
+    monkeypatch.setattr(jobs, "OUTAGE_TIMEOUT", -1.0)
+    client.failures = 1
+    with pytest.raises(UserError, match="unreachable"):
         cluster.follow(cluster.job("a"), shown.append, poll=0.0)
 
 
 @pytest.mark.parametrize("override", ["data.sources=a.tar", "run.out=runs", "data.index=ix", "data.sample_log=log"])
-def test_paths_are_looked_at_before_the_cluster(override: str) -> None:
+def test_paths_are_checked_before_the_cluster_is_contacted(override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[2]):
         jobs.Cluster("http://head.invalid:8265").submit(named("a", "run.out=/r", override))
 
 
 def test_the_submitters_tracking_server_is_used(
-    cluster: jobs.Cluster, client: Remembering, monkeypatch: pytest.MonkeyPatch
+    cluster: jobs.Cluster, client: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     cluster.submit(named("a"))

@@ -1,4 +1,7 @@
-"""Whole runs on real Ray, through the command line: to the end, killed and resumed, with bad images."""
+"""Whole runs on real Ray through the command line: complete, killed and resumed, with bad images.
+
+Each run is a process that starts its own Ray, as for users: runs are killed here, and a data task kills its worker.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,7 @@ def test_an_existing_run_is_not_overwritten(unbroken: Path, shards: Path, tiny: 
     assert "method.epsilon" in other.stderr
 
 
-def test_killed_and_resumed_is_as_if_unbroken(unbroken: Path, shards: Path, tiny: list[str]) -> None:
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(unbroken: Path, shards: Path, tiny: list[str]) -> None:
     arguments = command(unbroken, shards, "killed", *tiny, "train.workers=2", "--resume")
     folder = RunFolder(unbroken / "killed")
     for kill_after in (2, 6):
@@ -109,33 +112,33 @@ def test_killed_and_resumed_is_as_if_unbroken(unbroken: Path, shards: Path, tiny
         process.wait()
     result = pretrain(unbroken, shards, "killed", *tiny, "train.workers=2", "--resume")
     assert result["steps"] == 8
-    assert losses(unbroken, "killed") == losses(unbroken, "unbroken"), "to the last bit"
+    assert losses(unbroken, "killed") == losses(unbroken, "unbroken"), "bit for bit"
     assert log_check(unbroken, "killed")["ok"]
 
 
-def test_interrupted_it_says_how_to_go_on(tmp_path: Path, shards: Path, tiny: list[str]) -> None:
+def test_an_interrupted_run_explains_how_to_resume(tmp_path: Path, shards: Path, tiny: list[str]) -> None:
     arguments = command(tmp_path, shards, "long", *tiny, "train.steps=100000", "train.keep_checkpoints=2")
-    arguments = ["env", "--default-signal=INT", *arguments]  # a shell's background has it ignored
+    arguments = ["env", "--default-signal=INT", *arguments]  # a background shell ignores SIGINT in its children
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         wait_for(lambda: process.poll() is not None or list((tmp_path / "long" / "checkpoints").glob("*/MANIFEST.json")))
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=180)[1]
+        error = process.communicate(timeout=180)[1]
     finally:
         process.kill()
-    assert process.returncode == 130, said
-    assert re.search(r"newest checkpoint of run long is \S+/step-\d{9}: .*--resume", said), said
-    assert "Traceback" not in said
+    assert process.returncode == 130, error
+    assert re.search(r"/step-\d{9}: .*--resume", error), error
+    assert "Traceback" not in error
 
 
 def wait_for(happened: Any, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < deadline, "it never came to this"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
-def test_bad_images_change_nothing_but_their_own_positions(unbroken: Path, shards: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_bad_images_affect_only_their_own_positions(unbroken: Path, shards: Path, tiny: list[str], tmp_path: Path) -> None:
     spoilt = with_bad_members(shards, tmp_path / "spoilt")
     result = pretrain(unbroken, tmp_path / "spoilt", "spoilt", *tiny, "train.workers=2")
     clean, dirty = (pq.read_table(unbroken / f"{name}-log").sort_by("position").to_pylist() for name in ("unbroken", "spoilt"))
@@ -148,13 +151,13 @@ def test_bad_images_change_nothing_but_their_own_positions(unbroken: Path, shard
     ledger = subprocess.run(
         [sys.executable, "-m", "swav_platform", "ledger", str(unbroken / "spoilt"), "--json"], capture_output=True, text=True
     )
-    told = json.loads(ledger.stdout)
-    assert told["outcomes"] == {"not_an_image": len(spoilt)}
-    assert told["positions"] == {"not_an_image": len(replaced)}
+    report = json.loads(ledger.stdout)
+    assert report["outcomes"] == {"not_an_image": len(spoilt)}
+    assert report["positions"] == {"not_an_image": len(replaced)}
 
 
 def with_bad_members(shards: Path, into: Path, every: int = 20) -> set[str]:
-    """Copies the shards with every `every`-th image replaced by bytes that are none; returns the keys of those."""
+    """Copies the shards with every `every`-th image replaced by bytes that are no image; returns their keys."""
     into.mkdir()
     spoilt = set()
     for shard in sorted(shards.glob("*.tar")):
@@ -172,21 +175,21 @@ def with_bad_members(shards: Path, into: Path, every: int = 20) -> set[str]:
 
 DEADLY_DECODER = """
 import hashlib, os, signal
-from swav_platform.images import row
+from swav_platform.rows import make
 
-def fatal(data, *rest, decode=row.decode_reduced):
+def fatal(data, *rest, decode=make.decode_reduced):
     if hashlib.md5(data).hexdigest() == os.environ["POISON"]:
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(data, *rest)
 
-row.decode_reduced = fatal
+make.decode_reduced = fatal
 """
 
 
 def test_a_sample_that_kills_its_worker_every_time(unbroken: Path, shards: Path, tiny: list[str], tmp_path: Path) -> None:
     clean = pq.read_table(unbroken / "unbroken-log").sort_by("position").to_pylist()
     victim = clean[37]["sample_key"]
-    (tmp_path / "sitecustomize.py").write_text(DEADLY_DECODER)  # Python imports it in every process
+    (tmp_path / "sitecustomize.py").write_text(DEADLY_DECODER)  # Python imports this file in every process
     environment = os.environ | {"POISON": md5_of(shards, victim), "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     arguments = command(unbroken, shards, "poisoned", *tiny, "train.workers=2")
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, cwd=unbroken, env=environment)
@@ -212,8 +215,8 @@ def md5_of(shards: Path, key: str) -> str:
     raise AssertionError(f"no {key}")
 
 
-def test_workers_that_leave_no_room_for_data_are_refused(shards: Path, tiny: list[str], tmp_path: Path, local_ray: None) -> None:
-    from swav_platform.cluster import pretrain as room
+def test_workers_must_leave_a_cpu_for_data_tasks(shards: Path, tiny: list[str], tmp_path: Path, local_ray: None) -> None:
+    from swav_platform.cluster import pretrain as cluster_pretrain
     from swav_platform.config import load
     from swav_platform.errors import UsageError
 
@@ -221,4 +224,4 @@ def test_workers_that_leave_no_room_for_data_are_refused(shards: Path, tiny: lis
         None, [*tiny, f"data.sources={json.dumps([str(shards)])}", f"run.out={tmp_path}", "run.name=greedy", "train.workers=4"]
     )
     with pytest.raises(UsageError, match=r"train\.workers=3"):
-        room.pretrain(config)
+        cluster_pretrain.pretrain(config)

@@ -1,4 +1,4 @@
-"""Being connected to Ray, without one: addresses, whose Ray it is, CPUs that others have taken."""
+"""Connecting to Ray, with a fake one: addresses, local or shared clusters, CPUs that other jobs hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_addresses_without_a_port_are_left_to_ray(address: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_who_listens_is_taken_for_ray(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_accepts_connections_passes(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{server.getsockname()[1]}")
         session.check_address()
@@ -36,14 +36,14 @@ def test_a_dead_address_is_named(address: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def cpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A Ray of 8 CPUs; what is free can be set."""
+    """A Ray of 8 CPUs; tests set how many are free."""
     free = {"CPU": 8.0}
     monkeypatch.setattr(ray, "init", lambda **options: seen.update(options))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr(ray, "available_resources", lambda: free)
-    monkeypatch.setattr(session, "PATIENCE", 0.0)
+    monkeypatch.setattr(session, "RELEASE_TIMEOUT", 0.0)
     monkeypatch.setattr(session, "check_address", lambda: None)
     seen.clear()
     return free
@@ -53,24 +53,26 @@ seen: dict[str, Any] = {}
 CONFIG = load(None, ["train.workers=2", "data.tasks=4"])
 
 
-def test_without_an_address_ray_is_our_own(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_a_local_ray_starts(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cpus["CPU"] = 0.0
-    with session.connected(CONFIG) as room:
-        assert room == session.Room(8, 4)
-    assert seen["address"] == "local", "not a head that `ray start` left here"
+    with session.connected(CONFIG) as allocation:
+        assert allocation == session.Allocation(8, 4)
+    assert seen["address"] == "local", "does not join a head that `ray start` left here"
 
 
 @pytest.mark.parametrize(("free", "tasks"), [(8.0, 4), (6.0, 4), (5.0, 3), (3.5, 1)])
-def test_others_leave_us_fewer_tasks(free: float, tasks: int, cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_use_the_cpus_that_other_jobs_leave(
+    free: float, tasks: int, cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     cpus["CPU"] = free
-    with session.connected(CONFIG) as room:
-        assert room.tasks == tasks
+    with session.connected(CONFIG) as allocation:
+        assert allocation.tasks == tasks
     assert seen["address"] == "head:6379"
 
 
-def test_a_busy_cluster_is_no_wrong_use(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_cluster_is_not_a_usage_error(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     cpus["CPU"] = 2.0
     with pytest.raises(UserError, match="2 of the 8 CPUs") as caught, session.connected(CONFIG):
@@ -78,9 +80,7 @@ def test_a_busy_cluster_is_no_wrong_use(cpus: dict[str, float], monkeypatch: pyt
     assert not isinstance(caught.value, UsageError)
 
 
-@pytest.mark.parametrize(
-    ("address", "said"), [("local", "did not start on this machine"), ("127.0.0.1:1", "127.0.0.1:1 does not")]
-)
+@pytest.mark.parametrize(("address", "said"), [("local", "did not start"), ("127.0.0.1:1", "127.0.0.1:1")])
 def test_a_ray_that_fails_is_explained(address: str, said: str, cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
         raise Exception("The current node timed out during startup.")
@@ -91,17 +91,17 @@ def test_a_ray_that_fails_is_explained(address: str, said: str, cpus: dict[str, 
         pass
 
 
-def test_the_handler_of_sigterm_stays(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray puts its own in place when it starts."""
+def test_the_sigterm_handler_is_kept(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init` installs its own."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
-    with session.ray_at_hand():
+    with session.ray_session():
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_ray_prints_is_no_answer(cpus: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_of_ray_go_to_stderr(cpus: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     with session.connected(CONFIG):
         print("(raylet) a worker was killed for its memory")
         print("(raylet) WARNING: 8 PYTHON worker processes have been started on node: n, which is 4x what was expected")
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "(raylet) a worker was killed for its memory\n")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "(raylet) a worker was killed for its memory\n")

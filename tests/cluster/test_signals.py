@@ -1,4 +1,4 @@
-"""Signals while Ray has the main thread."""
+"""Signals while Ray runs in the main thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swav_platform.cluster.signals import own_signals
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[tuple[Any, Any]]:
-    """Those of SIGINT and SIGTERM: the second raises SystemExit(143)."""
+    """The handlers of SIGINT and SIGTERM; the second raises SystemExit(143)."""
 
     def ended(number: int, frame: Any) -> None:
         raise SystemExit(143)
@@ -29,7 +29,7 @@ def restored(handlers: tuple[Any, Any]) -> bool:
     return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
-def test_what_the_handler_of_sigterm_raises_comes_through(handlers: tuple[Any, Any]) -> None:
+def test_the_exit_of_the_sigterm_handler_is_kept(handlers: tuple[Any, Any]) -> None:
     with pytest.raises(SystemExit) as ended, own_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 143
@@ -38,7 +38,7 @@ def test_what_the_handler_of_sigterm_raises_comes_through(handlers: tuple[Any, A
 
 
 def lost() -> None:
-    """`ray.get` loses the code."""
+    """As in `ray.get`, which loses the code."""
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except SystemExit:
@@ -46,22 +46,22 @@ def lost() -> None:
 
 
 def taken() -> None:
-    """Ray's handler has it while Ray starts."""
+    """As while Ray starts: its handler receives the signal."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("work", [lost, taken])
-def test_also_where_ray_came_between(handlers: tuple[Any, Any], work: Callable[[], None]) -> None:
+def test_the_exit_code_survives_ray(handlers: tuple[Any, Any], work: Callable[[], None]) -> None:
     with pytest.raises(SystemExit) as ended, own_signals():
         work()
     assert ended.value.code == 143
     assert restored(handlers)
 
 
-def test_an_end_without_sigterm_was_an_interrupt(handlers: tuple[Any, Any]) -> None:
+def test_an_exit_without_sigterm_is_an_interrupt(handlers: tuple[Any, Any]) -> None:
     def fit() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray Train takes it for itself, too
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train does
         raise SystemExit(0)
 
     with pytest.raises(KeyboardInterrupt), own_signals():

@@ -1,4 +1,4 @@
-"""Rows through Ray Data: order, shares of ranks, seams, equality with the plain function."""
+"""Rows through Ray Data: their order, the split over ranks, changes of segment, equality with the function that makes them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from swav_platform.cluster import session
-from swav_platform.cluster.segments import Course, shared_out, task_share
-from swav_platform.cluster.stream import open_pipelines, rank_rows
-from swav_platform.cluster.train import _for_users
+from swav_platform.cluster.segments import StreamSplit, grouped_chunks, task_resources
+from swav_platform.cluster.stream import open_streams, rank_rows
+from swav_platform.cluster.train import user_message
 from swav_platform.config import load
 from swav_platform.data.index.build import build_index
 from swav_platform.data.index.sources import expand
@@ -36,31 +36,31 @@ def job(shards: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory)
 def test_each_row_is_taken_by_its_rank_from_its_stream() -> None:
     for streams, ranks, first, segment in itertools.product((1, 2, 3), (1, 2, 3, 4, 5), (0, 7), (1, 16)):
         taken: dict[int, int] = {}
-        for course in (Course(s, streams, first, first + 101, ranks, segment) for s in range(streams)):
-            assert all(a[1] <= b[0] < a[1] + streams for a, b in itertools.pairwise(course.bounds))
-            for a, b in course.bounds:
+        for split in (StreamSplit(s, streams, first, first + 101, ranks, segment) for s in range(streams)):
+            assert all(a[1] <= b[0] < a[1] + streams for a, b in itertools.pairwise(split.segments))
+            for a, b in split.segments:
                 for i, row in enumerate(range(a, b, streams)):
-                    assert row % streams == course.stream
-                    taken[row] = course.takers[i % len(course.takers)]
+                    assert row % streams == split.stream
+                    taken[row] = split.consumers[i % len(split.consumers)]
         assert taken == {row: (row - first) % ranks for row in range(first, first + 101)}
 
 
 def test_tasks_of_two_overlapping_segments_of_all_streams_fit() -> None:
     for tasks, streams in itertools.product((1, 2, 3, 7, 16), (1, 2, 3, 5)):
-        each, cpus = task_share(tasks, streams)
-        assert 2 * streams * each * round(1e4 * cpus) <= 1e4 * tasks, "as Ray counts, in parts of 10,000"
-        assert (each - 1) * streams >= tasks, "one to spare"
+        each, cpus = task_resources(tasks, streams)
+        assert 2 * streams * each * round(1e4 * cpus) <= 1e4 * tasks, "Ray counts in parts of 10,000"
+        assert (each - 1) * streams >= tasks, "one is spare"
 
 
-def test_short_pieces_go_into_one_task_together(job: RowJob) -> None:
+def test_short_chunks_share_a_task(job: RowJob) -> None:
     job = with_data(job, window=64)
     whole = 16 * 64 // job.config.data.row_size  # an epoch is a sixth of it
-    assert max(sum(map(len, task)) for task in shared_out(job, 0, 0, 2000)) > whole - 20, "as many as there is room for"
+    assert max(sum(map(len, task)) for task in grouped_chunks(job, 0, 0, 2000)) > whole - 20, "groups are filled to the limit"
     for first, last in [(0, 2000), (0, 400), (3, 46), (5, 6)]:
-        pieces, tasks = job.plan().chunks(0, first, last), shared_out(job, 0, first, last)
-        assert [piece for task in tasks for piece in task] == pieces
+        chunks, tasks = job.plan().chunks(0, first, last), grouped_chunks(job, 0, first, last)
+        assert [chunk for task in tasks for chunk in task] == chunks
         assert all(sum(map(len, task)) <= whole for task in tasks)
-        assert len(tasks) >= min(len(pieces), 4 * job.config.data.tasks)
+        assert len(tasks) >= min(len(chunks), 4 * job.config.data.tasks)
 
 
 def test_rows_are_a_function_of_their_numbers(job: RowJob) -> None:
@@ -81,13 +81,13 @@ def test_each_rank_gets_its_rows_in_order(job: RowJob, local_ray: None, streams:
     sent = taken[0][1]
     plain = next(rows_of(job, sent.row, sent.row + 1))
     assert np.array_equal(view_hashes(sent), view_hashes(plain))
-    assert not sent.views[0].flags.writeable, "rows are looked at where Ray keeps them, not copied"
+    assert not sent.views[0].flags.writeable, "rows are views of the object store, not copies"
 
 
 @pytest.mark.stack
-def test_pieces_of_one_task_give_their_rows_in_order(job: RowJob, local_ray: None) -> None:
+def test_chunks_of_one_task_give_their_rows_in_order(job: RowJob, local_ray: None) -> None:
     job = with_data(job, window=64, segment=160, tasks=1)
-    assert len(shared_out(job, 0, 0, 160)) < len(job.plan().chunks(0, 0, 160))
+    assert len(grouped_chunks(job, 0, 0, 160)) < len(job.plan().chunks(0, 0, 160))
     [rows] = consume(job, 0, 160, 1)
     assert [row.row for row in rows] == list(range(160))
     assert np.array_equal(view_hashes(rows[30]), view_hashes(next(rows_of(job, 30, 31))))
@@ -99,9 +99,9 @@ def with_data(job: RowJob, **settings: int) -> RowJob:
 
 
 def consume(job: RowJob, first: int, last: int, ranks: int) -> list[list[Row]]:
-    pipelines = open_pipelines(job, first, last, ranks)
+    streams = open_streams(job, first, last, ranks)
     taken: list[list[Row]] = [[] for _ in range(ranks)]
-    threads = [threading.Thread(target=lambda rank=rank: taken[rank].extend(rank_rows(pipelines, rank))) for rank in range(ranks)]
+    threads = [threading.Thread(target=lambda rank=rank: taken[rank].extend(rank_rows(streams, rank))) for rank in range(ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,29 +110,29 @@ def consume(job: RowJob, first: int, last: int, ranks: int) -> list[list[Row]]:
 
 
 class Bytes:
-    """An image over which decoding can't be started."""
+    """An image for which no decoder process can start."""
 
     def __len__(self) -> int:
         raise NoDecoderError("no process can be started here")
 
 
 @pytest.mark.stack
-def test_what_a_data_task_says_to_users_reaches_them(job: RowJob, local_ray: None) -> None:
+def test_a_user_error_of_a_data_task_reaches_the_user(job: RowJob, local_ray: None) -> None:
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        told = dataclasses.replace(job, killers=dict.fromkeys(range(1000), Bytes()))
+        broken = dataclasses.replace(job, killers=dict.fromkeys(range(1000), Bytes()))
         with pytest.raises(Exception, match="no process") as caught:
-            list(rank_rows(open_pipelines(told, 0, 4, 1), 0))
+            list(rank_rows(open_streams(broken, 0, 4, 1), 0))
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    assert _for_users(caught.value) == "no process can be started here"
-    assert _for_users(ValueError("x")) is None
+    assert user_message(caught.value) == "no process can be started here"
+    assert user_message(ValueError("x")) is None
 
 
 @pytest.mark.stack
-def test_data_tasks_keep_to_nodes_with_their_labels(job: RowJob, local_ray: None) -> None:
+def test_data_tasks_run_on_nodes_with_the_labels(job: RowJob, local_ray: None) -> None:
     import ray
 
     [node] = ray.nodes()
