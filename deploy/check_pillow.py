@@ -1,7 +1,7 @@
-"""Does the Pillow that this interpreter finds work on this CPU, and does it read what the platform promises to read?
+"""Checks that the installed Pillow works on this CPU and reads all formats that the platform needs.
 
-Run in a process of its own: a build for another CPU ends in SIGILL, not in an exception. Exit code 0 when all is well,
-else 1 and one line that says what is missing.
+Run it as a separate process, because a build for another CPU dies of SIGILL instead of raising an exception. Exit code 0 if
+Pillow works, else 1 with one line that names what is missing.
 """
 
 from __future__ import annotations

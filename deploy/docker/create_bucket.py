@@ -1,4 +1,4 @@
-"""Makes the bucket of the artifacts if it is not there. Run once at each start of the stack (service `bucket`).
+"""Creates the bucket for artifacts if it does not exist. The service `bucket` runs it once at each start of the stack.
 
 Environment: S3_BUCKET, MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
 """
@@ -21,7 +21,7 @@ def main() -> int:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
             raise
         store.create_bucket(Bucket=bucket)
-    print(f"bucket {bucket} is there")
+    print(f"bucket {bucket} is ready")
     return 0
 
 

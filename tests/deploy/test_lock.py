@@ -91,5 +91,5 @@ def test_setup_script_parses_and_names_bad_pythons(root: Path, tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 1
-    assert "is no working Python 3.11 or newer" in " ".join(done.stderr.split())
+    assert "not a working Python 3.11 or newer" in " ".join(done.stderr.split())
     assert not (tmp_path / ".venv").exists()
