@@ -1,1 +1,1 @@
-"""Programs that answer over the network. They import models, images and data; never Ray, MLflow or training."""
+"""Network services. They import models, images and data, but not Ray, MLflow or training."""

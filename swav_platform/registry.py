@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_platform.config import Config
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import runs_folder
 
 # Without these a dead server holds each call for minutes.
@@ -79,12 +79,25 @@ def register_package(uri: str, run_id: str, folder: Path, model: str) -> str:
 
 
 def download_package(uri: str, model_uri: str, into: Path) -> Path:
-    """Brings the package of models:/NAME@alias, models:/NAME/version or runs:/ID/model to a folder."""
+    """Downloads the package of models:/NAME@alias, models:/NAME/version or runs:/ID/model into a folder; returns its path."""
     with _explained(uri):
         import mlflow.artifacts
 
         into.mkdir(parents=True, exist_ok=True)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(into), tracking_uri=uri))
+        source = _version_source(uri, model_uri) if model_uri.startswith("models:/") else model_uri
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(into), tracking_uri=uri))
+
+
+def _version_source(uri: str, model_uri: str) -> str:
+    """Where the artifacts of a model version are. MLflow's own download would look it up in the process-wide registry."""
+    found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if found is None:
+        raise UsageError(f"{model_uri} is not a model URI that can be loaded. Use models:/NAME@alias or models:/NAME/3.")
+    name, alias, version = found.groups()
+    client = _client(uri)
+    if alias is not None:
+        version = client.get_model_version_by_alias(name, alias).version
+    return str(client.get_model_version_download_uri(name, version))
 
 
 class Tracker:

@@ -1,1 +1,1 @@
-"""The embeddings service: an image in, its embedding, clusters and neighbours out."""
+"""HTTP service: returns the embedding, clusters and neighbours of an image."""

@@ -1,6 +1,6 @@
-"""The shapes of the answers: what /docs shows and what the tests hold the routes to.
+"""Response schemas, for /docs and the tests.
 
-The routes build plain dictionaries and are not slowed by validating them again.
+Routes build plain dictionaries; responses are not validated again at run time.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: a name with a lone surrogate, which UTF-8 refuses, goes through escaped."""
+    """JSON in ASCII, so that a file name with a lone surrogate (invalid in UTF-8) is escaped instead of failing."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def numbers(vector: np.ndarray) -> list[float]:
-    """Seven decimals: what float32 holds of a vector of unit length, in half the bytes."""
-    return np.round(vector.astype(np.float64), 7).tolist()
+    """Rounds to seven decimals, the precision of float32 in a unit-length vector; this halves the bytes."""
+    rounded: list[float] = np.round(vector.astype(np.float64), 7).tolist()
+    return rounded
 
 
 class _Answer(BaseModel):
@@ -101,7 +102,7 @@ class NearPrototype(_Answer):
 
 
 class Sample(_Answer):
-    """A stored sample. `score` is a cosine: to the prototype in a cluster, to the query among neighbours."""
+    """A stored sample. `score` is its cosine to the prototype (in a cluster) or to the query (as a neighbour)."""
 
     key: str
     shard: str
@@ -154,3 +155,15 @@ class ModelCard(_Answer):
 
 class ModelsAnswer(_Answer):
     models: list[ModelCard]
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorAnswer, "description": text}
+    for code, text in {
+        413: "Too many bytes or items",
+        415: "Unsupported content type",
+        422: "Invalid parameter, or the only image of the request is bad",
+        503: "Busy: retry after the number of seconds in Retry-After",
+    }.items()
+}
+"""Error responses of the routes that accept images."""

@@ -12,36 +12,38 @@ from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
 from services.embeddings.engine import Engine
 from services.embeddings.metrics import Measured, make_metrics
-from services.embeddings.models import load_model
 from services.embeddings.routes import about, clusters, embeddings, neighbours
-from services.embeddings.service import Service
 from services.embeddings.settings import ServiceSettings
+from services.embeddings.state import State
 from services.embeddings.store import load_store
+from swav_platform import __version__
+from swav_platform.models.inference import load_for_inference
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Loads the model and the embeddings, and builds the application around them.
 
-    Raises UserError when one of the two can't be loaded. The engine runs between start and end of the lifespan.
+    Raises UserError if either cannot be loaded. The engine runs for the length of the application's lifespan.
     """
-    model = load_model(settings.model)
+    model = load_for_inference(settings.model)
     store = None if settings.embeddings is None else load_store(settings.embeddings, model)
     metrics = make_metrics()
-    service = Service(settings, model, store, Engine(model, settings, metrics), metrics, Bodies(settings.limits.max_held))
+    state = State(settings, model, store, Engine(model, settings, metrics), metrics, Bodies(settings.limits.max_held))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.engine.start()
+        await state.engine.start()
         yield
-        await service.engine.stop()
+        await state.engine.stop()
 
     app = FastAPI(
         title="swav-platform embeddings",
-        description="An image in; its embedding, clusters and nearest stored samples out.",
+        description="Embeddings, clusters and nearest stored samples of images.",
+        version=__version__,
         lifespan=lifespan,
         default_response_class=Json,
     )
-    app.state.service = service
+    app.state.service = state
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)
     for part in (embeddings, clusters, neighbours, about):

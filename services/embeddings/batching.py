@@ -1,4 +1,4 @@
-"""Micro-batches: images of different requests go through the model together."""
+"""Micro-batches: images of different requests share a forward pass."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Y = TypeVar("Y")
 
 
 class Batcher(Generic[X, Y]):
-    """Calls `run` with up to `max_batch` items at a time, in a thread of its own, one call after another.
+    """Calls `run` with up to `max_batch` items at a time, in `executor`, one call after another.
 
-    The first item of a batch waits at most `max_wait` seconds for company. `run` returns one result per item;
-    its exception goes to every item of that batch, and the next batch is tried as if nothing had been.
-    How many may wait is limited by whoever submits.
+    The first item of a batch waits at most `max_wait` seconds for more. `run` returns one result per item. If it
+    raises, every item of that batch gets the exception, and the next batch is processed as usual.
+    The caller limits the number of queued items.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Batcher(Generic[X, Y]):
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def stop(self) -> None:
-        """Ends the work. Items that still wait get a ServiceError."""
+        """Stops processing. Queued items fail with a ServiceError."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -48,7 +48,7 @@ class Batcher(Generic[X, Y]):
             self._batch.append(self._queue.get_nowait())
         for _, future in self._batch:
             if not future.done():
-                future.set_exception(busy("it is stopping"))
+                future.set_exception(busy("it is shutting down"))
 
     async def submit(self, item: X) -> Y:
         future: asyncio.Future[Y] = asyncio.get_running_loop().create_future()
@@ -77,7 +77,7 @@ class Batcher(Generic[X, Y]):
         deadline = asyncio.get_running_loop().time() + self._max_wait
         while len(self._batch) < self._max_batch:
             try:
-                async with asyncio.timeout_at(deadline):  # what is there already is taken even after the deadline
+                async with asyncio.timeout_at(deadline):  # an item that is queued already is taken even after the deadline
                     self._batch.append(await self._queue.get())
             except TimeoutError:
                 break

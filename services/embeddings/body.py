@@ -1,4 +1,4 @@
-"""Bodies read with a bound: of each, and of all that are held at one time."""
+"""Reads request bodies within limits: of each body, and of all bodies in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAIN_SECONDS = 5.0
 
 @dataclass
 class Bodies:
-    """Bytes of request bodies held at one time; `max_held` of them at most."""
+    """Counts the bytes of request bodies in memory; at most `max_held`."""
 
     max_held: int
     held: int = 0
@@ -34,20 +34,20 @@ class Bodies:
 
 @dataclass
 class Held:
-    """One request's part of what is held."""
+    """The bytes of one request."""
 
     bodies: Bodies
     size: int = 0
 
     def add(self, count: int) -> None:
         if self.bodies.held + count > self.bodies.max_held:
-            raise busy(f"{self.bodies.held} bytes of requests are held")
+            raise busy(f"{self.bodies.held} bytes of requests are in memory")
         self.bodies.held += count
         self.size += count
 
 
 async def read(request: Request, limit: int, held: Held) -> AsyncGenerator[bytes, None]:
-    """The body in chunks; ServiceError 413 as soon as it is, or says that it is, longer than `limit` bytes."""
+    """Yields the body in chunks. Raises ServiceError 413 once the body, or its Content-Length, exceeds `limit` bytes."""
     chunks = request.stream()
     size = 0
     too_long = _announced(request) > limit
@@ -60,9 +60,9 @@ async def read(request: Request, limit: int, held: Held) -> AsyncGenerator[bytes
             held.add(len(chunk))
             yield chunk
     if too_long:
-        if "expect" not in request.headers:  # a client that waits for our word needs no draining
+        if "expect" not in request.headers:  # a client that waits for "100 Continue" has sent nothing to drain
             await _drain(chunks)
-        message = f"The body has more than the {limit} bytes that this route takes in this form."
+        message = f"The body exceeds the limit of {limit} bytes for this route and content type."
         raise ServiceError(413, "too_many_bytes", message, {"limit": limit})
 
 
@@ -73,7 +73,7 @@ def _announced(request: Request) -> int:
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Reads on for a while: a client that is still sending would see a broken connection instead of the answer."""
+    """Discards more of the body: a client that is still sending would see a broken connection instead of the response."""
     size = 0
     with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DRAIN_SECONDS):

@@ -1,4 +1,4 @@
-"""What the three image routes have in common: encode the items, answer each of them."""
+"""Steps that the three image routes share: encode the items, build one result for each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from services.embeddings.engine import Engine
 from services.embeddings.errors import Fault, ServiceError
 from services.embeddings.inputs import Item
-from services.embeddings.models import Encoded
+from swav_platform.models.inference import Encoded
 
 Results = list[Encoded | Fault]
 
 
 async def encode(engine: Engine, items: Sequence[Item]) -> Results:
-    """Vectors or faults, in the items' order. A request with one image, and that one bad, is itself an error."""
+    """Vectors or faults, in the order of the items. If the only image of a request is bad, the request fails."""
     results = await engine.encode([item.data for item in items])
     if len(results) == 1 and isinstance(results[0], Fault):
         fault = results[0]
@@ -26,12 +26,12 @@ async def encode(engine: Engine, items: Sequence[Item]) -> Results:
 
 
 def stack(results: Results, which: Callable[[Encoded], np.ndarray], dim: int) -> np.ndarray:
-    """float32 [good items, dim]."""
+    """Vectors of the good items: float32 [n, dim]."""
     return np.array([which(r) for r in results if isinstance(r, Encoded)], np.float32).reshape(-1, dim)
 
 
 def describe(items: Sequence[Item], results: Results, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One object per item: the next of `answers` for a good one, its error for a bad one."""
+    """One object per item: the next of `answers` for a good item, its error for a bad one."""
     good = iter(answers)
     return [
         {"index": index, "name": item.name, **({"error": result.as_json()} if isinstance(result, Fault) else next(good))}

@@ -1,4 +1,4 @@
-"""From bytes to vectors: decoding threads, then the model in micro-batches, with a bound on what is held."""
+"""Turns bytes into vectors: decoding threads, then micro-batches through the model, with a limit on pending images."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor
 from services.embeddings.batching import Batcher
 from services.embeddings.errors import INTERNAL, Fault, busy, image_fault
 from services.embeddings.metrics import Metrics
-from services.embeddings.models import Encoded, ServedModel
 from services.embeddings.settings import ServiceSettings
 from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.refused import Refused
+from swav_platform.models.inference import Encoded, InferenceModel
 
 log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Encodes images. Lives in one event loop, between `start` and `stop`."""
+    """Encodes images. Belongs to one event loop, from `start` to `stop`."""
 
-    def __init__(self, model: ServedModel, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(self, model: InferenceModel, settings: ServiceSettings, metrics: Metrics) -> None:
         self._model = model
         self._metrics = metrics
         self._threads = settings.threads
@@ -45,7 +45,7 @@ class Engine:
         return self._batcher.running
 
     async def start(self) -> None:
-        """Runs the model once, so that the first request does not pay for it."""
+        """Starts processing, and runs the model once so that the first request is not slow."""
         self._batcher.start()
         size = self._model.input_size
         await self._batcher.submit(torch.zeros(3, size, size))
@@ -56,7 +56,7 @@ class Engine:
         self._torch.shutdown(wait=False, cancel_futures=True)
 
     async def encode(self, images: Sequence[bytes]) -> list[Encoded | Fault]:
-        """Vectors of each image, or why it has none. Raises ServiceError 503 when too many images are pending."""
+        """Vectors or a fault for each image. Raises ServiceError 503 if too many images are pending."""
         with self._admitted(len(images)):
             return list(await asyncio.gather(*(self._encode(data) for data in images)))
 
@@ -82,14 +82,15 @@ class Engine:
         except Refused as refused:
             return image_fault(refused.outcome, refused.detail)
         except MemoryError:
-            return image_fault(Outcome.DECODE_MEMORY, "there was not memory enough to decode it")
-        except Exception:  # one image must not fail the others of its request
-            log.exception("decoding failed in a way that has no outcome")
+            return image_fault(Outcome.DECODE_MEMORY, "not enough memory to decode it")
+        except Exception:  # one image must not fail the other images of its request
+            log.exception("unexpected error while decoding an image")
             return INTERNAL
 
     def _forward(self, images: Sequence[Tensor]) -> list[Encoded]:
         self._metrics.batch.observe(len(images))
-        return self._model.encode(torch.stack(list(images)))
+        found = self._model.encode(torch.stack(list(images)))
+        return [Encoded(*vectors) for vectors in zip(*found, strict=True)]
 
     def _set_threads(self) -> None:
         if self._threads is not None:

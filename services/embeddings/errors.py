@@ -1,4 +1,4 @@
-"""One error shape for everything: {"error": {"code", "message", "detail"}}."""
+"""Error responses. All have one shape: {"error": {"code", "message", "detail"}}."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from swav_platform.data.ledger.outcomes import Outcome
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong, as clients see it. Codes of an image's own fault are the words of the ledger."""
+    """An error as clients see it. For a bad image, the code is the word of its outcome."""
 
     code: str
     message: str
@@ -27,11 +27,11 @@ class Fault:
         return {"code": self.code, "message": self.message, "detail": dict(self.detail)}
 
 
-INTERNAL = Fault("internal_error", "The service failed on this; the reason is in its log.")
+INTERNAL = Fault("internal_error", "Internal error. The cause is in the log of the service.")
 
 
 class ServiceError(Exception):
-    """Ends a request with a status and the error shape."""
+    """Fails a request with an HTTP status and an error body."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ def image_fault(outcome: Outcome, reason: str) -> Fault:
 
 
 def busy(what: str) -> ServiceError:
-    message = f"The service has all the work it can hold ({what}); send the request again in a second."
+    message = f"The service is at capacity ({what}). Retry in a second."
     return ServiceError(503, "busy", message, headers={"Retry-After": "1"})
 
 
@@ -61,7 +61,7 @@ def answer(status: int, fault: Fault, headers: Mapping[str, str] | None = None) 
 
 
 def install(app: FastAPI) -> None:
-    """Every way in which a request can fail ends in the one shape."""
+    """Registers handlers, so that every failure of a request has the one shape."""
     app.add_exception_handler(ServiceError, _own)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -77,10 +77,10 @@ async def _own(request: Request, error: Exception) -> Json:
 async def _http(request: Request, error: Exception) -> Json:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        fault = Fault("not_found", f"There is nothing at {request.url.path}; /docs lists the routes.")
+        fault = Fault("not_found", f"There is no route {request.url.path}. See /docs for the routes.")
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        fault = Fault("method_not_allowed", f"{request.url.path} does not take {request.method}; use {allowed}.")
+        fault = Fault("method_not_allowed", f"{request.url.path} does not support {request.method}. Use {allowed}.")
     else:
         fault = Fault("http_error", str(error.detail))
     return answer(error.status_code, fault, error.headers)
@@ -90,12 +90,12 @@ async def _invalid(request: Request, error: Exception) -> Json:
     assert isinstance(error, RequestValidationError)
     problems = [{"where": ".".join(str(p) for p in e["loc"]), "problem": e["msg"]} for e in error.errors()]
     told = "; ".join(f"{p['where']}: {p['problem']}" for p in problems)
-    return answer(422, Fault("invalid_request", f"The request is not valid: {told}.", {"problems": problems}))
+    return answer(422, Fault("invalid_request", f"The request is invalid: {told}.", {"problems": problems}))
 
 
 async def _gone(request: Request, error: Exception) -> Json:
-    return answer(400, Fault("incomplete_body", "The connection ended before the whole body had come."))
+    return answer(400, Fault("incomplete_body", "The connection closed before the whole body was received."))
 
 
 async def _unexpected(request: Request, error: Exception) -> Json:
-    return answer(500, INTERNAL)  # the server above writes the traceback to its log
+    return answer(500, INTERNAL)  # uvicorn logs the traceback

@@ -1,4 +1,4 @@
-"""Images of a request, in the three ways in which they may come, with bounds on what is read."""
+"""Reads the images of a request: multipart form, JSON with base64, or one raw image. Limits what is read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.embeddings.body import read
 from services.embeddings.errors import ServiceError, image_fault
-from services.embeddings.service import current
 from services.embeddings.settings import Limits
+from services.embeddings.state import current
 from swav_platform.data.ledger.outcomes import Outcome
 
 
 @dataclass(frozen=True)
 class Item:
-    name: str | None  # the file's name where the client gave one
+    name: str | None  # file name, if the client sent one
     data: bytes
 
 
 async def _items(request: Request) -> AsyncIterator[list[Item]]:
-    """The request's images, in order. Raises ServiceError for a body that holds none, too many, or can't be read."""
+    """The images of the request, in order. Raises ServiceError for a body without images, with too many, or unreadable."""
     service = current(request)
     limits = service.settings.limits
     kind = _media_type(request)
@@ -41,7 +41,7 @@ async def _items(request: Request) -> AsyncIterator[list[Item]]:
         else:
             items = [Item(None, await _whole(read(request, limits.max_bytes, held)))]
             if not items[0].data:
-                raise ServiceError(422, "no_images", "The body is empty; send the bytes of an image.")
+                raise ServiceError(422, "no_images", "The body is empty. Send the bytes of an image.")
         yield items
 
 
@@ -52,13 +52,13 @@ def _media_type(request: Request) -> str:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        message = f"A body encoded as {encoding[:40]!r} is not read; send it as it is."
+        message = f"Content encoding {encoding[:40]!r} is not supported. Send the body uncompressed."
         raise ServiceError(415, "unsupported_media_type", message, {"content_encoding": encoding[:40]})
     if kind in ("multipart/form-data", "application/json", "application/octet-stream") or kind.startswith("image/"):
         return kind
     message = (
-        f"The content type {kind[:80]!r} is not taken; send multipart/form-data with `images` files, "
-        "one image as image/* or application/octet-stream, or JSON with base64."
+        f"Content type {kind[:80]!r} is not supported. Send multipart/form-data with `images` files, "
+        "one image as image/* or application/octet-stream, or application/json with base64."
     )
     raise ServiceError(415, "unsupported_media_type", message, {"content_type": kind[:80]})
 
@@ -74,11 +74,13 @@ async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None], limi
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise _too_many(limits) from None
-        raise ServiceError(422, "invalid_request", f"The multipart body can't be read: {error.message}") from None
+        raise ServiceError(422, "invalid_request", f"Cannot read the multipart body: {error.message}") from None
     try:
         files = [value for name, value in form.multi_items() if name == "images" and isinstance(value, UploadFile)]
         if not files:
-            raise ServiceError(422, "no_images", "The form has no files named `images`.", {"fields": sorted(form.keys())[:10]})
+            raise ServiceError(
+                422, "no_images", "The form has no file field named `images`.", {"fields": sorted(form.keys())[:10]}
+            )
         for file in files:
             _check_size(file.size or 0, limits, len(files))
         return [Item(file.filename or None, await file.read(limits.max_bytes + 1)) for file in files]
@@ -103,7 +105,7 @@ def _json_item(index: int, image: Any, limits: Limits, count: int) -> Item:
     text = image.get("base64") if isinstance(image, dict) else None
     name = image.get("name") if isinstance(image, dict) else None
     if not isinstance(text, str) or not isinstance(name, str | None):
-        message = f'images[{index}] must be an object with "base64" (text) and, if you like, "name" (text).'
+        message = f'images[{index}] must be an object with "base64" (text) and, optionally "name" (text).'
         raise ServiceError(422, "invalid_request", message, {"index": index})
     _check_size(len(text) * 3 // 4 - 2, limits, count)
     try:
@@ -113,20 +115,20 @@ def _json_item(index: int, image: Any, limits: Limits, count: int) -> Item:
 
 
 def _check_size(size: int, limits: Limits, count: int) -> None:
-    """Among many, an image that is too large is its own error: the engine's decoder says so."""
+    """Fails the request if its only image is too large. Among several images, the decoder reports a large one as bad."""
     if count == 1 and size > limits.max_bytes:
-        reason = f"it has more than the {limits.max_bytes} bytes that this service takes"
+        reason = f"larger than max_bytes, {limits.max_bytes}"
         fault = image_fault(Outcome.TOO_MANY_BYTES, reason)
         raise ServiceError(413, fault.code, fault.message, fault.detail)
 
 
 def _too_many(limits: Limits) -> ServiceError:
-    message = f"The request has more than the {limits.max_items} images that one may have; split it."
+    message = f"The request has more than {limits.max_items} images. Split it into several requests."
     return ServiceError(413, "too_many_items", message, {"limit": limits.max_items})
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY: dict[str, Any] = {  # for /docs: the routes read the body themselves
+BODY: dict[str, Any] = {  # for /docs, as the routes read the body themselves
     "requestBody": {
         "required": True,
         "content": {

@@ -1,4 +1,4 @@
-"""What the service counts, in Prometheus' words."""
+"""Prometheus metrics of the service."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Metrics:
 
 
 def make_metrics() -> Metrics:
-    """A registry of its own for each app, so that two apps of one process do not mix."""
+    """Creates a registry for each app, so that two apps in one process do not share counters."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return Metrics(
         registry=registry,
-        requests=Counter("swav_service_requests_total", "Requests answered", ["route", "code"], registry=registry),
+        requests=Counter("swav_service_requests_total", "Requests served", ["route", "code"], registry=registry),
         seconds=Histogram("swav_service_request_seconds", "Time to the last byte", ["route"], buckets=SECONDS, registry=registry),
-        images=Counter("swav_service_images_total", "Images by what became of them", ["outcome"], registry=registry),
+        images=Counter("swav_service_images_total", "Images by outcome", ["outcome"], registry=registry),
         batch=Histogram(
-            "swav_service_batch_images", "Images of one pass of the model", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "swav_service_batch_images", "Images in one forward pass", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         ),
     )
 
 
 class Measured:
-    """ASGI layer that counts and times requests by route (its template, so that a label's values stay few)."""
+    """ASGI middleware that counts and times requests by route template, which bounds the number of label values."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -46,7 +46,7 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 500  # what the layer above answers when nothing was sent from here
+        status = 500  # sent by the layer above if this one sends nothing
 
         async def watched(message: Message) -> None:
             nonlocal status

@@ -1,7 +1,11 @@
-"""The service on a port."""
+"""Runs the service on a port.
+
+The application, and torch with it, is imported only after the port is open: a busy port is reported at once.
+"""
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
@@ -9,10 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from fastapi import FastAPI
 
-from services.embeddings.app import create_app
-from services.embeddings.listener import listen, url
 from services.embeddings.settings import ServiceSettings
 from swav_platform.errors import UserError
 
@@ -20,41 +21,66 @@ OnReady = Callable[[str], None]
 
 
 def serve(settings: ServiceSettings, host: str | None = None, port: int | None = None, on_ready: OnReady | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; `host` and `port` win over the settings'.
+    """Serves until SIGINT or SIGTERM. `host` and `port` override those of the settings.
 
-    `on_ready` gets the URL, with the port in use, once requests are answered. Raises UserError when the port can't be
-    had (told before the model is loaded) or when the model or the embeddings can't be loaded.
+    `on_ready` is called with the URL, including the actual port, once the service answers requests. Raises UserError
+    if the port cannot be opened (checked before the model is loaded), or if the model or the embeddings cannot be loaded.
     """
-    place = (settings.host if host is None else host, settings.port if port is None else port)
-    with listen(*place) as listener, _terminate_as_interrupt():
-        server = _Server(create_app(settings), lambda: on_ready(url(listener)) if on_ready else None)
+    address = (settings.host if host is None else host, settings.port if port is None else port)
+    with listen(*address) as listener, _terminate_as_interrupt():
+        server = _Server(settings, lambda: on_ready(url(listener)) if on_ready else None)
         try:
             server.run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn has stopped in order, then repeats the signal
+        except KeyboardInterrupt:  # uvicorn raises the signal again after an orderly shutdown
             return
 
 
 @contextmanager
 def serving(settings: ServiceSettings, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """The service in a thread of this process, for the length of the block; gives its URL. For demos and tests."""
+    """Runs the service in a thread of this process for the length of the block, and yields its URL."""
     with listen(host, port) as listener:
         ready = threading.Event()
-        server = _Server(create_app(settings), ready.set)
+        server = _Server(settings, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="service", daemon=True)
         thread.start()
         try:
             while not ready.wait(0.05):
                 if not thread.is_alive():
-                    raise UserError(f"The embeddings service at {url(listener)} ended while it started; its log tells why.")
+                    raise UserError(
+                        f"The embeddings service at {url(listener)} stopped during start-up. See its log for the cause."
+                    )
             yield url(listener)
         finally:
             server.should_exit = True
             thread.join()
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Opens a listening socket; port 0 selects a free port. Raises UserError with host, port, cause and remedy."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise UserError(_refusal(host, port, error)) from error
+
+
+def _refusal(host: str, port: int, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return f"Port {port} of {host} is in use. Stop the program that uses it, or serve on another port (0 selects a free one)."
+    if number == errno.EACCES:
+        return f"Port {port} of {host} requires privileges that this user lacks. Use a port above 1023 (0 selects a free one)."
+    return f"Cannot listen on {host} port {port} ({error}). Use an address of this machine and a port from 0 to 65535."
+
+
+def url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that whoever called can clean up."""
+    """Makes SIGTERM raise KeyboardInterrupt as SIGINT does, so that callers can clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -66,9 +92,12 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn tells nobody when it has started, so its start is followed by a call."""
+    """Calls `started` once requests are answered; uvicorn has no hook for that."""
 
-    def __init__(self, app: FastAPI, started: Callable[[], None]) -> None:
+    def __init__(self, settings: ServiceSettings, started: Callable[[], None]) -> None:
+        from services.embeddings.app import create_app
+
+        app = create_app(settings)
         super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=10))
         self._tell = started
 

@@ -1,4 +1,4 @@
-"""The run's embeddings: samples with vector, cluster and thumbnail; exact search."""
+"""The run's embeddings in memory: samples with vector, cluster and thumbnail, and exact search."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from services.embeddings.models import ServedModel
 from swav_platform.errors import UserError
+from swav_platform.models.inference import InferenceModel, highest
 
 COLUMNS = ("key", "shard", "sample", "cluster", "score", "embedding")
 OPTIONAL = ("label", "thumbnail")
-CELLS = 16_000_000  # float32 cosines held at one time by a search: 64 MB
+CELLS = 16_000_000  # float32 cosines in memory during a search: 64 MB
 
 
 @dataclass(frozen=True)
 class Store:
-    """N samples in memory. Immutable, so any thread may ask."""
+    """N samples in memory. Immutable, and so safe for concurrent reads."""
 
-    table: pa.Table  # all columns but the vectors
+    table: pa.Table  # all columns except the vectors
     vectors: np.ndarray  # float32 [N, feature_dim], unit length
     clusters: np.ndarray  # int32 [N]
-    scores: np.ndarray  # float32 [N]: cosine to the sample's own prototype
+    scores: np.ndarray  # float32 [N]: cosine to the nearest prototype
     sizes: np.ndarray  # int64 [K]
 
     @property
@@ -36,27 +36,29 @@ class Store:
         return len(self.clusters)
 
     def nearest(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each of the unit-length queries [n, feature_dim]: rows of the k nearest samples and their cosines, best first."""
+        """Rows of the k nearest samples and their cosines, best first, for each unit-length query of [n, feature_dim]."""
         at_once = max(1, CELLS // self.samples)
         parts = [queries[i : i + at_once] for i in range(0, len(queries), at_once)]
-        return [best(cosines, k) for part in parts for cosines in part @ self.vectors.T]
+        return [highest(cosines, k) for part in parts for cosines in part @ self.vectors.T]
 
     def members(self, cluster: int, limit: int) -> np.ndarray:
-        """Rows of the cluster's samples nearest to its prototype, best first."""
+        """Rows of the cluster's samples that are nearest to its prototype, best first."""
         rows = np.flatnonzero(self.clusters == cluster)
-        order, _ = best(self.scores[rows], limit)
-        return rows[order]
+        order, _ = highest(self.scores[rows], limit)
+        return np.asarray(rows[order])
 
     def rows(self, key: str, shard: str | None) -> np.ndarray:
-        """Rows with this key, of this shard (name or whole path) where one is given."""
+        """Rows with this key, in `shard` (file name or whole path) if given."""
         found = np.flatnonzero(pc.equal(self.table["key"], key).to_numpy(zero_copy_only=False))
         if shard is None:
             return found
         names = [self.table["shard"][int(row)].as_py() for row in found]
-        return found[[shard in (name, name.rpartition("/")[2]) for name in names]]
+        return np.array(
+            [row for row, name in zip(found, names, strict=True) if shard in (name, name.rpartition("/")[2])], np.int64
+        )
 
     def sample(self, row: int, score: float, *, thumbnail: bool = True) -> dict[str, Any]:
-        """The row as the routes answer it."""
+        """The row as the routes return it."""
         told = self.table.slice(row, 1).to_pylist()[0]
         image = told.get("thumbnail") if thumbnail else None
         return {
@@ -70,23 +72,12 @@ class Store:
         }
 
 
-def best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the k highest scores, best first (ties: lowest place first), and those scores."""
-    k = min(k, len(scores))
-    if k == 0:
-        return np.empty(0, np.int64), scores[:0]
-    bar = np.partition(scores, len(scores) - k)[len(scores) - k]
-    places = np.flatnonzero(scores >= bar)
-    places = places[np.argsort(-scores[places], kind="stable")][:k]
-    return places, scores[places]
-
-
-def load_store(folder: Path, model: ServedModel) -> Store:
-    """Raises UserError for a missing or damaged file, and for embeddings that another model made."""
+def load_store(folder: Path, model: InferenceModel) -> Store:
+    """Loads embeddings.parquet. Raises UserError for a missing or damaged file, and for embeddings of another model."""
     path = folder / "embeddings.parquet"
     if not path.is_file():
         raise UserError(
-            f"There is no {path}: run `swav embed RUN --data PATTERN` first, or start the service without embeddings."
+            f"{path} does not exist. Run `swav embed RUN --data PATTERN` first, or start the service without embeddings."
         )
     _check_maker(folder, model)
     try:
@@ -94,13 +85,13 @@ def load_store(folder: Path, model: ServedModel) -> Store:
         vectors = _vectors(table["embedding"])
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} can't be read as embeddings ({reason}): run `swav embed` again.") from error
+        raise UserError(f"{path} can't be read as embeddings ({reason}). Run `swav embed` again.") from error
     clusters = table["cluster"].to_numpy().astype(np.int32)
     known = len(model.prototypes)
     if vectors.shape[1] != model.feature_dim or clusters.min() < (0 if known else -1) or clusters.max() >= known:
         raise UserError(
-            f"{path} holds vectors of {vectors.shape[1]} dimensions in clusters up to {clusters.max()}, but the model "
-            f"{model.name} makes {model.feature_dim} dimensions and {known} clusters: run `swav embed` again with this model."
+            f"{path} has vectors of {vectors.shape[1]} dimensions and clusters up to {clusters.max()}, but the model {model.name} "
+            f"has {model.feature_dim} dimensions and {known} clusters. Run `swav embed` again with this model."
         )
     return Store(
         table=table.drop_columns(["embedding"]).combine_chunks(),
@@ -126,7 +117,7 @@ def _read(path: Path) -> pa.Table:
 def _vectors(column: pa.ChunkedArray) -> np.ndarray:
     """Unit-length float32 [N, dim] of a column of fixed-size lists."""
     if not pa.types.is_fixed_size_list(column.type) or column.null_count:
-        raise ValueError("the column embedding must hold lists of one size, without nulls")
+        raise ValueError("the column embedding must contain lists of one size, without nulls")
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32) for chunk in column.chunks]
     vectors = np.concatenate(chunks).reshape(-1, column.type.list_size)
     if not np.isfinite(vectors).all():
@@ -135,8 +126,8 @@ def _vectors(column: pa.ChunkedArray) -> np.ndarray:
     return vectors
 
 
-def _check_maker(folder: Path, model: ServedModel) -> None:
-    """Vectors of another model can't be compared with this one's, even if they have its size."""
+def _check_maker(folder: Path, model: InferenceModel) -> None:
+    """Raises UserError for vectors of another model: they are not comparable, even if they have the same size."""
     try:
         told = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
         maker = told.get("model")
@@ -144,6 +135,6 @@ def _check_maker(folder: Path, model: ServedModel) -> None:
         return  # the dimensions are still checked
     if maker is not None and maker != model.digest:
         raise UserError(
-            f"The embeddings in {folder} were made by the model {maker}, not by {model.name} ({model.digest}) that is to be "
-            f"served: run `swav embed` again with this model."
+            f"The embeddings in {folder} were made by the model {maker}, not by the served model {model.name} "
+            f"({model.digest}). Run `swav embed` again with this model."
         )

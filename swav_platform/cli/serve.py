@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from services.embeddings.listener import listen
+from services.embeddings.server import listen
 from swav_platform.cli import console
 from swav_platform.errors import UsageError
 from swav_platform.runs.folder import find

@@ -75,6 +75,6 @@ def test_metrics_count(service: TestClient, pictures: list[bytes]) -> None:
 
 
 def test_imports_without_ray_and_mlflow(root: Path) -> None:
-    code = "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None; import services.embeddings.server as s; s.create_app"
+    code = "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None; import services.embeddings.app, services.embeddings.server"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -63,7 +63,7 @@ def test_errors_are_paragraphs(address: str, pictures: list[bytes], tmp_path: Pa
             client.embeddings([pictures[0]] * 5)
         with pytest.raises(UserError, match=r"absent\.jpg"):
             client.embeddings([tmp_path / "absent.jpg"])
-        with pytest.raises(UserError, match="no images"):
+        with pytest.raises(UserError, match="empty"):
             client.embeddings([])
 
 
@@ -75,7 +75,7 @@ def test_a_body_far_too_large_gets_its_answer(address: str) -> None:
 def test_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with Client(f"http://127.0.0.1:{port}", timeout=0.2) as client, pytest.raises(UserError, match="did not answer in time"):
+        with Client(f"http://127.0.0.1:{port}", timeout=0.2) as client, pytest.raises(UserError, match="did not respond in time"):
             client.health()  # listens, never answers
     with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(UserError, match=f"{port}.*swav serve"):
         client.health()

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.embeddings.answers import ErrorAnswer, NeighborsAnswer, StoredNeighborsAnswer
-from services.embeddings.store import best
+from swav_platform.models.inference import highest
 
 Truth = tuple[np.ndarray, np.ndarray]
 
@@ -72,7 +72,7 @@ def test_without_embeddings(bare: TestClient, pictures: list[bytes]) -> None:
 def test_best_equals_a_full_sort() -> None:
     scores = np.random.default_rng(0).integers(0, 20, 200).astype(np.float32)  # many ties
     for k in (1, 7, 199, 200, 500):
-        places, found = best(scores, k)
+        places, found = highest(scores, k)
         np.testing.assert_array_equal(places, np.argsort(-scores, kind="stable")[:k])
         np.testing.assert_array_equal(found, scores[places])
-    assert len(best(scores[:0], 3)[0]) == 0
+    assert len(highest(scores[:0], 3)[0]) == 0

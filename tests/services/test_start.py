@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.embeddings.app import create_app
-from services.embeddings.listener import listen, url
-from services.embeddings.server import serve
+from services.embeddings.server import listen, serve, url
 from services.embeddings.settings import ServiceSettings
 from swav_platform.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Which prototypes an image belongs to, and what lies in a cluster."""
+"""Nearest prototypes of images, and the content of clusters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request
 
-from services.embeddings.answers import ClusterAnswer, ClusterList, ClustersAnswer, ErrorAnswer, Json
+from services.embeddings.answers import FAILURES, ClusterAnswer, ClusterList, ClustersAnswer, ErrorAnswer, Json
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import BODY, Items
-from services.embeddings.models import ServedModel
-from services.embeddings.routes import FAILURES
-from services.embeddings.service import Service, current
-from services.embeddings.store import best
+from services.embeddings.state import State, current
+from swav_platform.models.inference import Assignment, highest
 
 router = APIRouter()
 
@@ -24,47 +22,41 @@ router = APIRouter()
     "/v1/clusters", response_model=ClustersAnswer, responses={**FAILURES, 409: {"model": ErrorAnswer}}, openapi_extra=BODY
 )
 async def assign(request: Request, items: Items, top: Annotated[int, Query(ge=1, le=20)] = 5) -> Json:
-    """The `top` prototypes nearest to each image: cosine, and softmax of cosine / temperature over all prototypes."""
-    service = current(request)
-    service.check_clusters()
-    model = service.model
-    results = await encode(service.engine, items)
-    projections = stack(results, lambda r: r.projection, model.projection_dim)
-    answers = await asyncio.to_thread(_assignments, model, projections, top)
-    told = describe(items, results, answers)
-    return Json({"model": service.model_name(), "temperature": model.temperature, "items": told})
+    """The `top` prototypes nearest to each image: cosine (score), and softmax of cosine / temperature over all prototypes."""
+    state = current(request)
+    state.check_clusters()
+    model = state.model
+    results = await encode(state.engine, items)
+    projections = stack(results, lambda r: r.projections, model.projection_dim)
+    assignment = await asyncio.to_thread(model.assign, projections, top)
+    described = describe(items, results, _answers(assignment))
+    return Json({"model": state.model_name(), "temperature": model.temperature, "items": described})
 
 
-def _assignments(model: ServedModel, projections: np.ndarray, top: int) -> list[dict[str, Any]]:
-    answers = []
-    for scores in model.scores(projections):
-        logits = scores.astype(np.float64) / model.temperature
-        masses = np.exp(logits - logits.max())
-        probabilities = masses / masses.sum()
-        places, _ = best(scores, top)
-        answers.append(
-            {
-                "clusters": [
-                    {"cluster": int(c), "score": round(float(scores[c]), 7), "probability": round(float(probabilities[c]), 7)}
-                    for c in places
-                ]
-            }
-        )
-    return answers
+def _answers(assignment: Assignment) -> list[dict[str, Any]]:
+    return [
+        {
+            "clusters": [
+                {"cluster": int(cluster), "score": round(float(score), 7), "probability": round(float(probability), 7)}
+                for cluster, score, probability in zip(*image, strict=True)
+            ]
+        }
+        for image in zip(*assignment, strict=True)
+    ]
 
 
 @router.get("/v1/clusters", response_model=ClusterList, responses={409: {"model": ErrorAnswer}})
 async def sizes(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0)] = 0
 ) -> Json:
-    """All clusters, the largest first, those without samples too."""
-    service = current(request)
-    service.check_clusters()
-    store = service.stored()
+    """All clusters, including empty ones, largest first."""
+    state = current(request)
+    state.check_clusters()
+    store = state.stored()
     order = np.argsort(-store.sizes, kind="stable")[offset : offset + limit]
     return Json(
         {
-            "model": service.model_name(),
+            "model": state.model_name(),
             "samples": store.samples,
             "total": len(store.sizes),
             "limit": limit,
@@ -78,30 +70,30 @@ async def sizes(
     "/v1/clusters/{cluster}", response_model=ClusterAnswer, responses={404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}}
 )
 async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge=0, le=200)] = 20) -> Json:
-    """One cluster: its size, the prototypes nearest to its own, and the members nearest to it.
+    """One cluster: its size, the nearest other prototypes, and the members nearest to its prototype.
 
-    Without embeddings the size is null and there are no members.
+    Without stored embeddings the size is null and the list of members is empty.
     """
-    service = current(request)
-    service.check_clusters()
-    known = len(service.model.prototypes)
+    state = current(request)
+    state.check_clusters()
+    known = len(state.model.prototypes)
     if not 0 <= cluster < known:
-        message = f"There is no cluster {cluster}; this model's are 0 to {known - 1}."
+        message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
         raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
-    return Json(await asyncio.to_thread(_cluster, service, cluster, limit))
+    return Json(await asyncio.to_thread(_cluster, state, cluster, limit))
 
 
-def _cluster(service: Service, cluster: int, limit: int) -> dict[str, Any]:
-    own = service.model.prototypes[cluster]
-    places, scores = best(service.model.scores(own[None])[0], 6)
+def _cluster(state: State, cluster: int, limit: int) -> dict[str, Any]:
+    own = state.model.prototypes[cluster]
+    places, scores = highest(state.model.scores(own[None])[0], 6)
     nearest = [{"cluster": int(c), "score": round(float(s), 7)} for c, s in zip(places, scores, strict=True) if c != cluster]
-    store = service.store
+    store = state.store
     members = [] if store is None else [store.sample(int(row), store.scores[row]) for row in store.members(cluster, limit)]
     return {
-        "model": service.model_name(),
+        "model": state.model_name(),
         "cluster": cluster,
         "size": None if store is None else int(store.sizes[cluster]),
-        "norm": round(float(service.model.norms[cluster]), 7),
+        "norm": round(float(state.model.norms[cluster]), 7),
         "nearest": nearest[:5],
         "members": members,
     }

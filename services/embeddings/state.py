@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""The application's state, which routes read from the request."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from services.embeddings.body import Bodies
 from services.embeddings.engine import Engine
 from services.embeddings.errors import ServiceError
 from services.embeddings.metrics import Metrics
-from services.embeddings.models import ServedModel
 from services.embeddings.settings import ServiceSettings
 from services.embeddings.store import Store
+from swav_platform.models.inference import InferenceModel
 
 
 @dataclass(frozen=True)
-class Service:
+class State:
     settings: ServiceSettings
-    model: ServedModel
+    model: InferenceModel
     store: Store | None
     engine: Engine
     metrics: Metrics
     bodies: Bodies
 
     def stored(self) -> Store:
-        """The run's embeddings; ServiceError 409 when the service was started without any."""
+        """The run's embeddings. Raises ServiceError 409 if the service was started without any."""
         if self.store is None:
             message = (
-                "This service was started without embeddings, so it knows no samples. "
-                "Run `swav embed RUN --data PATTERN` and restart the service with what it writes."
+                "This service was started without embeddings, so it has no stored samples. "
+                "Run `swav embed RUN --data PATTERN`, then restart the service with the result."
             )
             raise ServiceError(409, "no_embeddings", message)
         return self.store
 
     def check_clusters(self) -> None:
-        """ServiceError 409 when the model was trained by a method without prototypes."""
+        """Raises ServiceError 409 if the model has no prototypes."""
         if not len(self.model.prototypes):
             message = (
-                "This model was trained by a method without prototypes, so it has no clusters. Ask it for embeddings and neighbours, "
+                "This model has no clusters, because its method trains no prototypes. Request embeddings or neighbours, "
                 "or serve a model of a method with prototypes."
             )
             raise ServiceError(409, "no_prototypes", message)
@@ -47,6 +47,6 @@ class Service:
         return {"name": self.model.name, "digest": self.model.digest}
 
 
-def current(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+def current(request: Request) -> State:
+    state: State = request.app.state.service
+    return state
