@@ -17,11 +17,11 @@ import griffe
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = (
-    # "swav_platform.load",
-    # "swav_platform.Encoder",
-    # "swav_platform.encoder.ImageError",
+    "swav_platform.load",
+    "swav_platform.Encoder",
+    "swav_platform.encoder.ImageError",
     "swav_platform.client.Client",
-    "swav_platform.methods.method.Method",
+    "swav_platform.Method",
     "swav_platform.methods.method.RowOutputs",
     "swav_platform.methods.method.StepOutputs",
 )
