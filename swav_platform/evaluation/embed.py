@@ -1,4 +1,4 @@
-"""Embeddings of a whole index beside their clusters: what the service answers neighbours and clusters from."""
+"""Embeds a whole index and assigns clusters. The service answers neighbour and cluster requests from the result."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def embed(
     thumbnails: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Writes out/embeddings.parquet and out/embeddings.json; returns samples, labelled (of these), refused by reason, dim, out.
+    """Writes out/embeddings.parquet and out/embeddings.json.
 
-    Columns: key, shard, sample, label, cluster (nearest prototype), score (its cosine), embedding (float16, unit
-    length), thumbnail (JPEG).
+    Columns: key, shard, sample, label, cluster (nearest prototype), score (its cosine), embedding (float16, unit length),
+    thumbnail (JPEG). progress(done, total) counts images.
+    Returns samples (embedded), labelled (of these), refused (by reason), dim, model, index_digest and out.
     """
     package = load_package(package_folder)
     function = encoder_function(package.encoder, package.meta["input_size"])
-    refused, labelled, written, dim, told = Counter[str](), 0, 0, int(package.meta["feature_dim"]), out / "embeddings.json"
+    dim, report_file = int(package.meta["feature_dim"]), out / "embeddings.json"
+    refused, labelled, written, seen = Counter[str](), 0, 0, 0
     with replacing(out / "embeddings.parquet") as aside:
         with pq.ParquetWriter(aside, _schema(dim)) as file:
-            seen = 0
             for batch in batches(index, range(index.samples), policy):
                 if batch.images:
                     values = function(batch.images)
@@ -50,7 +51,7 @@ def embed(
                 seen += len(batch.images) + batch.refused.total()
                 refused += batch.refused
                 progress(seen, index.samples)
-        told.unlink(missing_ok=True)  # it must never speak for another table
+        report_file.unlink(missing_ok=True)  # before the table is replaced, so that it never describes another one
     report = {
         "samples": written,
         "labelled": labelled,
@@ -59,12 +60,12 @@ def embed(
         "model": package_digest(package_folder),
         "index_digest": index.digest,
     }
-    write_text(told, json.dumps(report))
+    write_text(report_file, json.dumps(report))
     return {**report, "out": str(out)}
 
 
 def assign(package: Package, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest prototype and its cosine for encoder features float32 [n, D]: int32 [n], float32 [n]. Without prototypes -1 and 0."""
+    """Nearest prototype int32 [n] and its cosine float32 [n] for encoder features float32 [n, D]; -1 and 0 without prototypes."""
     if not len(package.prototypes):
         return np.full(len(values), -1, np.int32), np.zeros(len(values), np.float32)
     with torch.inference_mode():
@@ -103,7 +104,4 @@ def _table(
         pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
         pictures,
     ]
-    schema = _schema(values.shape[1])
-    return pa.table(
-        [pa.array(c, f.type) if not isinstance(c, pa.Array) else c for c, f in zip(columns, schema, strict=True)], schema=schema
-    )
+    return pa.table(columns, schema=_schema(values.shape[1]))

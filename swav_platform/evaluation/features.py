@@ -1,4 +1,4 @@
-"""Features of the images of an index, by any function of pixels."""
+"""Reads and decodes the images of an index in batches and computes features from their pixels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from swav_platform.images.decoding.refused import Refused
 from swav_platform.models.package import preprocess
 
 BATCH = 256  # images
-BATCH_BYTES = 256 * 2**20  # of decoded images and their files
-READ_BYTES = 32 * 2**20  # of files read at once
+BATCH_BYTES = 256 * 2**20  # decoded images and their files
+READ_BYTES = 32 * 2**20  # files read at once
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that could be decoded, with their lines, and why the others could not."""
+    """Decoded images with their index lines, and the number of refused images by reason."""
 
     lines: list[IndexLine]
     images: list[np.ndarray]  # uint8 [H, W, 3]
@@ -36,22 +36,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Features:
-    """values: float32 [n, D], rows of unit length; labels: one for each row, or None where the index has none."""
+    """Features of the readable images of a selection."""
 
-    values: np.ndarray
-    labels: list[str | None]
-    refused: Counter[str]
+    values: np.ndarray  # float32 [n, D], rows of unit length
+    labels: list[str | None]  # [n]; None for a sample without a label
+    refused: Counter[str]  # images that could not be read, by reason
 
 
 def subset(index: Index, size: int | None, seed: int) -> list[int]:
-    """`size` sample numbers drawn without repetition by `seed` (all of them when size is None), in index order."""
+    """`size` sample numbers, drawn by `seed` without repetition, in index order. All of them if size is None."""
     if size is None or size >= index.samples:
         return list(range(index.samples))
     return sorted(shuffled(key(seed), index.samples)[:size].tolist())
 
 
 def batches(index: Index, numbers: Sequence[int], policy: ImagePolicy, size: int = BATCH) -> Iterator[Batch]:
-    """Decoded images in the order of `numbers`; the next batch is read and decoded while the caller works on one.
+    """Yields decoded images in the order of `numbers`. A thread prepares the next batch while the caller uses the current one.
 
     A batch ends at `size` images or BATCH_BYTES, whichever comes first.
     """
@@ -92,7 +92,7 @@ def _contents(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Iter
 
 
 def _read_together(lines: Sequence[IndexLine]) -> Iterator[list[IndexLine]]:
-    """`lines` in parts of READ_BYTES at most, unless a single file is longer."""
+    """Splits `lines` into parts of at most READ_BYTES; a larger file is a part of its own."""
     part: list[IndexLine] = []
     size = 0
     for line in lines:
@@ -112,7 +112,7 @@ def features(
     policy: ImagePolicy,
     progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Features]:
-    """Unit-length features of the samples `numbers` by each function (images -> float32 [b, D]); each image is read once."""
+    """Unit-length features of the samples `numbers` by each function (images -> float32 [b, D]). Each image is decoded once."""
     values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
     labels: list[str | None] = []
     refused = Counter[str]()
@@ -130,19 +130,20 @@ def features(
 
 
 def encoder_function(encoder: nn.Module, input_size: int) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """Features before the head (the encoder's pooled output), float32 [b, D]."""
+    """A function from images to the encoder's pooled output, before the projection head: float32 [b, D]."""
     encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def function(images: list[np.ndarray]) -> np.ndarray:
         pixels = torch.stack([preprocess(image, input_size) for image in images]).to(memory_format=torch.channels_last)
         with torch.inference_mode():
-            return encoder(pixels).float().numpy()
+            values: np.ndarray = encoder(pixels).float().numpy()
+            return values
 
     return function
 
 
 def colour_histogram(images: list[np.ndarray], bins: int = 8) -> np.ndarray:
-    """Square roots of joint RGB histograms, float32 [b, bins³]: what colour alone tells."""
+    """Square roots of joint RGB histograms, float32 [b, bins³]: a baseline that uses colour alone."""
     rows = []
     for image in images:
         code = (image.reshape(-1, 3) // (256 // bins)).astype(np.int64) @ np.array([bins * bins, bins, 1])
@@ -151,5 +152,7 @@ def colour_histogram(images: list[np.ndarray], bins: int = 8) -> np.ndarray:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
+    """`values` [n, D] with rows scaled to unit length, float32."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return (values / np.maximum(norms, 1e-12)).astype(np.float32)
+    scaled: np.ndarray = (values / np.maximum(norms, 1e-12)).astype(np.float32)
+    return scaled

@@ -23,9 +23,9 @@ log = logging.getLogger("swav")
 
 
 def knn_top1(bank: Features, query: Features, k: int, temperature: float) -> float:
-    """Percentage of queries whose label wins the vote of the k nearest bank rows, each with weight exp(cosine / temperature).
+    """Top-1 accuracy in percent. The k nearest bank rows vote for their labels with weights exp(cosine / temperature).
 
-    Rows without a label neither vote nor count.
+    Rows without a label are ignored on both sides.
     """
     bank, query = _labelled(bank), _labelled(query)
     names = {name: i for i, name in enumerate(sorted({str(label) for label in (*bank.labels, *query.labels)}))}
@@ -35,7 +35,7 @@ def knn_top1(bank: Features, query: Features, k: int, temperature: float) -> flo
         cosines = query.values[start : start + 512] @ bank.values.T  # [q, n]
         nearest = np.argpartition(-cosines, min(k, cosines.shape[1]) - 1, axis=1)[:, :k]
         near = np.take_along_axis(cosines, nearest, 1).astype(np.float64)
-        weights = np.exp((near - near.max(1, keepdims=True)) / temperature)  # relative to the nearest, so that none overflows
+        weights = np.exp((near - near.max(1, keepdims=True)) / temperature)  # relative to the nearest, to avoid overflow
         votes = np.zeros((len(nearest), len(names)))
         np.add.at(votes, (np.arange(len(nearest))[:, None], bank_labels[nearest]), weights)
         wanted = [names[str(label)] for label in query.labels[start : start + 512]]
@@ -44,7 +44,7 @@ def knn_top1(bank: Features, query: Features, k: int, temperature: float) -> flo
 
 
 def _labelled(rows: Features) -> Features:
-    """Only the rows that have a label."""
+    """The rows that have a label."""
     kept = [i for i, label in enumerate(rows.labels) if label is not None]
     return Features(rows.values[kept], [rows.labels[i] for i in kept], rows.refused)
 
@@ -62,11 +62,12 @@ def evaluate_knn(
     baselines: dict[str, Callable[[list[np.ndarray]], np.ndarray]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """kNN accuracy of a run's encoder beside the same network at random initialisation (and beside `baselines`).
+    """kNN accuracy of a run's encoder, of the same network at random initialisation, and of `baselines`.
 
-    progress(done, total) counts images. `bank` and `query` of the answer count those that could be read and have a label,
-    `refused` by reason those of both that could not be read.
-    Raises UserError when a side has no image that can be read and has a label.
+    bank, query: shard patterns. baselines: name -> function from images to float32 [b, D].
+    progress(done, total) counts images.
+    In the result, `bank` and `query` count readable images with a label; `refused` counts unreadable ones by reason, both sides.
+    Raises UserError if a side has no readable image with a label.
     """
     config, package = folder.config(), load_package(folder.package)
     size = package.meta["input_size"]
@@ -76,7 +77,7 @@ def evaluate_knn(
         **(baselines or {}),
     }
     sides = [_side(folder, "bank", bank, label, bank_size, config), _side(folder, "query", query, label, query_size, config)]
-    _warn_of_same(*(index for index, _ in sides))
+    _warn_of_shared_shards(*(index for index, _ in sides))
     total, done = sum(len(numbers) for _, numbers in sides), 0
 
     def counted(images: int) -> None:
@@ -102,24 +103,23 @@ def _side(folder: RunFolder, side: str, pattern: str, label: str, size: int | No
     return index, subset(index, size, config.seed)
 
 
-def _warn_of_same(bank: Index, query: Index) -> None:
+def _warn_of_shared_shards(bank: Index, query: Index) -> None:
     same = sorted({file.url for file in bank.shards.files()} & {file.url for file in query.shards.files()})
     if same:
         log.warning(
-            f"{len(same)} shards are in both --bank and --query, such as {same[0]}: an image that is in both is its own nearest "
-            "neighbour, so scores are too good. Name shards that are in one of them."
+            f"{len(same)} shards are in both --bank and --query, for example {same[0]}. An image in both is its own nearest "
+            "neighbour, so scores are too high. Use disjoint shards."
         )
 
 
 def _check_side(side: str, pattern: str, label: str, found: Features) -> None:
     if not found.labels:
         reasons = ", ".join(f"{count} {word}" for word, count in found.refused.items())
-        raise UserError(f"None of the images of --{side} {pattern} can be read ({reasons}), so kNN can't be scored; name others.")
+        raise UserError(f"No image of --{side} {pattern} can be read ({reasons}). Choose other shards.")
     if all(name is None for name in found.labels):
-        raise UserError(
-            f"The images of --{side} {pattern} have no labels by '{label}', so kNN can't be scored; name another --label."
-        )
+        raise UserError(f"The images of --{side} {pattern} have no labels under '{label}'. Choose another --label.")
 
 
 def results_file(folder: RunFolder) -> Path:
+    """Where `swav evaluate knn` stores a run's result."""
     return folder.path / "evaluation" / "knn.json"

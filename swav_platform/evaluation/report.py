@@ -1,4 +1,4 @@
-"""The demo's page: loss against ln K, prototype usage, kNN, contact sheets of the largest clusters. One file, no scripts."""
+"""The demo's report: loss, kNN scores, prototype usage and the largest clusters, as one HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ import pyarrow.parquet as pq
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d23; --soft: #5b6270; --line: #d7dbe2; --mark: #0b6bcb; --paper: #fff; }
-@media (prefers-color-scheme: dark) { :root { --ink: #eceef2; --soft: #a3abba; --line: #3a404c; --mark: #6ab0ff; --paper: #15171c; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #eceef2; --soft: #a3abba; --line: #3a404c; --mark: #6ab0ff; --paper: #15171c; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p, figcaption { color: var(--soft); margin: .3rem 0; } figure { margin: 1rem 0; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; }
+td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line); }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-figure { overflow-x: auto; } svg { width: 100%; min-width: 30rem; height: auto; } .sheet { display: flex; flex-wrap: wrap; gap: 3px; } .sheet img { width: 56px; height: 56px; object-fit: cover; }
+figure { overflow-x: auto; } svg { width: 100%; min-width: 30rem; height: auto; }
+.sheet { display: flex; flex-wrap: wrap; gap: 3px; } .sheet img { width: 56px; height: 56px; object-fit: cover; }
 code { overflow-wrap: anywhere; }
 """
 
 
 @dataclass(frozen=True)
 class Cluster:
+    """One cluster of embeddings.parquet."""
+
     number: int
     size: int
     thumbnails: list[bytes]  # JPEG, nearest to the prototype first
 
 
 def largest_clusters(embeddings: Path, count: int, members: int) -> tuple[list[Cluster], np.ndarray]:
-    """The `count` largest clusters of embeddings.parquet, and the sizes of all that have members, largest first."""
+    """The `count` largest clusters of embeddings.parquet, and the sizes of all clusters with members, largest first."""
     table = pq.read_table(embeddings, columns=["cluster", "score", "thumbnail"])
     cluster, score = table["cluster"].to_numpy(), table["score"].to_numpy()
     numbers, sizes = np.unique(cluster, return_counts=True)
@@ -58,7 +65,11 @@ def write_report(
     prototypes: int,
     embeddings: Path,
 ) -> None:
-    """facts: name -> value, shown as a table. scores: kNN top-1 in percent by what made the features."""
+    """Writes the report to `path`.
+
+    facts: name -> value, shown as a table. scores: name of the features -> kNN top-1 in percent. losses: one per step.
+    embeddings: the path of embeddings.parquet.
+    """
     clusters, sizes = largest_clusters(embeddings, count=8, members=24)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -68,11 +79,12 @@ def write_report(
         _loss(losses, math.log(prototypes)),
     ]
     if scores:
-        parts += ["<h2>Nearest neighbours find the right label</h2>", _bars(scores)]
-    parts += ["<h2>Prototypes in use</h2>", _usage(sizes, prototypes), "<h2>The largest clusters</h2>"]
+        parts += ["<h2>kNN accuracy</h2>", _bars(scores)]
+    parts += ["<h2>Prototypes in use</h2>", _usage(sizes, prototypes), "<h2>Largest clusters</h2>"]
     parts += [_sheet(cluster) for cluster in clusters]
     page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>"
     )
     path.write_text(page, encoding="utf-8")
@@ -88,13 +100,13 @@ def _table(facts: Mapping[str, Any]) -> str:
 
 def _loss(losses: Sequence[float], ln_k: float) -> str:
     return (
-        f"<figure>{curve(losses, ln_k)}<figcaption>Swapped-prediction loss. The dashed line is ln K = {ln_k:.2f}: "
-        f"what a network that tells nothing apart would stay at.</figcaption></figure>"
+        f"<figure>{curve(losses, ln_k)}<figcaption>Swapped-prediction loss. The dashed line is ln K = {ln_k:.2f}, "
+        f"the loss of uniform predictions.</figcaption></figure>"
     )
 
 
 def curve(losses: Sequence[float], ln_k: float | None) -> str:
-    """The loss of each step as an SVG that stands alone, with ln K as a dashed line, where there are prototypes."""
+    """The loss of each step as a self-contained SVG. ln K, unless None, is a dashed line."""
     width, height, left, bottom = 640, 220, 40, 24
     low, high = min(losses) * 0.97, max(*losses, ln_k or 0.0) * 1.02
 
@@ -109,13 +121,14 @@ def curve(losses: Sequence[float], ln_k: float | None) -> str:
         f'<text x="{left - 6}" y="{y(v):.1f}" text-anchor="end">{v:.1f}</text>'
         for v in (float(t) for t in np.linspace(low, high, 4))
     )
-    said, level = "", ""
+    note, level = "", ""
     if ln_k is not None:
-        said = f"; ln K is {ln_k:.2f}"
+        note = f"; ln K is {ln_k:.2f}"
         level = f'<line x1="{left}" x2="{width}" y1="{y(ln_k):.1f}" y2="{y(ln_k):.1f}" stroke="#7a8291" stroke-dasharray="4 4"/>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#7a8291" '
-        f'role="img" aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}{said}">{level}'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="11" fill="#7a8291" role="img" '
+        f'aria-label="Loss from {losses[0]:.2f} to {losses[-1]:.2f}{note}">{level}'
         f'<polyline points="{line}" fill="none" stroke="#2f86de" stroke-width="1.6"/>{ticks}'
         f'<text x="{left}" y="{height - 4}">step 0</text>'
         f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">step {len(losses) - 1}</text></svg>'
@@ -128,24 +141,28 @@ def _bars(scores: Mapping[str, float]) -> str:
         y = place * 30
         rows.append(
             f'<text x="0" y="{y + 19}" font-size="13" fill="currentColor">{html.escape(name)}</text>'
-            f'<rect x="170" y="{y + 5}" width="{4 * value:.1f}" height="20" fill="var(--mark)" opacity="{1 if place == 0 else 0.45}"/>'
+            f'<rect x="170" y="{y + 5}" width="{4 * value:.1f}" height="20" fill="var(--mark)" '
+            f'opacity="{1 if place == 0 else 0.45}"/>'
             f'<text x="{176 + 4 * value:.1f}" y="{y + 19}" font-size="13" fill="currentColor">{value:.1f} %</text>'
         )
     label = ", ".join(f"{k} {v:.1f} %" for k, v in scores.items())
-    return f'<figure><svg viewBox="0 0 640 {30 * len(scores)}" role="img" aria-label="{html.escape(label)}">{"".join(rows)}</svg></figure>'
+    opening = f'<svg viewBox="0 0 640 {30 * len(scores)}" role="img" aria-label="{html.escape(label)}">'
+    return f"<figure>{opening}{''.join(rows)}</svg></figure>"
 
 
 def _usage(sizes: np.ndarray, prototypes: int) -> str:
     width, height = 640, 120
     step, top = width / max(1, prototypes), max(1, int(sizes[0]) if len(sizes) else 1)
     bars = "".join(
-        f'<rect x="{i * step:.2f}" y="{height - height * s / top:.1f}" width="{max(0.5, step * 0.85):.2f}" height="{height * s / top:.1f}" fill="var(--mark)"/>'
+        f'<rect x="{i * step:.2f}" y="{height - height * s / top:.1f}" width="{max(0.5, step * 0.85):.2f}" '
+        f'height="{height * s / top:.1f}" fill="var(--mark)"/>'
         for i, s in enumerate(sizes[:2000])
     )
     used = int((sizes > 0).sum())
     return (
-        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{used} of {prototypes} prototypes have members">{bars}</svg>'
-        f"<figcaption>{used} of {prototypes} prototypes are the nearest of some image; the largest has {top:,}.</figcaption></figure>"
+        f'<figure><svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{used} of {prototypes} prototypes have members">{bars}</svg>'
+        f"<figcaption>{used} of {prototypes} prototypes have members; the largest cluster has {top:,}.</figcaption></figure>"
     )
 
 
@@ -154,4 +171,5 @@ def _sheet(cluster: Cluster) -> str:
         f'<img alt="member {i + 1} of cluster {cluster.number}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
         for i, jpeg in enumerate(cluster.thumbnails)
     )
-    return f'<figure><figcaption>Cluster {cluster.number}: {cluster.size:,} images</figcaption><div class="sheet">{pictures}</div></figure>'
+    caption = f"<figcaption>Cluster {cluster.number}: {cluster.size:,} images</figcaption>"
+    return f'<figure>{caption}<div class="sheet">{pictures}</div></figure>'

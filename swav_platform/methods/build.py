@@ -1,4 +1,4 @@
-"""The list of methods, and how another one is imported by name."""
+"""The available methods, by name, and the import of external ones."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from swav_platform.methods.sela import Sela
 from swav_platform.methods.simclr import SimClr
 from swav_platform.methods.swav import Swav
 
+_METHODS: dict[str, Callable[[Config], Method]] = {
+    "swav": Swav,
+    "deepcluster": DeepCluster,
+    "sela": Sela,
+    "mean_shift": MeanShift,
+    "simclr": SimClr,
+}
+
 
 def build_method(config: Config) -> Method:
-    """The method that `config.method.name` names: one of ours, or `module:attribute` of anybody's, called with `config`.
+    """Calls the method that `config.method.name` names with `config`: a built-in one, or `module:attribute`.
 
-    Raises UsageError for an unknown one.
+    Raises UsageError if the name is unknown or cannot be imported.
     """
-    known: dict[str, Callable[[Config], Method]] = {
-        "swav": Swav,
-        "deepcluster": DeepCluster,
-        "sela": Sela,
-        "mean_shift": MeanShift,
-        "simclr": SimClr,
-    }
     name = config.method.name
     if ":" in name:
         return _imported(name)(config)
-    if name not in known:
-        raise UsageError(f"There is no method '{name}'; method.name must be one of {', '.join(known)}, or module:attribute.")
-    return known[name](config)
+    if name not in _METHODS:
+        raise UsageError(f"unknown method '{name}'; set method.name to one of {', '.join(_METHODS)}, or to module:attribute.")
+    return _METHODS[name](config)
 
 
 def _imported(name: str) -> Callable[[Config], Method]:
@@ -41,7 +42,7 @@ def _imported(name: str) -> Callable[[Config], Method]:
         found: Callable[[Config], Method] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"method.name={name} can't be imported ({error}); write the module that holds the method and its class, and see that "
-            f"the module is on PYTHONPATH on every machine."
+            f"method.name={name} can't be imported ({error}). Write it as module:class, and put the module on PYTHONPATH on "
+            f"every machine."
         ) from error
     return found

@@ -1,4 +1,4 @@
-"""All that a method may ask of the other ranks."""
+"""The collectives that a method may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Comm(Protocol):
-    """Four verbs. `sum` and `max` may overwrite what they are given."""
+    """One rank's view of all ranks. `sum` and `max` may overwrite their argument."""
 
     @property
     def rank(self) -> int: ...
@@ -19,17 +19,17 @@ class Comm(Protocol):
     def size(self) -> int: ...
 
     def sum(self, x: Tensor) -> Tensor:
-        """Elementwise sum over ranks; the same on each."""
+        """Returns the elementwise sum over ranks, the same on every rank."""
 
     def max(self, x: Tensor) -> Tensor:
-        """Elementwise maximum over ranks; the same on each."""
+        """Returns the elementwise maximum over ranks, the same on every rank."""
 
     def gather_in_order(self, x: Tensor) -> Tensor:
-        """[n_r, ...] of every rank, n_r as may be, joined in rank order: [sum of n_r, ...] on each."""
+        """Concatenates [n_r, ...] of every rank in rank order to [sum of n_r, ...]. n_r may differ between ranks."""
 
 
 class LocalComm:
-    """One process: there is nobody to ask."""
+    """A single process: every collective returns its argument."""
 
     rank = 0
     size = 1
@@ -44,19 +44,22 @@ class LocalComm:
         return x
 
 
-class Carrying:
-    """`comm`, whose next `sum` takes `passenger` along; after it, `carried` is the passenger's own sum over ranks."""
+class ExtraSum:
+    """Wraps `comm` so that its next `sum` also sums `extra`, in the same collective. Later calls pass through unchanged.
 
-    def __init__(self, comm: Comm, passenger: Tensor) -> None:
-        self.comm, self.carried, self.rank, self.size = comm, passenger, comm.rank, comm.size
-        self.waiting = True
+    After that call, `extra` is the sum over ranks.
+    """
+
+    def __init__(self, comm: Comm, extra: Tensor) -> None:
+        self.comm, self.extra, self.rank, self.size = comm, extra, comm.rank, comm.size
+        self.pending = True
 
     def sum(self, x: Tensor) -> Tensor:
-        if not self.waiting:
+        if not self.pending:
             return self.comm.sum(x)
-        self.waiting = False
-        both = self.comm.sum(torch.cat([x.flatten(), self.carried.flatten().to(x)]))
-        self.carried = both[x.numel() :].view(self.carried.shape)
+        self.pending = False
+        both = self.comm.sum(torch.cat([x.flatten(), self.extra.flatten().to(x)]))
+        self.extra = both[x.numel() :].view(self.extra.shape)
         return both[: x.numel()].view(x.shape)
 
     def max(self, x: Tensor) -> Tensor:
@@ -67,12 +70,13 @@ class Carrying:
 
 
 def in_position_order(own: Mapping[int, Tensor], rows: range, comm: Comm) -> Tensor:
-    """[len(rows), ...]: the entry [...] of each of `rows`, whichever rank has it; the same on each rank.
+    """Collects the entries [...] of all `rows` as [len(rows), ...], the same on every rank.
 
-    own: row number -> entry; every row is one rank's, and every rank has one at least. One comm.sum, exact, since nothing
-    but zeros is added to an entry.
+    own: row number -> entry. Each row belongs to exactly one rank, and each rank has at least one row.
+    Costs one comm.sum. It is exact, because only zeros are added to an entry.
     """
-    whole = torch.zeros_like(next(iter(own.values()))).expand(len(rows), *next(iter(own.values())).shape).clone()
+    example = next(iter(own.values()))
+    whole = example.new_zeros(len(rows), *example.shape)
     for row, entry in own.items():
         whole[row - rows.start] = entry
     return comm.sum(whole)

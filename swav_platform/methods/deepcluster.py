@@ -1,9 +1,10 @@
-"""DeepCluster-v2: images are told apart by a clustering of last epoch's features (Caron et al. 2020, section 4.1 and appendix;
-Caron et al. 2018, arXiv 1807.05520)."""
+"""DeepCluster-v2: images predict a clustering of the last epoch's features (Caron et al. 2020, section 4.1 and appendix).
+
+The original method is Caron et al. 2018, arXiv 1807.05520.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -14,17 +15,17 @@ from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
 from swav_platform.methods.comm import Comm, in_position_order
 from swav_platform.methods.memory import Memory, assignment_loss
-from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
+from swav_platform.methods.method import Method, PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, unit_prototypes
+from swav_platform.models.initialise import seed_of
 
 _CHUNK = 8192  # features compared with all centroids at a time
 
 
-class DeepCluster:
-    """Head h clusters the features of assignment view h mod A; its centroids are its prototypes and are never trained.
+class DeepCluster(Method):
+    """Head h clusters the features of assignment view h mod A. Its centroids are its prototypes and are never trained.
 
-    In the first epoch there is nothing to tell images apart by: features are collected and no weight moves, as the
-    published code first passes over all images.
+    The first epoch has no assignments: as in the published code, it only collects features and updates no weights.
     """
 
     network: MultiCropNetwork
@@ -38,7 +39,7 @@ class DeepCluster:
         return self.attach(build_prototype_network(encoder, self.config))
 
     def attach(self, network: MultiCropNetwork) -> MultiCropNetwork:
-        """Works on `network` from now on; its prototypes are brought to unit length."""
+        """Sets the network to train and scales its prototypes to unit length."""
         self.network = network
         unit_prototypes(network)
         return network
@@ -49,7 +50,7 @@ class DeepCluster:
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, comm: Comm) -> None:
-        """Clusters what was collected since the last time; centroids become the heads' weights."""
+        """Clusters the features collected since the last call. Centroids become the heads' weights."""
         if not self.memory.span:
             return
         features_amd, weight_m = self.memory.contents(comm)
@@ -64,18 +65,21 @@ class DeepCluster:
         self.memory.assign(torch.stack(labels), comm)
 
     def _first_centroids(self, features: Tensor, weight: Tensor, k: int, key: str, comm: Comm) -> Tensor:
-        """[k, D]: features of k images drawn by `key` among the positions of all ranks (some twice, if there are fewer)."""
+        """[k, D]: features of k readable images, drawn by `key` from the positions of all ranks. Some repeat if there are fewer.
+
+        Positions count from the start of the memory's span; each rank adds the features of the drawn positions that it holds.
+        """
         numbers, span, size = sorted(self.memory.rows), self.memory.span, self.memory.shape[1]
-        counted = in_position_order(dict(zip(numbers, weight.split(size), strict=True)), span, comm).flatten() > 0
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-        order = torch.randperm(len(counted), generator=torch.Generator().manual_seed(seed)).to(counted.device)
-        order = order[counted[order]]
+        readable = in_position_order(dict(zip(numbers, weight.split(size), strict=True)), span, comm).flatten() > 0
+        order = torch.randperm(len(readable), generator=torch.Generator().manual_seed(seed_of(key))).to(readable.device)
+        order = order[readable[order]]
         drawn = order[torch.arange(k, device=order.device) % len(order)]
         rows = torch.tensor(numbers, device=drawn.device) - span.start
-        mine = (rows[:, None] * size + torch.arange(size, device=drawn.device)).flatten()
-        where = torch.full_like(counted, -1, dtype=torch.int64).index_put_((mine,), torch.arange(len(mine), device=mine.device))
-        place = where[drawn]  # -1 for those of other ranks
-        return comm.sum(torch.where(place[:, None] >= 0, features[place.clamp_min(0)], 0.0))
+        held = (rows[:, None] * size + torch.arange(size, device=drawn.device)).flatten()  # [m], positions of `features`
+        place = torch.full_like(readable, -1, dtype=torch.int64)  # position -> index in `features`, -1 for other ranks' ones
+        place[held] = torch.arange(len(held), device=held.device)
+        own = place[drawn]
+        return comm.sum(torch.where(own[:, None] >= 0, features[own.clamp_min(0)], 0.0))
 
     def targets(self, outputs: StepOutputs, comm: Comm) -> Targets:
         return self.memory.look_up(outputs, len(self.heads), comm)
@@ -100,15 +104,16 @@ class DeepCluster:
 
 
 def kmeans(features: Tensor, centroids: Tensor, *, weight: Tensor, iterations: int, comm: Comm) -> tuple[Tensor, Tensor]:
-    """Spherical k-means over all ranks (Dhillon and Modha 2001, section 3), from `centroids` [K, D] on.
+    """Spherical k-means over the features of all ranks (Dhillon and Modha 2001, section 3).
 
-    features: [m, D] of this rank, unit length; weight: [m], how much each counts. An empty cluster keeps its centroid.
-    Returns centroids [K, D] of unit length and the nearest of them for each feature, int64 [m]. A comm.sum an iteration.
+    features: [m, D], this rank's, unit length. centroids: [K, D], the initial ones. weight: [m], how much each feature counts.
+    An empty cluster keeps its centroid. Each iteration costs one comm.sum.
+    Returns centroids [K, D] of unit length, and for each feature the number of its nearest centroid, int64 [m].
     """
     k, dim = centroids.shape
     for _ in range(iterations):
         labels = _nearest(features, centroids)
-        # In float64, so that the sum does not depend on how features lie over ranks.
+        # float64 makes the sum independent of how features are distributed over ranks.
         sums = features.new_zeros(k, dim + 1, dtype=torch.float64)
         sums.index_add_(0, labels, torch.cat([features * weight[:, None], weight[:, None]], dim=1).double())
         total, count = comm.sum(sums).split([dim, 1], dim=1)
@@ -118,4 +123,5 @@ def kmeans(features: Tensor, centroids: Tensor, *, weight: Tensor, iterations: i
 
 
 def _nearest(features: Tensor, centroids: Tensor) -> Tensor:
+    """int64 [m]: the number of the centroid [K, D] nearest to each of the features [m, D]."""
     return torch.cat([(part @ centroids.T).argmax(1) for part in features.split(_CHUNK)])

@@ -1,4 +1,4 @@
-"""Signs that a run learns, from sums over the step: they travel with the gradients and cost no collective of their own."""
+"""Health metrics of a run, computed from sums over the step. The sums share the gradients' collective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swav_platform.methods.method import StepOutputs
 
 
 def spread_sums(embeddings: Tensor) -> Tensor:
-    """embeddings [n, D] of this rank to [1 + D + D * D] numbers that add up over ranks."""
+    """Count, sum and second moment of embeddings [n, D] of this rank, as [1 + D + D * D] numbers to sum over ranks."""
     second = embeddings.T @ embeddings
     return torch.cat([embeddings.new_tensor([len(embeddings)]), embeddings.sum(0), second.flatten()])
 
@@ -20,8 +20,8 @@ def spread_sums(embeddings: Tensor) -> Tensor:
 def spread(sums: Tensor) -> dict[str, float]:
     """Metrics from the `spread_sums` of all ranks.
 
-    feature_std: mean deviation of embeddings by dimension, times sqrt(D): 1 when spread over the sphere, 0 when collapsed.
-    effective_rank: exp of the entropy of the covariance's spectrum (Roy and Vetterli 2007): dimensions in use, at most D.
+    feature_std: standard deviation, averaged over dimensions, times sqrt(D). 1: spread over the sphere; 0: collapsed.
+    effective_rank: exp of the entropy of the covariance's spectrum (Roy and Vetterli 2007). The number of dimensions in use.
     """
     dim = math.isqrt(len(sums))  # D^2 < 1 + D + D^2 < (D + 1)^2
     n, total, second = sums.double().cpu().split([1, dim, dim * dim])
@@ -36,9 +36,9 @@ def spread(sums: Tensor) -> dict[str, float]:
 
 
 def prototype_sums(outputs: StepOutputs, views: Sequence[int], heads: Sequence[int], codes: Tensor | None = None) -> Tensor:
-    """Of this rank's rows, from `views`, to [2 + K + 1 + D + D * D] numbers that add up over ranks; K is of all heads.
+    """Sums over this rank's rows and `views`, as [2 + K + 1 + D + D * D] numbers to sum over ranks. K counts all heads.
 
-    codes: [n, K] of the same views, row after row; absent where labels are hard.
+    codes: [n, K] of the same views, row after row. None if labels are hard.
     """
     embeddings, scores = (
         torch.cat([getattr(row, name)[list(views)].detach().flatten(0, 1) for row in outputs.rows])
@@ -53,9 +53,9 @@ def prototype_sums(outputs: StepOutputs, views: Sequence[int], heads: Sequence[i
 def of_prototypes(sums: Tensor, loss: float, heads: Sequence[int]) -> dict[str, float]:
     """Metrics from the `prototype_sums` of all ranks and the step's loss.
 
-    loss_minus_ln_k: how far the loss lies from that of a network that tells nothing apart.
-    code_entropy: mean entropy of a code, nats; ln K is a code that says nothing.
-    prototypes_used: how many are nearest to some view of this step, before codes are balanced; of all heads.
+    loss_minus_ln_k: difference between the loss and ln K, the loss of uniform predictions.
+    code_entropy: mean entropy of a code in nats. ln K means uniform codes.
+    prototypes_used: number of prototypes, of all heads, that are the nearest to some view of the step before balancing.
     """
     n, entropy, used = sums[: 2 + sum(heads)].double().cpu().split([1, 1, sum(heads)])
     return {

@@ -1,5 +1,8 @@
-"""SeLa-v2: images are told apart by labels of equal mass over last epoch's features (Asano et al. 2020, arXiv 1911.05371, with
-the network, views and loss of Caron et al. 2020, section 4.1). Its code was never published: what follows from the two papers."""
+"""SeLa-v2: images predict labels of equal mass over the last epoch's features (Asano et al. 2020, arXiv 1911.05371).
+
+Network, views and loss are those of SwAV (Caron et al. 2020, arXiv 2006.09882, section 4.1). SeLa-v2's code was not published;
+this implementation follows the two papers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.memory import Memory, assignment_loss
-from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
+from swav_platform.methods.method import Method, PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, frozen_prototypes, unit_prototypes
 from swav_platform.methods.sinkhorn import power_law
 
@@ -20,10 +23,10 @@ _CHUNK = 8192  # samples whose scores are held at a time
 _CHECKED_EVERY = 10  # iterations
 
 
-class Sela:
-    """Head h labels the features of assignment view h mod A, sharing its prototypes out over all images of the epoch.
+class Sela(Method):
+    """Head h labels the features of assignment view h mod A, with its prototypes balanced over all images of the epoch.
 
-    In the first epoch there are no labels: features are collected and no weight moves.
+    The first epoch has no labels: it only collects features and updates no weights.
     """
 
     network: MultiCropNetwork
@@ -37,7 +40,7 @@ class Sela:
         return self.attach(build_prototype_network(encoder, self.config))
 
     def attach(self, network: MultiCropNetwork) -> MultiCropNetwork:
-        """Works on `network` from now on; its prototypes are brought to unit length."""
+        """Sets the network to train and scales its prototypes to unit length."""
         self.network = network
         unit_prototypes(network)
         return network
@@ -49,28 +52,30 @@ class Sela:
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, comm: Comm) -> None:
-        """Labels what was collected since the last time by the prototypes as they are now."""
+        """Labels the features collected since the last call, with the current prototypes."""
         if not self.memory.span:
             return
         features_amd, weight_m = self.memory.contents(comm)
-        labels = []
-        for head, prototypes in enumerate(self.network.prototypes.weight.split(self.heads)):
-            features = features_amd[head % len(features_amd)]
-
-            def log_p(features: Tensor = features, prototypes: Tensor = prototypes) -> Iterable[Tensor]:
-                return (part.double() @ prototypes.double().T / self.options.epsilon for part in features.split(_CHUNK))
-
-            prior = self.options.prior_exponent if self.options.prior == "power_law" else 0.0
-            log_v = balance(
-                log_p,
-                weight=weight_m.double(),
-                prior=power_law([len(prototypes)], prior).to(features.device),
-                iterations=self.options.bank_iterations,
-                tolerance=self.options.bank_tolerance,
-                comm=comm,
-            )
-            labels.append(torch.cat([(part + log_v).argmax(1) for part in log_p()]))
+        prototypes = self.network.prototypes.weight.split(self.heads)
+        labels = [self._labels(features_amd[h % len(features_amd)], p, weight_m, comm) for h, p in enumerate(prototypes)]
         self.memory.assign(torch.stack(labels), comm)
+
+    def _labels(self, features: Tensor, prototypes: Tensor, weight: Tensor, comm: Comm) -> Tensor:
+        """int64 [m]: the balanced label of each of this rank's features [m, D], by one head's prototypes [K, D]."""
+
+        def log_p() -> Iterable[Tensor]:
+            return (part.double() @ prototypes.double().T / self.options.epsilon for part in features.split(_CHUNK))
+
+        exponent = self.options.prior_exponent if self.options.prior == "power_law" else 0.0
+        log_v = balance(
+            log_p,
+            weight=weight.double(),
+            prior=power_law([len(prototypes)], exponent).to(features.device),
+            iterations=self.options.bank_iterations,
+            tolerance=self.options.bank_tolerance,
+            comm=comm,
+        )
+        return torch.cat([(part + log_v).argmax(1) for part in log_p()])
 
     def targets(self, outputs: StepOutputs, comm: Comm) -> Targets:
         return self.memory.look_up(outputs, len(self.heads), comm)
@@ -104,13 +109,16 @@ def balance(
     tolerance: float,
     comm: Comm,
 ) -> Tensor:
-    """Scales a plan over the samples of all ranks until prototypes and samples have the masses wanted (Asano et al. 2020, eq. 7-8).
+    """Scales a plan over the samples of all ranks to given masses of prototypes and samples (Asano et al. 2020, eq. 7-8).
 
-    log_p: called once an iteration, gives this rank's [m, K] in parts, float64. weight: [m], how much each sample counts.
-    prior: [K], masses of the prototypes, of which only the ratios matter. Ends after `iterations`, or when the samples' masses
-    change by no more than `tolerance` in all (looked at every tenth time, as in the published solver; 0: never).
+    log_p: called once per iteration; yields this rank's [m, K] in parts, float64.
+    weight: [m], float64, how much each sample counts.
+    prior: [K], float64, masses of the prototypes. Only their ratios matter.
+    Stops after `iterations`, or when the samples' masses change by at most `tolerance` in total. As in the published solver,
+    that is checked every tenth iteration; tolerance 0 disables it.
 
-    Returns log v, float64 [K]: the plan times the number of samples is softmax(log_p + log v). Two collectives an iteration.
+    Returns log v, float64 [K]: the plan times the number of samples is softmax(log_p + log v). Each iteration costs two
+    collectives.
     """
     log_n = comm.sum(weight.sum()[None]).log()
     log_u, log_v, log_w = -log_n.expand(len(weight)), torch.zeros_like(prior), weight.log()
@@ -122,12 +130,13 @@ def balance(
             if iteration:
                 new_u[here] = -log_n - (part + log_v).logsumexp(1)  # each sample to mass 1/n
             own = torch.logaddexp(own, (part + (new_u + log_w)[here, None]).logsumexp(0))
-        if tolerance and iteration % _CHECKED_EVERY == 1 and _moved(log_u, new_u, weight, comm) <= tolerance:
+        if tolerance and iteration % _CHECKED_EVERY == 1 and _change(log_u, new_u, weight, comm) <= tolerance:
             break
         top = comm.max(own.clone())
-        log_u, log_v = new_u, log_prior - top - comm.sum((own - top).exp()).log()  # each prototype to its own
+        log_u, log_v = new_u, log_prior - top - comm.sum((own - top).exp()).log()  # each prototype to its prior
     return log_v
 
 
-def _moved(before: Tensor, after: Tensor, weight: Tensor, comm: Comm) -> float:
+def _change(before: Tensor, after: Tensor, weight: Tensor, comm: Comm) -> float:
+    """Total relative change of the samples' masses between two log u [m]."""
     return comm.sum((weight * ((before - after).exp() - 1).abs()).sum()[None]).item()

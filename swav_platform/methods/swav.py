@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config, ViewGroup
 from swav_platform.methods import health
-from swav_platform.methods.comm import Carrying, Comm
-from swav_platform.methods.method import PositionOrderedState, RowOutputs, StepOutputs, Targets
+from swav_platform.methods.comm import Comm, ExtraSum
+from swav_platform.methods.method import Method, PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, frozen_prototypes, unit_prototypes
 from swav_platform.methods.queue import Queue
 from swav_platform.methods.sinkhorn import power_law, sinkhorn
 
 
-class Swav:
-    """The objective of `config.method`; `modules` (or `attach`) comes first."""
+class Swav(Method):
+    """Codes come from Sinkhorn-Knopp over the step; targets are codes [A, R, K] of the assignment views."""
 
     network: MultiCropNetwork
     views: Mapping[str, ViewGroup]
@@ -42,7 +42,7 @@ class Swav:
         return self.attach(build_prototype_network(encoder, self.config))
 
     def attach(self, network: MultiCropNetwork) -> MultiCropNetwork:
-        """Works on `network` from now on; its prototypes are brought to unit length."""
+        """Sets the network to train and scales its prototypes to unit length."""
         self.network = network
         unit_prototypes(network)
         return network
@@ -50,18 +50,15 @@ class Swav:
     def frozen(self, step: int) -> frozenset[str]:
         return frozen_prototypes(step, self.options)
 
-    def start_epoch(self, epoch: int, comm: Comm) -> None:
-        pass
-
     @torch.no_grad()
     def targets(self, outputs: StepOutputs, comm: Comm) -> Targets:
-        """Codes of the assignment views (section 3.1, eq. 3-5), shared out over the step and, once it is full, the queue."""
+        """Codes of the assignment views (section 3.1, eq. 3-5) over the step's samples and, when in use, the queue's."""
         scores_abk = torch.cat([row.scores[list(self.assign)] for row in outputs.rows], dim=1)
         weight_b = torch.cat([row.weight for row in outputs.rows])
-        measured: Carrying | None = None
+        with_drift: ExtraSum | None = None
         if self.queue.full(outputs.step) and self.options.queue_drift is not None:
             features_abd = torch.cat([row.embeddings[list(self.assign)] for row in outputs.rows], dim=1)
-            comm = measured = Carrying(comm, self.queue.drift_sums(features_abd, weight_b))
+            comm = with_drift = ExtraSum(comm, self.queue.drift_sums(features_abd, weight_b))
         if self.queue.used(outputs.step):
             features_aqd, weight_q = self.queue.contents()
             scores_abk = torch.cat([F.linear(features_aqd, self.network.prototypes.weight), scores_abk], dim=1)
@@ -75,16 +72,16 @@ class Swav:
             prior=None if self.prior is None else self.prior.to(scores_abk.device),
             weight=weight_b,
         )
-        if measured is not None:
-            self.queue.note_drift(measured.carried)
+        if with_drift is not None:
+            self.queue.note_drift(with_drift.extra)
         sizes = [len(row.weight) for row in outputs.rows]
-        own = codes_abk[:, -sum(sizes) :]
+        own = codes_abk[:, -sum(sizes) :]  # without the queue's
         if self.options.hard_codes:
             own = hard(own, self.heads)
         return {row.row: codes for row, codes in zip(outputs.rows, own.split(sizes, dim=1), strict=True)}
 
     def loss(self, outputs: RowOutputs, targets: Targets) -> Tensor:
-        """Mean over heads, each of which predicts its own codes."""
+        """Mean over heads of the swapped prediction loss. Each head predicts its own codes."""
         scores, codes = (x.split(self.heads, dim=-1) for x in (outputs.scores, targets[outputs.row]))
         each = [swapped_loss(s, q, self.assign, self.options.temperature) for s, q in zip(scores, codes, strict=True)]
         return torch.stack(each).mean(0)
@@ -109,16 +106,16 @@ class Swav:
 
 
 def hard(codes: Tensor, heads: Sequence[int]) -> Tensor:
-    """Codes [..., K] with all of each head's mass on its largest entry (section 3.1; the paper's ablation)."""
+    """Codes [..., K] with each head's mass on its largest entry (section 3.1, the discrete codes)."""
     parts = [F.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype) for q in codes.split(list(heads), -1)]
     return torch.cat(parts, -1)
 
 
 def swapped_loss(scores: Tensor, codes: Tensor, assign: Sequence[int], temperature: float) -> Tensor:
-    """Swapped prediction (eq. 1, 2 and 6): the codes of view i from the scores of every other view.
+    """Swapped prediction (eq. 1, 2 and 6): the codes of view i are predicted from the scores of every other view.
 
-    scores [V, R, K] cosines, codes [A, R, K] of the views `assign`; returns [R]: cross-entropy, mean over the other views,
-    then over the assignment views.
+    scores: [V, R, K], cosines. codes: [A, R, K], of the views `assign`.
+    Returns [R]: the cross-entropy, averaged over the other views and then over the assignment views.
     """
     log_p_vrk = F.log_softmax(scores / temperature, dim=-1)
     all_views = log_p_vrk.sum(0)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time. A block's inner activations are made again in the backward pass."""
+"""Activation checkpointing, shared by the encoders: less memory, one more forward pass (Chen et al. 2016, arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from torch.utils.checkpoint import checkpoint
 from swav_platform.models.normalisation import not_recording
 
 
-def through(stage: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
-    """`x` through the blocks of `stage`; with `checkpointing` only what lies between them is kept (Chen et al. 2016, arXiv 1604.06174)."""
+def run_stage(stage: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
+    """Applies the blocks of `stage` to `x`.
+
+    With `checkpointing`, only activations between blocks are kept; the backward pass recomputes those inside a block.
+    """
     if not checkpointing or not torch.is_grad_enabled():
-        return stage(x)
+        out: Tensor = stage(x)
+        return out
     for block in stage:
-        x = _again(block, x)
+        x = _checkpointed(block, x)
     return x
 
 
-def _again(block: nn.Module, x: Tensor) -> Tensor:
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), not_recording(block)  # the second time its batch statistics are known already
+        return nullcontext(), not_recording(block)  # the first pass has recorded the batch statistics already
 
-    found: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    return found
+    out: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return out

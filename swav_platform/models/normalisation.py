@@ -1,13 +1,13 @@
-"""Batch normalisation over a row or over a step, the same numbers for any count of ranks.
+"""Batch normalisation over a row or over a step, with the same results for any number of ranks.
 
-Batch statistics are those of what a forward pass is given: one row at one resolution, or, where `across` told the layers of
-other ranks, the step's rows on all of them. Running statistics move once a step, by the mean over the step's passes on all
-ranks: `collect` gives this rank's sums, which travel with the gradients, and `commit` applies what came back.
+Batch statistics are those of one forward pass, which is one row at one resolution. After `across`, they are those of the step's
+rows on all ranks. Running statistics are updated once per step, with the mean over the step's passes on all ranks: `collect`
+returns this rank's sums, the training step adds them up over ranks together with the gradients, and `commit` applies the total.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Sum(Protocol):
-    """The one verb needed of other ranks."""
+    """The one collective that normalisation needs."""
 
     @property
     def size(self) -> int: ...
@@ -26,9 +26,9 @@ class Sum(Protocol):
 
 
 class RowBatchNorm(nn.Module):
-    """BatchNorm1d and BatchNorm2d in one, with torch's parameter and buffer names, eps and momentum.
+    """Replaces BatchNorm1d and BatchNorm2d, with torch's parameter and buffer names, eps and momentum.
 
-    Input [n, C] or [n, C, H, W], float32 or (under autocast) bfloat16 or float16; statistics stay float32.
+    Input: [n, C] or [n, C, H, W], float32, or bfloat16 or float16 under autocast. Statistics are float32.
     """
 
     weight: Tensor
@@ -42,25 +42,25 @@ class RowBatchNorm(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.channels, self.eps, self.momentum = channels, eps, momentum
-        self.ranks: Sum | None = None  # to share statistics with
+        self.ranks: Sum | None = None  # set if statistics are those of all ranks
         self.recording = True
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
-        self.register_buffer("scratch", _nothing(channels), persistent=False)  # of one pass: means, variances, 1
-        self.register_buffer("sums", torch.zeros(2 * channels + 1), persistent=False)  # of scratch over passes
+        self.register_buffer("scratch", _empty_statistics(channels), persistent=False)  # one pass: means, variances, 1
+        self.register_buffer("sums", torch.zeros(2 * channels + 1), persistent=False)  # sum of scratch over passes
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if self.ranks is not None:
-            out, statistics = _OverRanks.apply(x, self.weight, self.bias, self.eps, self.ranks)
+            out, statistics = _over_ranks(x, self.weight, self.bias, self.eps, self.ranks)
             if self.recording:
                 self.sums += statistics
             return out
-        # With momentum 1 the fused kernel leaves the batch's mean and (unbiased) variance in the scratch buffer.
+        # With momentum 1, the fused kernel writes the batch's mean and unbiased variance to the scratch buffer.
         mean, var, _ = self.scratch.split([self.channels, self.channels, 1])
         out = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         if self.recording:
@@ -68,23 +68,24 @@ class RowBatchNorm(nn.Module):
         return out
 
     def reset(self) -> None:
-        """Weight 1, bias 0, statistics of a unit normal, nothing collected."""
+        """Sets weight 1, bias 0, running mean 0, running variance 1, and clears the collected sums."""
         with torch.no_grad():
             for ones in (self.weight, self.running_var):
                 ones.fill_(1)
             for zeros in (self.bias, self.running_mean, self.num_batches_tracked, self.sums):
                 zeros.zero_()
-            self.scratch.copy_(_nothing(self.channels))
+            self.scratch.copy_(_empty_statistics(self.channels))
 
     def extra_repr(self) -> str:
         return str(self.channels)
 
 
 class _OverRanks(torch.autograd.Function):
-    """Batch normalisation by the statistics of all ranks, which may hold different numbers of samples.
+    """Batch normalisation with the statistics of all ranks, which may hold different numbers of samples.
 
-    One sum of 2C + 1 float64 numbers forward (so that variances survive being made from sums), one of 2C float32 numbers backward.
-    Gradients of weight and bias are this rank's part, to be summed like all others. Also returns what `sums` collects.
+    The forward pass sums 2C + 1 float64 numbers over ranks: in float32, variances computed from sums would lose their precision.
+    The backward pass sums 2C float32 numbers. Gradients of weight and bias are this rank's part; the training step sums them
+    over ranks. Also returns the statistics that `sums` accumulates.
     """
 
     @staticmethod
@@ -120,13 +121,16 @@ class _OverRanks(torch.autograd.Function):
         return into_x.to(x.dtype), by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None
 
 
+_over_ranks: Callable[..., tuple[Tensor, Tensor]] = _OverRanks.apply
+
+
 def _by_channel(x: Tensor) -> tuple[list[int], list[int]]:
-    """The shape in which a vector of channels meets `x`, and the dimensions that are not channels."""
+    """The shape that broadcasts a vector [C] against `x`, and the dimensions of `x` other than channels."""
     dims = [d for d in range(x.dim()) if d != 1]
     return [-1 if d == 1 else 1 for d in range(x.dim())], dims
 
 
-def _nothing(channels: int) -> Tensor:
+def _empty_statistics(channels: int) -> Tensor:
     return torch.cat([torch.zeros(2 * channels), torch.ones(1)])
 
 
@@ -135,14 +139,14 @@ def _layers(module: nn.Module) -> Iterator[RowBatchNorm]:
 
 
 def across(module: nn.Module, ranks: Sum) -> None:
-    """Statistics are those of all `ranks` together from now on."""
+    """From now on, batch statistics of the layers in `module` are those of all `ranks`."""
     for layer in _layers(module):
         layer.ranks = ranks if ranks.size > 1 else None
 
 
 @contextmanager
 def not_recording(module: nn.Module) -> Iterator[None]:
-    """Passes in the block leave running statistics alone: they are made a second time."""
+    """Forward passes in this context do not count towards running statistics. Used for recomputed passes."""
     for layer in _layers(module):
         layer.recording = False
     try:
@@ -153,7 +157,7 @@ def not_recording(module: nn.Module) -> Iterator[None]:
 
 
 def collect(module: nn.Module) -> Tensor:
-    """Statistics since the last call, summed: per layer means [C], variances [C], number of passes [1]. Starts afresh."""
+    """Returns and clears the sums since the last call: for each layer means [C], variances [C] and the number of passes [1]."""
     sums = [layer.sums for layer in _layers(module)]
     if not sums:
         return torch.zeros(0)
@@ -164,9 +168,9 @@ def collect(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def commit(module: nn.Module, sums: Tensor) -> None:
-    """Moves running statistics by the mean of `sums`, the `collect` of all ranks added up.
+    """Updates running statistics with the mean over passes of `sums`, the `collect` of all ranks added up.
 
-    All layers in a handful of operations, by arithmetic alone: a GPU is neither waited for nor given a kernel a layer.
+    Handles all layers in a fixed number of operations, without synchronising with a GPU or starting kernels for each layer.
     """
     layers = list(_layers(module))
     if not layers:
@@ -176,7 +180,7 @@ def commit(module: nn.Module, sums: Tensor) -> None:
     values, counts = pieces[::2], pieces[1::2]
     passes = torch.cat([count.expand(len(value)) for count, value in zip(counts, values, strict=True)])
     means = torch.cat(values) / passes.clamp_min(1)
-    channels = [layer.channels for layer in layers for _ in range(2)]  # of means, of variances
+    channels = [layer.channels for layer in layers for _ in range(2)]  # means, variances
     shares = (passes > 0).to(means.dtype).split(channels)
     torch._foreach_mul_(shares, [layer.momentum for layer in layers for _ in range(2)])
     running = [t for layer in layers for t in (layer.running_mean, layer.running_var)]

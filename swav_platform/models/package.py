@@ -1,4 +1,4 @@
-"""A model package: the folder that is registered, served and evaluated. Weights in safetensors, the rest in model.json."""
+"""A model package: the folder that is registered, served and evaluated. Weights are safetensors, metadata is model.json."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ _FILES = ("encoder.safetensors", "head.safetensors", "model.json")
 
 @dataclass(frozen=True)
 class Package:
-    """encoder: [n, 3, H, W] to [n, feature_dim]; projection: on to [n, projection_dim], not yet of unit length;
-    prototypes: [K, projection_dim], unit length, K = 0 of a method without any. In evaluation mode, float32, on the CPU."""
+    """A loaded model package: modules in evaluation mode, float32, on the CPU."""
 
-    encoder: nn.Module
-    projection: nn.Module
-    prototypes: Tensor
+    encoder: nn.Module  # [n, 3, H, W] to [n, feature_dim]
+    projection: nn.Module  # [n, feature_dim] to [n, projection_dim], not normalised
+    prototypes: Tensor  # [K, projection_dim], unit length; K = 0 for a method without prototypes
     meta: dict[str, Any]
 
 
@@ -50,9 +49,10 @@ def save_package(
     index_digest: str,
     codec: str,
 ) -> Path:
-    """Writes `weights` (a training network's state: encoder.*, projection_head.*, perhaps prototypes.weight) as the package `folder`.
+    """Writes `weights` as the package `folder`, replaces an existing one, and returns `folder`.
 
-    Written aside and renamed, so a package is whole or not there; one that was there is replaced. Returns `folder`.
+    weights: state of a training network, with encoder.*, projection_head.* and, if the method has them, prototypes.weight.
+    The package is written to a temporary folder and renamed, so `folder` never holds part of a package.
     """
     none = torch.zeros(0, settings.model.projection_dim)
     prototypes = F.normalize(weights.get("prototypes.weight", none).float(), dim=1)
@@ -89,16 +89,16 @@ def save_package(
 
 
 def load_package(folder: Path) -> Package:
-    """Raises UserError for a folder that is no package, or a damaged one, or one of another format."""
+    """Loads the package `folder`. Raises UserError if it is not a package, is damaged, or has another format."""
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder} is not a model package: {', '.join(missing)} is not there. Name the folder `model` of a finished run."
+            f"{folder} is not a model package: {', '.join(missing)} is missing. Name the folder `model` of a finished run."
         )
     try:
         meta = json.loads((folder / "model.json").read_bytes())
         if meta["format"] != 1:
-            raise ValueError(f"it has format {meta['format']}, this version reads format 1")
+            raise ValueError(f"format {meta['format']}; this version reads format 1")
         model = config.Model.model_validate(meta["model"])
         encoder = build_encoder(model)
         encoder.load_state_dict(safetensors.torch.load_file(folder / "encoder.safetensors"))
@@ -108,15 +108,15 @@ def load_package(folder: Path) -> Package:
         return Package(encoder.eval(), projection.eval(), head["prototypes"], meta)
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"The model package {folder} can't be loaded ({type(error).__name__}: {error}); it is damaged or of another version. "
-            f"Delete summary.json of its run and resume the run with --resume: that exports it again."
+            f"The model package {folder} can't be loaded ({type(error).__name__}: {error}). It is damaged or from another "
+            f"version. To export it again, delete summary.json of its run and resume the run with --resume."
         ) from error
 
 
 def package_digest(folder: Path) -> str:
-    """Names what the package computes: 16 hex digits of its weights and settings, the same wherever it lies."""
+    """Identifies what the package computes: 16 hex digits from its weights and metadata, independent of its location."""
     meta = json.loads((folder / "model.json").read_bytes())
-    meta.pop("created", None)  # the same weights may be exported twice
+    meta.pop("created", None)  # two exports of the same weights have the same digest
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in _FILES:
         if name != "model.json":
@@ -125,9 +125,10 @@ def package_digest(folder: Path) -> str:
 
 
 def preprocess(image: np.ndarray, input_size: int) -> Tensor:
-    """uint8 [H, W, 3] to float32 [3, input_size, input_size]: shorter side to 8/7 of it (to it, up to 64 px), centre crop.
+    """Converts uint8 [H, W, 3] to normalised float32 [3, input_size, input_size] by resizing and a centre crop.
 
-    As published for evaluation (256 and 224); small images keep what little they have.
+    The shorter side is resized to 8/7 of `input_size`, as published for evaluation (256 and 224). Up to 64 px it is resized to
+    `input_size` itself, so that small images lose nothing at the border.
     """
     target = input_size if input_size <= 64 else round(input_size * 8 / 7)
     height, width = image.shape[:2]
@@ -141,7 +142,7 @@ def preprocess(image: np.ndarray, input_size: int) -> Tensor:
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str, becomes: str) -> dict[str, Tensor]:
-    """Copies: safetensors refuses tensors that share memory."""
+    """Copies of the weights under `prefix`, renamed. Copies, because safetensors refuses tensors that share memory."""
     return {
         becomes + name.removeprefix(prefix): t.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, t in weights.items()

@@ -1,4 +1,4 @@
-"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678) without the last layer, with torchvision's parameter names."""
+"""RegNetY without the classifier (Radosavovic et al. 2020, arXiv 2003.13678), with torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swav_platform.models.checkpointing import through
+from swav_platform.models.checkpointing import run_stage
 from swav_platform.models.normalisation import RowBatchNorm
 
 STEM = 32
@@ -17,7 +17,10 @@ SQUEEZE = 0.25
 
 @dataclass(frozen=True)
 class Line:
-    """Block widths on a quantised line (section 3.3): u_j = w_0 + w_a j, rounded to the nearest w_0 w_m^s and to multiples of 8."""
+    """Block widths on a quantised line (section 3.3).
+
+    u_j = w_0 + w_a j is rounded to the nearest w_0 w_m^s and then to a multiple of 8.
+    """
 
     depth: int
     w_0: float
@@ -26,7 +29,7 @@ class Line:
     group: int
 
     def stages(self) -> list[tuple[int, int]]:
-        """(blocks, width) of each stage. Widths are brought to the nearest multiple of the group's."""
+        """(blocks, width) of each stage. Each width is rounded to the nearest multiple of the group width."""
         widths = []
         for j in range(self.depth):
             power = round(math.log((self.w_0 + self.w_a * j) / self.w_0) / math.log(self.w_m))
@@ -39,7 +42,7 @@ LINES = {"regnet_y_16gf": Line(depth=18, w_0=200, w_a=106.23, w_m=2.48, group=11
 
 
 class RegNet(nn.Module):
-    """Images [n, 3, H, W] to features [n, feature_dim], averaged over places. The stem is one 3x3 convolution of `stem_stride`."""
+    """Maps images [n, 3, H, W] to features [n, feature_dim] by global average pooling. The stem is a 3x3 convolution."""
 
     def __init__(self, line: Line, stem_stride: int = 2, checkpointing: bool = False) -> None:
         super().__init__()
@@ -58,12 +61,12 @@ class RegNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for stage in self.trunk_output:
-            x = through(stage, x, self.checkpointing)  # type: ignore[arg-type]
+            x = run_stage(stage, x, self.checkpointing)  # type: ignore[arg-type]
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 class Block(nn.Module):
-    """1x1, grouped 3x3, squeeze-and-excitation on a quarter of the block's input width, 1x1; and a shortcut."""
+    """1x1, grouped 3x3, squeeze-and-excitation with a quarter of the block's input width, 1x1, and a shortcut."""
 
     def __init__(self, channels: int, width: int, group: int, stride: int) -> None:
         super().__init__()
@@ -79,14 +82,15 @@ class Block(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what their averages say (Hu et al. 2018)."""
+    """Scales each channel by a gate computed from all channels' averages (Hu et al. 2018)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)), inplace=True)).sigmoid()
+        gate: Tensor = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)), inplace=True)).sigmoid()
+        return x * gate
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -1,22 +1,19 @@
-"""ResNets (He et al. 2016, stride in the 3x3 convolution) without the last layer, with torchvision's parameter names."""
+"""ResNets without the classifier (He et al. 2016, stride in the 3x3 convolution), with torchvision's parameter names."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swav_platform.models.checkpointing import through
+from swav_platform.models.checkpointing import run_stage
 from swav_platform.models.normalisation import RowBatchNorm
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells one ResNet from another: blocks per stage, width of the first stage, kind of block."""
+    """Blocks per stage, width of the first stage, kind of block."""
 
     blocks: tuple[int, ...]
     width: int
@@ -35,29 +32,11 @@ SHAPES = {
 }
 
 
-@torch.no_grad()
-def initialise(module: nn.Module, seed: int, name: str) -> None:
-    """Draws all weights of `module` from (seed, name): convolutions by He's normal rule, linear layers by torch's own."""
-    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-    for part in module.modules():
-        if isinstance(part, RowBatchNorm):
-            part.reset()
-        elif isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if part.bias is not None:
-                part.bias.zero_()
-        elif isinstance(part, nn.Linear):
-            bound = 1 / math.sqrt(part.in_features)
-            part.weight.uniform_(-bound, bound, generator=generator)
-            if part.bias is not None:
-                part.bias.uniform_(-bound, bound, generator=generator)
-
-
 class ResNet(nn.Module):
-    """Images [n, 3, H, W] to features [n, feature_dim], averaged over places.
+    """Maps images [n, 3, H, W] to features [n, feature_dim] by global average pooling.
 
-    Stem `imagenet`: 7x7 stride 2 and a max-pool, as published; `small`: 3x3 with `stem_stride`, for images up to about 64 px.
+    Stem `imagenet`: 7x7 with stride 2 and max-pooling, as published. Stem `small`: 3x3 with `stem_stride`, for images of up to
+    about 64 px.
     """
 
     def __init__(self, shape: Shape, stem: str, stem_stride: int, checkpointing: bool = False) -> None:
@@ -82,7 +61,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for i in range(self.stages):
-            x = through(getattr(self, f"layer{i + 1}"), x, self.checkpointing)
+            x = run_stage(getattr(self, f"layer{i + 1}"), x, self.checkpointing)
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 

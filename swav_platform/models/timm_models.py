@@ -1,32 +1,32 @@
-"""An encoder of timm (Wightman), made to fit: weights from the seed, batch norm that knows nothing of ranks."""
+"""Encoders of timm (Wightman 2019), adapted: weights from the seed, RowBatchNorm for batch normalisation, no dropout."""
 
 from __future__ import annotations
 
-import hashlib
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swav_platform import config
+from swav_platform.models.initialise import seed_of
 from swav_platform.models.normalisation import RowBatchNorm
 
 
 def build(timm: ModuleType, model: config.Model, seed: int) -> nn.Module:
-    """`model.name` without its classifier and without dropout; `feature_dim` tells the size of what it gives.
+    """Builds `model.name` without its classifier and without dropout. `feature_dim` is the size of its output.
 
-    timm draws weights from torch's global generator: it is seeded for the time of the call and put back afterwards.
+    timm draws weights from torch's global generator, which is seeded for this call and restored afterwards.
     """
     name = model.name.removeprefix("timm/")
-    key = hashlib.sha256(f"{seed} {model.name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(key[:8], "big") >> 1)
+        torch.manual_seed(seed_of(f"{seed} {model.name}"))
         try:
-            encoder = timm.create_model(name, num_classes=0, dynamic_img_size=True)  # transformers: views of several sizes
+            encoder: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True)  # transformers: views of several sizes
         except TypeError:
             encoder = timm.create_model(name, num_classes=0)
     _replace_batch_norm(encoder)
-    for part in encoder.modules():  # randomness that comes from no position
+    for part in encoder.modules():  # its random numbers would not depend on positions alone
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         elif hasattr(part, "drop_prob"):
@@ -36,17 +36,19 @@ def build(timm: ModuleType, model: config.Model, seed: int) -> nn.Module:
     with torch.no_grad():
         encoder.eval()
         encoder.feature_dim = encoder(torch.zeros(1, 3, 224, 224)).shape[1]
-    return encoder.train()
+    built: nn.Module = encoder.train()
+    return built
 
 
 class RowBatchNormAct(RowBatchNorm):
-    """timm's batch norm that ends in an activation."""
+    """RowBatchNorm followed by dropout and an activation, as in timm's BatchNormAct2d."""
 
     drop: nn.Module
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
+        out: Tensor = self.act(self.drop(super().forward(x)))
+        return out
 
 
 def _replace_batch_norm(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ Arrays = dict[str, np.ndarray]
 
 @pytest.fixture(scope="session")
 def trajectories(golden: Path, run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Arrays]:
-    """What trajectory.py finds with one and with two processes."""
+    """Results of trajectory.py with one and with two processes."""
     found = {}
     for size in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{size}")

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from swav_platform.config import Config
 from swav_platform.methods.comm import LocalComm
 from swav_platform.methods.deepcluster import kmeans
-from swav_platform.methods.mean_shift import MeanShift, MomentumNetwork
+from swav_platform.methods.mean_shift import MeanShift
 from swav_platform.methods.memory import IGNORED, Labels, assignment_loss
 from swav_platform.methods.method import RowOutputs
+from swav_platform.methods.network import MomentumNetwork
 from swav_platform.methods.sela import balance
 from swav_platform.methods.sinkhorn import sinkhorn
 from swav_platform.training.optimisation.optimisers import build_optimiser
@@ -57,7 +58,7 @@ def test_deepcluster(golden: Path, tag: str, tolerance: float) -> None:
 
 @pytest.mark.parametrize("power", [1, 5, 25])
 def test_the_solver_of_sela(golden: Path, power: int) -> None:
-    """From softmax(10 scores)^power, as the first paper starts."""
+    """Starts from softmax(10 scores)^power, as in the first paper."""
     z = np.load(golden / "selav2.npz")
     log_p = torch.from_numpy(z["scores"].astype(np.float64)).mul(10).log_softmax(1) * power
     log_v = balanced(log_p, iterations=1000, tolerance=0.1)
@@ -137,23 +138,27 @@ def test_mean_shift(golden: Path, k: int, tag: str, tolerance: float) -> None:
         labels[t * BATCH % 256 :][:BATCH] = z["labels"][t]
         bank = method.bank.features.view(256, 8)
         near = torch.cat([found[row].embeddings[0] for row in sorted(found)])
-        assert torch.equal(near, bank[want]), "another neighbour"
+        assert torch.equal(near, bank[want]), "wrong neighbour"
         places = (near[:, :, None] == bank).all(-1).int().argmax(-1).numpy()
         purity.append((labels[places] == z["labels"][t][:, None]).mean())
         if f"k{k}/{tag}/bank" in z.files:
             assert gap(bank, z[f"k{k}/{tag}/bank"][t]) < tolerance
         assert gap(torch.cat([r.embeddings[0] for r in outputs.rows]), z[f"k{k}/{tag}/query"][t]) < 2 * tolerance
         momentum = torch.cat([r.momentum[0] for r in outputs.rows])
-        apart = torch.cdist(momentum, torch.from_numpy(z[f"k{k}/{tag}/target"][t]), p=torch.inf)  # these were shuffled
+        apart = torch.cdist(momentum, torch.from_numpy(z[f"k{k}/{tag}/target"][t]), p=torch.inf)  # stored shuffled
         assert apart.min(1).values.max() < 2 * tolerance
         assert sorted(apart.argmin(1).tolist()) == list(range(BATCH))
-        slow[t] = [p.clone() for p in network.momentum.parameters()]  # in the published order: moved at the step's beginning
+        slow[t] = [
+            p.clone() for p in network.momentum.parameters()
+        ]  # as published, where they are updated at the beginning of a step
         return found
 
     method.targets = targets  # type: ignore[method-assign]
     for step in range(STEPS):
         rows = [SimpleNamespace(row=step * 2 + i, sample=np.arange(ROW), weight=np.ones(ROW, np.float32)) for i in (0, 1)]
-        losses.append(train_step(step, rows, learner, LocalComm(), prepare, batch=BATCH, lr=float(z["lr"][step])).loss)  # type: ignore[arg-type]
+        lr = float(z["lr"][step])
+        done = train_step(step, rows, learner, LocalComm(), prepare, batch=BATCH, lr=lr)  # type: ignore[arg-type]
+        losses.append(done.loss)
 
     assert np.abs(np.array(losses) - z[f"k{k}/{tag}/loss"]).max() < tolerance
     assert np.abs(np.array(purity) - z[f"k{k}/{tag}/purity"]).max() < 1e-6

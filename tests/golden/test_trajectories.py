@@ -1,4 +1,4 @@
-"""Thirty steps of the published code, reproduced in one process and in two that hold half of each step."""
+"""Thirty steps of the published code, reproduced by one process and by two that hold half of each step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_final_weights_and_momentum(golden: Path, trajectories: dict, kind: str,
     for name in published["parameter_names"]:
         want = published[f"{tag}_w{size}/final/{name}"]
         if name == "prototypes.weight":
-            want = unit(want)  # published ones are as the optimiser left them
+            want = unit(want)  # the published ones are not normalised after the optimiser
         assert gap(found[f"{kind}/{tag}/final/{name}"], want) < VALUES[tag], name
         assert gap(found[f"{kind}/{tag}/momentum/{name}"], published[f"f64_w1/momentum/{name}"]) < max(5e-6, VALUES[tag]), name
 
@@ -49,19 +49,19 @@ def test_final_weights_and_momentum(golden: Path, trajectories: dict, kind: str,
 @pytest.mark.parametrize(("tag", "size"), [(tag, size) for tag in ("f32", "f64") for size in (1, 2)])
 def test_queue(golden: Path, trajectories: dict, tag: str, size: int) -> None:
     published = np.load(golden / "swav_queue.npz")
-    ranks = [published[f"{tag}_w{size}/queue_rank{r}"] for r in range(size)]  # newest in front, each rank its own
+    ranks = [published[f"{tag}_w{size}/queue_rank{r}"] for r in range(size)]  # newest first, one per rank
     share = 32 // size
     want = np.concatenate([q[:, s * share : (s + 1) * share] for s in (1, 0) for q in ranks], axis=1)
     assert gap(trajectories[size][f"queue/{tag}/queue"], want) < VALUES[tag]
 
 
 def test_two_processes_are_needed_to_agree(golden: Path, trajectories: dict) -> None:
-    """The comparison can fail: codes from each rank's own half of the step are others."""
+    """The comparison can fail: codes from each rank's half of the step alone differ."""
     published = np.load(golden / "swav_plain.npz")
     assert gap(trajectories[2]["local/losses"], published["f64_w2/loss"]) > 1e-4
     assert gap(trajectories[2]["local/codes"][published["codes_steps"]], published["f64_w1/codes"]) > 1e-3
 
 
-def test_three_collectives_a_step(trajectories: dict) -> None:
+def test_three_collectives_per_step(trajectories: dict) -> None:
     for kind in ("plain", "queue"):
         assert set(trajectories[2][f"{kind}/f32/method_collectives"]) == {3}

@@ -1,4 +1,4 @@
-"""Single functions against the published code's numbers."""
+"""Functions against numbers of the published code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sinkhorn(golden: Path, case: str, dtype: torch.dtype) -> None:
     iterations = int(z[f"{case}/iterations"])
     codes = sinkhorn(scores.view(-1, k), epsilon=float(z[f"{case}/epsilon"]), iterations=iterations, comm=LocalComm())
     tolerance = {torch.float32: 2e-6, torch.float64: 1e-12}[dtype]
-    if iterations == 0:  # only the total was made one there, and the codes are up to 20
+    if iterations == 0:  # there, only the total is normalised, and codes are up to 20
         codes, tolerance = codes / codes.sum() * len(codes), tolerance * 50
     at = z[f"{case}/codes_f64_rows"] if f"{case}/codes_f64_rows" in z.files else slice(None)
     assert np.abs(codes.view(world, rows, k).numpy()[:, at] - z[f"{case}/codes_f64"]).max() < tolerance

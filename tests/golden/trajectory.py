@@ -1,7 +1,7 @@
-"""The published SwAV trajectories, run by our step: `python trajectory.py RANK SIZE STORE FOLDER GOLDEN`, one process a rank.
+"""Runs the published SwAV trajectories: `python trajectory.py RANK SIZE STORE FOLDER GOLDEN`, one process per rank.
 
-Rank 0 writes FOLDER/out.npz: per `<plain|queue>/<f32|f64>` the losses, codes, final weights, momentum and queue. With several ranks
-also `local/*`: the same with a Sinkhorn that knows nothing of other ranks.
+Rank 0 writes FOLDER/out.npz: for each `<plain|queue>/<f32|f64>` the losses, codes, final weights, momentum and queue.
+With several ranks, `local/*` holds the same with Sinkhorn on each rank's own samples.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def run(golden: Path, kind: str, dtype: torch.dtype, comm: Comm, local: bool = F
         numbers = range(step * 2 + comm.rank, step * 2 + 2, comm.size)
         rows = [SimpleNamespace(row=k, sample=np.arange(ROW), weight=np.ones(ROW, np.float32)) for k in numbers]
         lr = learning_rate(step, STEPS, options.train.optimiser)
-        losses.append(train_step(step, rows, learner, comm, prepare, batch=BATCH, lr=lr, metrics=step % 7 == 0).loss)  # type: ignore[arg-type]
+        done = train_step(step, rows, learner, comm, prepare, batch=BATCH, lr=lr, metrics=step % 7 == 0)  # type: ignore[arg-type]
+        losses.append(done.loss)
     state = gather_state(method.state(), comm)
     result = {"losses": np.array(losses), "method_collectives": np.array(counts)}
     result["codes"] = torch.stack([comm.gather_in_order(c.transpose(0, 1).contiguous()).transpose(0, 1) for c in codes]).numpy()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class ThreadComm:
-    """A rank that is a thread: what ranks give to a collective really meets."""
+    """A rank that is a thread. Its collectives exchange tensors with the other threads."""
 
     def __init__(self, rank: int, size: int, meeting: threading.Barrier, given: list[Any]) -> None:
         self.rank, self.size, self.meeting, self.given = rank, size, meeting, given
@@ -42,7 +42,7 @@ class ThreadComm:
 
 @pytest.fixture(scope="session")
 def together() -> Callable[..., list[Any]]:
-    """together(size, work): work(comm) of every rank at the same time, results in rank order."""
+    """together(size, work): runs work(comm) of all ranks concurrently and returns their results in rank order."""
 
     def run(size: int, work: Callable[[ThreadComm], Any]) -> list[Any]:
         meeting, given = threading.Barrier(size), [None] * size
@@ -51,7 +51,7 @@ def together() -> Callable[..., list[Any]]:
             try:
                 return work(ThreadComm(rank, size, meeting, given))
             except BaseException:
-                meeting.abort()  # or the others wait for it
+                meeting.abort()  # otherwise the other ranks wait for this one
                 raise
 
         with ThreadPoolExecutor(size) as pool:
@@ -70,7 +70,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def runs(run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of the runs of so many processes, once a session. Three also go on with what one has begun."""
+    """run(size): folder of the runs of `size` processes, made once per session. Three processes also resume runs of one."""
     done: dict[int, Path] = {}
 
     def run(size: int) -> Path:

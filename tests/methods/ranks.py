@@ -1,11 +1,11 @@
-"""Fifty steps of every method by our loop, on a small network: `python ranks.py RANK SIZE STORE FOLDER`, one process a rank.
+"""Trains every method for fifty steps on a small network: `python ranks.py RANK SIZE STORE FOLDER`, one process per rank.
 
-Each method's run is FOLDER/<case>, with batch statistics of a row or (`<case>_over_step`) of the step; rank 0 writes
-FOLDER/calls.json, the collectives so far after each step of it. In float64: k-means, nearest neighbours and labels are decisions,
-which a rounding in float32 turns over sooner or later, and from there on two runs are two runs. For the same reason the network
-is smooth (tanh).
+Each method's run is FOLDER/<case>, with batch statistics of a row, or of the step for `<case>_over_step`. Rank 0 writes
+FOLDER/calls.json, the number of collectives after each step. Runs are float64: k-means, nearest neighbours and labels are
+discrete decisions, which rounding in float32 eventually changes, and from then on two runs differ. For the same reason the
+network is smooth (tanh).
 
-Two processes also leave what is to be seen when ranks do not listen to each other: FOLDER/deaf/<case>.
+Two processes also write FOLDER/isolated/<case>, the runs of ranks whose collectives exchange nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from torch import nn
 from swav_platform.config import Config
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.models.initialise import initialise
 from swav_platform.models.normalisation import RowBatchNorm
-from swav_platform.models.resnet import initialise
 from swav_platform.rows.layout import Costs
 from swav_platform.training import loop
 from swav_platform.training.collectives import joined
 
-STEPS, SAMPLES, R, S = 50, 298, 4, 8  # 75 rows an epoch, so that steps lie across its end
+STEPS, SAMPLES, R, S = 50, 298, 4, 8  # 75 rows per epoch, so that a step crosses its end
 OVER_STEP = "_over_step"
-DEAF_STEPS = 14  # the second epoch begins in them
+ISOLATED_STEPS = 14  # the second epoch begins in them
 
 CASES: dict[str, dict[str, Any]] = {
     "swav": {"queue_length": 96, "queue_start": 3, "freeze_prototypes": 4},
@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def config(case: str, size: int = 1, steps: int = STEPS) -> Config:
-    """Three ranks make their rows' graphs anew instead of holding them, where they may, which is to be seen in no loss."""
+    """With three ranks, rows are recomputed instead of held, where supported. That must not change any loss."""
     over_step, case = case.endswith(OVER_STEP), case.removesuffix(OVER_STEP)
     views = {
         "large": {"size": 12, "count": 2, "scale": (0.3, 1)},
@@ -94,11 +94,11 @@ class Smooth(nn.Module):
 
 
 def row(number: int, settings: Config) -> Any:
-    """A row of made-up images: each epoch in another order, each view of an image with some noise of its own."""
+    """A row of synthetic images: another order in each epoch, and noise of its own on each view."""
     position = number * R + np.arange(R)
     epoch, place = np.divmod(position, 75 * R)
     sample = (place * 113 + epoch * 59) % SAMPLES
-    weight = np.where(position % 41 == 7, 0, 1).astype(np.float32)  # now and then an unreadable one
+    weight = np.where(position % 41 == 7, 0, 1).astype(np.float32)  # some are unreadable
     views = []
     for size, count in ((group.size, group.count) for group in settings.views.values()):
         pixels = np.empty((count, R, size, size, 3))
@@ -110,8 +110,8 @@ def row(number: int, settings: Config) -> Any:
     return SimpleNamespace(row=number, sample=sample, weight=weight, views=views, outcome=outcome, events=[], costs=Costs())
 
 
-class Deaf:
-    """A rank that hears nobody: what it gives to a collective is what it gets back."""
+class Isolated:
+    """A rank whose collectives return its own argument."""
 
     def __init__(self, comm: Comm) -> None:
         self.rank, self.size = comm.rank, comm.size
@@ -122,17 +122,17 @@ class Deaf:
     max = gather_in_order = sum
 
 
-def deafen(method: Any) -> None:
-    """Its codes and assignments are made of each rank's own rows."""
+def isolate(method: Any) -> None:
+    """Codes and assignments of `method` use each rank's own rows only."""
     for name in ("targets", "start_epoch"):
-        verb = getattr(method, name)
-        setattr(method, name, lambda given, comm, verb=verb: verb(given, Deaf(comm)))
+        original = getattr(method, name)
+        setattr(method, name, lambda given, comm, original=original: original(given, Isolated(comm)))
 
 
-def train(case: str, folder: Path, comm: Comm, deaf: bool = False, **options: Any) -> loop.TrainResult:
-    """deaf: a method over rows has codes, one over steps has batch statistics of the rank's own rows alone."""
+def train(case: str, folder: Path, comm: Comm, isolated: bool = False, **options: Any) -> loop.TrainResult:
+    """isolated: codes (or, for `_over_step`, batch statistics) use the rank's own rows only."""
     over_step = case.endswith(OVER_STEP)
-    settings = config(case, comm.size, DEAF_STEPS if deaf else STEPS)
+    settings = config(case, comm.size, ISOLATED_STEPS if isolated else STEPS)
 
     def rows(first: int, last: int) -> Iterator[Any]:
         return (row(k, settings) for k in range(first, last) if (k - first) % comm.size == comm.rank)
@@ -148,14 +148,14 @@ def train(case: str, folder: Path, comm: Comm, deaf: bool = False, **options: An
     def build_double(*args: Any) -> Any:
         learner = build(*args)
         learner.network.double()
-        if deaf and not over_step:
-            deafen(learner.method)
+        if isolated and not over_step:
+            isolate(learner.method)
         return learner
 
     loop.snapshots.build_learner = build_double
     loop.snapshots.build_encoder = encoder  # type: ignore[assignment]
-    if deaf and over_step:
-        loop.normalisation.across = lambda network, ranks: across(network, Deaf(ranks))
+    if isolated and over_step:
+        loop.normalisation.across = lambda network, ranks: across(network, Isolated(ranks))
     given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": lambda r: r.views, "resume": False}
     try:
         return loop.train(settings, comm=comm, run_dir=folder / case, **(given | options))
@@ -168,13 +168,13 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def go_on(case: str, folder: Path, comm: Comm) -> None:
-    """Takes up what lies in FOLDER from its checkpoint of step 23, in the middle of an epoch."""
+def resume(case: str, folder: Path, comm: Comm) -> None:
+    """Resumes the run in `folder` from its checkpoint of step 23, in the middle of an epoch."""
     if comm.rank == 0:
         for path in (folder / case / "checkpoints").iterdir():
             if path.name != "step-000000023":
                 shutil.rmtree(path)
-    comm.sum(torch.zeros(1))  # not before it is done
+    comm.sum(torch.zeros(1))  # wait for rank 0
     train(case, folder, comm, resume=True)
 
 
@@ -185,9 +185,9 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
             seen = calls[case] = []
             train(case, folder, comm, on_progress=lambda _: seen.append(dict(getattr(comm, "calls", {}))))  # noqa: B023
             if size == 2:
-                train(case, folder / "deaf", comm, deaf=True)
+                train(case, folder / "isolated", comm, isolated=True)
             if (folder / "alone" / case).is_dir():
-                go_on(case, folder / "alone", comm)
+                resume(case, folder / "alone", comm)
     if rank == 0:
         (folder / "calls.json").write_text(json.dumps(calls))
 

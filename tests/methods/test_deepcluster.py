@@ -1,4 +1,4 @@
-"""DeepCluster-v2 and SeLa-v2: the epoch's memory, k-means and balanced labels over ranks, images without an assignment."""
+"""DeepCluster-v2 and SeLa-v2: the memory, k-means and balanced labels over ranks, images without a label."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def method(name: str = "deepcluster") -> DeepCluster | Sela:
     }
     made = build_method(Config.model_validate(tree))
     network = MultiCropNetwork(nn.Linear(2, 2), nn.Linear(2, D), nn.Linear(D, sum(HEADS), bias=False))
-    nn.init.normal_(network.prototypes.weight, generator=torch.Generator().manual_seed(0))  # ranks are threads here
+    nn.init.normal_(network.prototypes.weight, generator=torch.Generator().manual_seed(0))  # the same in each thread
     made.attach(network)
     return made
 
 
 def step(number: int, rank: int = 0, size: int = 1) -> StepOutputs:
-    """Rows of positions whose sample is the position modulo 40; features follow from the sample."""
+    """Rows in which a position's sample is the position modulo 40 and features depend on the sample alone."""
     rows = []
     for k in range(number * S + rank, number * S + S, size):
         sample = torch.arange(k * R, k * R + R) % 40
@@ -49,7 +49,7 @@ def step(number: int, rank: int = 0, size: int = 1) -> StepOutputs:
 
 
 @pytest.mark.parametrize("name", ["deepcluster", "sela"])
-def test_nothing_moves_before_there_is_something_to_tell_apart(name: str) -> None:
+def test_the_first_epoch_updates_nothing(name: str) -> None:
     made = method(name)
     everything = {n for n, _ in made.network.named_parameters()}
     made.start_epoch(0, LocalComm())
@@ -65,7 +65,7 @@ def test_nothing_moves_before_there_is_something_to_tell_apart(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["deepcluster", "sela"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_labels_are_of_samples_and_the_same_for_any_number_of_ranks(together: Callable, name: str, ranks: int) -> None:
+def test_labels_are_the_same_for_any_number_of_ranks(together: Callable, name: str, ranks: int) -> None:
     def labels(comm) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         made = method(name)
         for number in range(3):  # positions 0 to 35
@@ -89,13 +89,14 @@ def test_an_image_is_compared_with_its_own_label() -> None:
     for number in range(3):
         made.after_step(step(number), comm)
     made.start_epoch(1, comm)
-    outputs = step(3)  # positions 36 to 47 are samples 36 to 39, which nobody has seen, and 0 to 7
+    outputs = step(3)  # positions 36 to 47 hold samples 36 to 39, not seen before, and 0 to 7
     targets = made.targets(outputs, comm)
     labels = torch.cat([targets[row.row].labels for row in outputs.rows], dim=1)
     assert (labels[:, :4] == IGNORED).all()
     assert torch.equal(labels[:, 4:], made.memory.labels[:, :8])
     assert targets[12].scale == pytest.approx(12 / 7)  # sample 5 is unreadable
-    rows = [RowOutputs(r.row, r.sample, r.weight, r.embeddings, F.one_hot(labels[0, 3 * i : 3 * i + 3].clamp_min(0), sum(HEADS)).expand(3, -1, -1).float()) for i, r in enumerate(outputs.rows)]  # fmt: skip
+    on_label = F.one_hot(labels[0].clamp_min(0), sum(HEADS)).float().split(R)
+    rows = [replace(row, scores=scores.expand(3, -1, -1)) for row, scores in zip(outputs.rows, on_label, strict=True)]
     near = torch.cat([made.loss(row, targets) for row in rows])
     assert (near[:4] == 0).all()
     assert (near[4:9] > 0).all()
@@ -113,7 +114,7 @@ def test_a_sample_seen_twice_keeps_its_later_assignment() -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_memory_is_taken_up_by_any_number_of_ranks(together: Callable, ranks: int) -> None:
+def test_memory_is_loaded_by_any_number_of_ranks(together: Callable, ranks: int) -> None:
     one = method()
     for number in (0, 1):
         one.after_step(step(number), LocalComm())
@@ -121,7 +122,7 @@ def test_memory_is_taken_up_by_any_number_of_ranks(together: Callable, ranks: in
     one.after_step(step(2), LocalComm())
     saved = one.state()
 
-    def take_up(comm) -> Tensor:  # type: ignore[no-untyped-def]
+    def resume(comm) -> Tensor:  # type: ignore[no-untyped-def]
         made = method()
         made.load_state(saved, comm)
         made.after_step(step(3, comm.rank, comm.size), comm)
@@ -131,7 +132,7 @@ def test_memory_is_taken_up_by_any_number_of_ranks(together: Callable, ranks: in
 
     one.after_step(step(3), LocalComm())
     one.start_epoch(2, LocalComm())
-    for labels in together(ranks, take_up):
+    for labels in together(ranks, resume):
         assert torch.equal(labels, one.memory.labels)
 
 
@@ -147,7 +148,7 @@ def test_an_empty_cluster_keeps_its_centroid() -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_balanced_labels_have_the_masses_wanted(together: Callable, ranks: int) -> None:
+def test_balanced_labels_have_the_given_masses(together: Callable, ranks: int) -> None:
     log_p = torch.randn(90, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
     prior, parts = torch.arange(1, 7, dtype=torch.float64), log_p.split([90 - 20 * (ranks - 1)] + [20] * (ranks - 1))
 
@@ -162,9 +163,9 @@ def test_balanced_labels_have_the_masses_wanted(together: Callable, ranks: int) 
 
 
 @pytest.mark.parametrize("name", ["deepcluster", "sela"])
-def test_an_epoch_without_a_readable_image_says_so(name: str) -> None:
+def test_an_epoch_without_a_readable_image_is_an_error(name: str) -> None:
     made = method(name)
     bad = [replace(row, weight=torch.zeros(R)) for row in step(0).rows]
     made.after_step(StepOutputs(0, tuple(bad)), LocalComm())
-    with pytest.raises(UserError, match="No image of the last epoch could be read"):
+    with pytest.raises(UserError, match="No image"):
         made.start_epoch(1, LocalComm())

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from swav_platform.config import Config
 from swav_platform.methods.comm import LocalComm
-from swav_platform.methods.mean_shift import MeanShift, MomentumNetwork
+from swav_platform.methods.mean_shift import MeanShift
 from swav_platform.methods.method import RowOutputs, StepOutputs
+from swav_platform.methods.network import MomentumNetwork
 
 S, R, D = 4, 3, 5
 
@@ -44,7 +45,7 @@ def step(number: int, rank: int = 0, size: int = 1, views: int = 2) -> StepOutpu
 
 
 def brute(until: int, row: RowOutputs, k: int, newest: int) -> Tensor:
-    """[A, R, V]: of each target its k nearest among the readable targets of the newest rows, and the queries' mean distance."""
+    """[A, R, V]: mean squared distance from each query to the k nearest readable targets of the newest rows, by brute force."""
     seen = [r for t in range(until + 1) for r in step(t).rows][-newest:]
     out = torch.zeros(2, R, 4)
     for a in range(2):
@@ -58,7 +59,7 @@ def brute(until: int, row: RowOutputs, k: int, newest: int) -> Tensor:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_queries_move_to_the_neighbours_of_their_target(together: Callable, ranks: int) -> None:
-    """A bank of two steps; on any number of ranks every row finds the same neighbours."""
+    """With a bank of two steps, every row has the same neighbours on any number of ranks."""
 
     def work(comm) -> dict[int, Tensor]:  # type: ignore[no-untyped-def]
         made, losses = method(), {}
@@ -78,7 +79,7 @@ def test_queries_move_to_the_neighbours_of_their_target(together: Callable, rank
 
 
 def test_one_neighbour_is_the_image_itself() -> None:
-    """BYOL's objective (Grill et al. 2020, eq. 2), both ways round."""
+    """BYOL's objective (Grill et al. 2020, eq. 2), symmetric."""
     made, outputs = method(neighbours=1), step(0)
     targets = made.targets(outputs, LocalComm())
     for row in outputs.rows:
@@ -95,7 +96,7 @@ def test_fewer_than_k_are_in_the_bank() -> None:
 
 
 def test_weak_and_strong_views() -> None:
-    """One target: it goes through the momentum network alone, all other views, of any size, are queries."""
+    """With one target, it goes through the momentum network only, and all other views of any size are queries."""
     network = method(assign_views=(0,)).network
     pixels = [torch.rand(1, R, 3, 8, 8), torch.rand(1, R, 3, 8, 8), torch.rand(2, R, 3, 4, 4)]
     queries, scores, targets = network([p.flatten(0, 1) for p in pixels], R)
@@ -125,7 +126,7 @@ def test_the_momentum_network_follows_and_is_not_trained() -> None:
     assert not targets.requires_grad
 
 
-def test_the_bank_is_taken_up() -> None:
+def test_the_bank_is_loaded() -> None:
     one, two = method(), method()
     for number in range(3):
         one.targets(step(number), LocalComm())

@@ -65,7 +65,7 @@ def test_the_union_is_the_same_for_any_number_of_ranks(ranks: int, steps: int) -
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_state_is_taken_up_by_any_number_of_ranks(ranks: int) -> None:
+def test_state_is_loaded_by_any_number_of_ranks(ranks: int) -> None:
     q = queue()
     fill([q], range(6))
     loaded = [queue() for _ in range(ranks)]
@@ -88,7 +88,7 @@ def test_an_empty_state() -> None:
 
 
 def stationary(step: int, turned: bool = False) -> list[RowOutputs]:
-    """Rows of features around one direction, which `turned` is another."""
+    """Rows of features around one direction; `turned` chooses another one."""
     rows = []
     for k in range(step * S, step * S + S):
         noise = torch.randn(3, R, D, generator=torch.Generator().manual_seed(k))
@@ -109,17 +109,17 @@ def gated() -> Queue:
     return q
 
 
-def test_drift_is_one_by_chance_and_large_when_features_turn() -> None:
+def test_drift_is_one_for_equal_distributions_and_large_when_features_turn() -> None:
     q = gated()
     same = [measured(q, stationary(step)) for step in range(100, 140)]
     assert sum(same) / len(same) == pytest.approx(1, abs=0.25)
     assert min(measured(q, stationary(step, turned=True)) for step in range(100, 140)) > 3
 
 
-def test_the_gate_opens_when_features_stand_still() -> None:
+def test_the_queue_is_used_only_while_drift_is_small() -> None:
     q = gated()
     assert q.full(10)
-    assert not q.used(10)  # nothing is measured yet
+    assert not q.used(10)  # drift is not measured yet
     measured(q, stationary(100))
     assert q.used(11)
     again = gated()

@@ -31,7 +31,7 @@ def raw(views: int) -> Tensor:
 
 
 def plain(z_svrd: Tensor, weight: Tensor) -> Tensor:
-    """Over the whole step at once, by autograd alone, written image by image; pairs as -log of a share."""
+    """Reference: the whole step at once by plain autograd, image by image, with each pair's loss as -log of its probability."""
     z = F.normalize(z_svrd, dim=-1).permute(0, 2, 1, 3).flatten(0, 1)  # [images, V, D]
     w, total = weight.flatten(), z.new_zeros(())
     for i in range(len(z)):
@@ -46,7 +46,7 @@ def plain(z_svrd: Tensor, weight: Tensor) -> Tensor:
 
 
 def by_rows(z_svrd: Tensor, weight: Tensor, step: int, rank: int, size: int, comm: object) -> tuple[Tensor, Tensor]:
-    """Loss and gradient [S, V, R, D] of one rank's rows, each backpropagated alone."""
+    """Loss and gradient [S, V, R, D] of one rank's rows, each with its own backward pass."""
     z = z_svrd.clone().requires_grad_()
     embeddings, one = F.normalize(z, dim=-1), method()
     rows = [RowOutputs(step * S + k, torch.arange(R), weight[k], embeddings[k], z[k, ..., :0]) for k in range(rank, S, size)]
@@ -76,7 +76,7 @@ def test_gradients_row_by_row_are_those_of_the_whole_batch(together: Callable, v
 
 
 def test_the_comparison_can_fail() -> None:
-    """A row that forgets what its embeddings are to other rows has another gradient."""
+    """Without the effect of a row's embeddings on other rows, the gradient differs."""
     z, weight = raw(2), torch.ones(S, R, dtype=torch.float64)
     whole = z.clone().requires_grad_()
     plain(whole, weight).backward()
@@ -84,8 +84,8 @@ def test_the_comparison_can_fail() -> None:
     embeddings = F.normalize(own, dim=-1)
     rows = [RowOutputs(k, torch.arange(R), weight[k], embeddings[k], z[k, ..., :0]) for k in range(S)]
     targets = one.targets(StepOutputs(0, tuple(rows)), LocalComm())
-    forgetful = {row: step._replace(log_pull=step.log_pull * 0 - torch.inf) for row, step in targets.items()}
-    sum((row.weight * one.loss(row, forgetful)).sum() / (S * R) for row in rows).backward()
+    incomplete = {row: step._replace(log_pull=step.log_pull * 0 - torch.inf) for row, step in targets.items()}
+    sum((row.weight * one.loss(row, incomplete)).sum() / (S * R) for row in rows).backward()
     assert (own.grad - whole.grad).abs().max() > 1e-3
 
 

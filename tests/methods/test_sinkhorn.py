@@ -26,7 +26,7 @@ class CountingComm(LocalComm):
 
 
 def oracle(scores: Tensor, epsilon: float, iterations: int, prior: Tensor | None = None) -> Tensor:
-    """The algorithm as the paper writes it, in float64 and with its constants."""
+    """The algorithm as in the paper, with its constants, in float64."""
     q = torch.exp(scores.double() / epsilon).T  # [K, B]
     k, b = q.shape
     r = torch.full((k,), 1 / k, dtype=torch.float64) if prior is None else prior.double() / prior.double().sum()
@@ -59,7 +59,7 @@ KINDS = ["spread", "collapsed", "nearly collapsed", "on prototypes", "one-hot", 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("epsilon", [0.05, 0.03, 0.02, 0.005])
 @pytest.mark.parametrize("iterations", [1, 3, 10])
-def test_float32_meets_float64(kind: str, epsilon: float, iterations: int) -> None:
+def test_float32_agrees_with_float64(kind: str, epsilon: float, iterations: int) -> None:
     scores = cosines(kind)
     codes = sinkhorn(scores, epsilon=epsilon, iterations=iterations, comm=LocalComm())
     assert codes.dtype == torch.float32
@@ -67,14 +67,14 @@ def test_float32_meets_float64(kind: str, epsilon: float, iterations: int) -> No
     assert torch.allclose(codes.sum(1), torch.ones(len(codes)), atol=1e-5)
 
 
-def test_scores_of_any_size_with_an_unknown_bound() -> None:
+def test_large_scores_with_an_unknown_bound() -> None:
     scores = cosines("spread") * 10 - 300
     codes = sinkhorn(scores, epsilon=0.05, iterations=3, comm=LocalComm(), bound=float("inf"))
-    assert (codes - oracle(scores + 300, 0.05, 3)).abs().max() < 1e-3  # scores of 300 have 3e-5 of rounding, over epsilon
+    assert (codes - oracle(scores + 300, 0.05, 3)).abs().max() < 1e-3  # rounding of 3e-5 in scores of 300, divided by epsilon
     assert not sinkhorn(scores, epsilon=0.05, iterations=3, comm=LocalComm()).allclose(codes, atol=1e-3)
 
 
-def test_groups_are_independent_and_travel_together() -> None:
+def test_groups_are_independent_and_share_collectives() -> None:
     scores, comm = torch.stack([cosines("spread"), cosines("on prototypes")]), CountingComm()
     codes = sinkhorn(scores, epsilon=0.05, iterations=3, comm=comm)
     for g in range(2):
@@ -84,7 +84,7 @@ def test_groups_are_independent_and_travel_together() -> None:
 
 
 @pytest.mark.parametrize(("epsilon", "calls"), [(0.05, {"sum": 3}), (0.025, {"sum": 3}), (0.02, {"sum": 3, "max": 1})])
-def test_a_maximum_is_reduced_only_where_it_is_needed(epsilon: float, calls: dict[str, int]) -> None:
+def test_comm_max_is_called_only_where_needed(epsilon: float, calls: dict[str, int]) -> None:
     comm = CountingComm()
     sinkhorn(cosines("spread"), epsilon=epsilon, iterations=3, comm=comm)
     assert comm.calls == calls
@@ -106,7 +106,7 @@ def test_samples_without_weight_change_nothing() -> None:
     assert sinkhorn(scores, epsilon=0.05, iterations=3, comm=LocalComm(), weight=weight * 0).isfinite().all()
 
 
-def test_lower_precision_is_raised() -> None:
+def test_lower_precision_is_converted_to_float32() -> None:
     scores = cosines("spread").bfloat16()
     codes = sinkhorn(scores, epsilon=0.05, iterations=3, comm=LocalComm())
     assert torch.equal(codes, sinkhorn(scores.float(), epsilon=0.05, iterations=3, comm=LocalComm()))

@@ -1,4 +1,4 @@
-"""Codes against a float64 log-domain oracle over the whole range of epsilon, for any number of ranks with unequal shares."""
+"""Codes against a float64 log-domain oracle over the range of epsilon, with unequal shares on up to four ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("random", "collapsed", "outlier", "one-hot")
 
 
 def oracle(scores: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
-    """The marginals 1/K and 1/B only scale, so plain normalisations do the same."""
+    """The masses 1/K and 1/B only scale, so plain normalisation gives the same codes."""
     log_q = scores.double() / epsilon
     for _ in range(iterations):
         log_q = log_q - log_q.logsumexp(-2, keepdim=True)
@@ -33,14 +33,14 @@ def cosines(kind: str, k: int, seed: int = 0) -> Tensor:
         return F.one_hot(torch.arange(B) % k, k).double()
     if kind == "collapsed":
         features = features[:1] + 1e-4 * features
-    if kind == "outlier":  # one sample far from all others, on a prototype of its own
+    if kind == "outlier":  # one sample far from all others, alone on a prototype
         features = prototypes[:1] + 0.05 * features
         features[7] = -prototypes[0]
     return F.normalize(features, dim=1) @ prototypes.T
 
 
 def shares(ranks: int) -> list[int]:
-    """Unequal ones that add up to B."""
+    """Unequal numbers of samples per rank that add up to B."""
     own = [B // ranks - 3 * r for r in range(ranks)]
     return [own[0] + B - sum(own), *own[1:]]
 
@@ -60,7 +60,7 @@ def test_within_1e_5_of_the_oracle(together: Callable, dtype: torch.dtype, k: in
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("epsilon", [0.02, 0.05])
 def test_rows_may_move_between_ranks(together: Callable, ranks: int, epsilon: float) -> None:
-    """Ranks see different data (sorted by cluster): moved about, each sample keeps its code; a Sinkhorn of its own rank fails."""
+    """Ranks hold different data (sorted by cluster). Permuting samples keeps each code; Sinkhorn on each rank alone does not."""
     scores = cosines("random", 30)
     scores = scores[scores.argmax(1).argsort()]
     order = torch.randperm(B, generator=torch.Generator().manual_seed(1))
@@ -76,7 +76,7 @@ def test_rows_may_move_between_ranks(together: Callable, ranks: int, epsilon: fl
     assert (codes(scores, alone=True) - oracle(scores, epsilon)).abs().max() > 0.1
 
 
-def test_heads_are_independent_and_travel_together(together: Callable) -> None:
+def test_heads_are_independent_and_share_collectives(together: Callable) -> None:
     heads = [30, 7, 50]
     each = [cosines("random", k, seed=k) for k in heads]
     views = torch.stack([torch.cat(each, 1), torch.cat([s.flip(0) for s in each], 1)])

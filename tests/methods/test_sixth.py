@@ -1,4 +1,4 @@
-"""A method from outside: nothing of the loop, the step or the checkpoints knows of it."""
+"""An external method trains and resumes without changes to the loop, the step or the checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Centre(nn.Module):
 
 
 class Sixth:
-    """Views come together, away from a running mean of the stream."""
+    """Views attract each other and repel a running mean of the stream. Implements Method without naming it as a base."""
 
     def __init__(self, config: Config) -> None:
         self.views, self.epochs = config.views, 0
@@ -87,7 +87,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_it_trains_and_is_taken_up(script: ModuleType, tmp_path: Path) -> None:
+def test_it_trains_and_resumes(script: ModuleType, tmp_path: Path) -> None:
     seen: list = []
     result = script.train("outside:Sixth", tmp_path, LocalComm(), on_progress=seen.append)
     run = tmp_path / "outside:Sixth"
@@ -99,11 +99,11 @@ def test_it_trains_and_is_taken_up(script: ModuleType, tmp_path: Path) -> None:
     assert int(saved.method["shared/epochs"]) == 3
     first = Centre(nn.Identity()).projection_head.weight
     assert torch.equal(saved.model["projection_head.weight"], first.double())  # frozen
-    script.go_on("outside:Sixth", tmp_path, LocalComm())
+    script.resume("outside:Sixth", tmp_path, LocalComm())
     assert script.losses(run) == losses
 
 
 @pytest.mark.parametrize("name", ["nowhere:Method", "outside:Seventh", ":x"])
-def test_what_cannot_be_imported_is_named(script: ModuleType, name: str) -> None:
+def test_a_failed_import_is_reported(script: ModuleType, name: str) -> None:
     with pytest.raises(UsageError, match=rf"method\.name={name} can't be imported"):
         build_method(script.config(name))

@@ -32,7 +32,7 @@ def config(**method: object) -> Config:
 
 
 class Flat(nn.Module):
-    """An encoder in which images do not touch each other."""
+    """An encoder without interaction between images."""
 
     feature_dim = 3
 
@@ -49,7 +49,7 @@ def forward(network: MultiCropNetwork, row: int, pixels: list[Tensor], weight: T
     return RowOutputs(row, torch.arange(R), weight, *network(pixels, R))
 
 
-def test_swapped_loss_as_the_paper_sums_it() -> None:
+def test_swapped_loss_equals_the_papers_sum() -> None:
     generator = torch.Generator().manual_seed(1)
     scores = torch.rand(5, R, K, generator=generator) * 2 - 1
     codes = torch.softmax(torch.randn(2, R, K, generator=generator), -1)
@@ -92,7 +92,7 @@ def test_zero_weight_images_do_not_contribute() -> None:
         rows = [forward(network, k, [(p + k * 0.1).flatten(0, 1) for p in pixels], weight) for k in (0, 1)]
         outputs = StepOutputs(0, tuple(rows))
         method.queue.fill(0, rows, (0, 1))
-        outputs = StepOutputs(1, outputs.rows)  # with the queue in use
+        outputs = StepOutputs(1, outputs.rows)  # the queue is in use
         targets = method.targets(outputs, LocalComm())
         loss = sum((row.weight * method.loss(row, targets)).sum() for row in rows)
         loss.backward()
@@ -130,7 +130,7 @@ def test_heads_come_from_the_seed_alone() -> None:
     assert not torch.equal(one.prototypes.weight, other.prototypes.weight)
 
 
-def test_an_unknown_method_is_named() -> None:
+def test_an_unknown_method_is_reported() -> None:
     with pytest.raises(UsageError, match=r"swev.*swav"):
         build_method(config(name="swev"))
 
@@ -178,7 +178,7 @@ class Counted(LocalComm):
 
 @pytest.mark.parametrize("heads", [[K], [K, 4], [K, 4, 9]])
 @pytest.mark.parametrize("views", [(0,), (0, 1)])
-def test_heads_and_views_travel_together(heads: list[int], views: tuple[int, ...]) -> None:
+def test_heads_and_views_share_collectives(heads: list[int], views: tuple[int, ...]) -> None:
     method, comm = Swav(config(prototypes=heads, assign_views=views)), Counted()
     network = method.modules(Flat())
     outputs = outputs_of(network)
@@ -187,7 +187,7 @@ def test_heads_and_views_travel_together(heads: list[int], views: tuple[int, ...
 
 
 def test_several_heads_are_several_swavs() -> None:
-    """Each predicts codes of its own; the loss is their mean, and all prototypes are of unit length."""
+    """Each head predicts its own codes, and the loss is the mean over heads."""
     heads = (K, 4)
     both = Swav(config(prototypes=heads))
     network = both.modules(Flat())
@@ -218,7 +218,7 @@ def test_hard_codes() -> None:
             assert torch.equal(one.sort(-1).values, F.one_hot(torch.full(one.shape[:-1], one.shape[-1] - 1)).to(one.dtype))
 
 
-def test_a_power_law_prior_shares_mass_out_unequally() -> None:
+def test_a_power_law_prior_gives_unequal_masses() -> None:
     method = Swav(config(prototypes=[K, 4], prior="power_law", prior_exponent=1.0, iterations=200, epsilon=0.5))
     outputs = outputs_of(method.modules(Flat()), rows=20)
     codes = torch.cat(list(method.targets(outputs, LocalComm()).values()), dim=1)
@@ -242,7 +242,7 @@ def test_drift_is_measured_without_a_collective_of_its_own() -> None:
         one.queue.fill(0, outputs.rows, (0, 1))
     alone = Swav(config())
     alone.attach(method.network)
-    first = method.targets(StepOutputs(1, outputs.rows), comm)  # measures, and does not use the queue yet
+    first = method.targets(StepOutputs(1, outputs.rows), comm)  # measures drift, does not use the queue yet
     assert comm.numbers == [2 * K + 2 * 2 * (D + 1), 2 * K, 2 * K]
     assert torch.equal(first[0], alone.targets(outputs, LocalComm())[0])
     assert method.queue.drift == pytest.approx(0, abs=1e-5)  # the step's own features are in the queue

@@ -17,7 +17,7 @@ def test_regnet_has_the_published_size_and_torchvisions_names() -> None:
     assert REGNET.stages() == [(2, 224), (4, 448), (11, 1232), (1, 3024)]
     with torch.device("meta"):
         encoder = RegNet(REGNET)
-    assert sum(p.numel() for p in encoder.parameters()) == 83_590_140 - 3025 * 1000  # torchvision's, less its last layer
+    assert sum(p.numel() for p in encoder.parameters()) == 83_590_140 - 3025 * 1000  # torchvision's, without the classifier
     shapes = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
     assert shapes["stem.0.weight"] == (32, 3, 3, 3)
     assert shapes["trunk_output.block1.block1-0.proj.0.weight"] == (224, 32, 1, 1)
@@ -35,7 +35,7 @@ def test_regnet_runs() -> None:
 
 @pytest.mark.parametrize("name", ["resnet_tiny", "regnet"])
 def test_checkpointing_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs, gradients and what running statistics are made from, to the last bit."""
+    """Gradients and collected batch statistics are bit-equal."""
     monkeypatch.setitem(LINES, "regnet", type(REGNET)(depth=3, w_0=16, w_a=16, w_m=2, group=8))
     found = []
     for checkpointing in (False, True):
@@ -64,12 +64,12 @@ def test_checkpointing_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept[1] < 0.7 * kept[0]
 
 
-def test_an_unknown_encoder_is_named() -> None:
+def test_an_unknown_encoder_is_reported() -> None:
     with pytest.raises(UsageError, match=r"resnet51.*resnet50.*regnet_y_16gf.*timm"):
         encoders.check_name(Model(name="resnet51"))
 
 
-def test_without_timm_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match="pip install --no-deps timm"):
         encoders.build_encoder(Model(name="timm/resnet10t"))
@@ -89,7 +89,7 @@ def test_an_encoder_of_timm(name: str) -> None:
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in one.modules())
 
 
-def test_a_name_that_timm_does_not_know() -> None:
+def test_an_unknown_timm_name_is_reported() -> None:
     pytest.importorskip("timm", reason="timm is not installed", exc_type=Exception)
     with pytest.raises(UsageError, match=r"resnet10tt.*resnet10t"):
         encoders.check_name(Model(name="timm/resnet10tt"))

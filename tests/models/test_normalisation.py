@@ -38,7 +38,7 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_its_passes() -> None
         given = rows(3, step)
         for x in given:
             ours(x)
-            assert torch.allclose(ours.running_mean, want, atol=1e-5)  # not before the commit
+            assert torch.allclose(ours.running_mean, want, atol=1e-5)  # unchanged before the commit
         commit(ours, collect(ours))
         want = 0.9 * want + 0.1 * torch.stack([x.mean((0, 2, 3)) for x in given]).mean(0)
         assert torch.allclose(ours.running_mean, want, atol=1e-5)
@@ -74,7 +74,7 @@ def test_each_layer_moves_by_its_own_width_momentum_and_passes() -> None:
     assert [int(layer.num_batches_tracked) for layer in layers] == [1, 1, 0]
 
 
-def test_collecting_starts_afresh() -> None:
+def test_collect_clears_the_sums() -> None:
     layer = RowBatchNorm(5)
     layer(rows(1)[0])
     assert collect(layer)[-1] == 1
@@ -91,7 +91,7 @@ def test_bfloat16_under_autocast() -> None:
 
 
 class Threads:
-    """Ranks of one process, one thread each."""
+    """Ranks as threads of one process."""
 
     def __init__(self, size: int) -> None:
         self.size, self.barrier, self.given = size, threading.Barrier(size), [torch.zeros(0)] * size
@@ -116,7 +116,7 @@ class Threads:
 @pytest.mark.parametrize("shape", [(5,), (5, 4, 4)])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_across_ranks_it_is_one_batch(shape: tuple[int, ...], offset: float) -> None:
-    """Uneven shares; statistics far from zero, where variances made from sums of squares would be lost."""
+    """Uneven shares, and means far from zero, where float32 variances from sums of squares would lose their precision."""
     x = torch.randn(9, *shape, generator=torch.Generator().manual_seed(0)) * 3 + offset
     weights = torch.randn(9, *shape, generator=torch.Generator().manual_seed(1))
     shares, ranks = [2, 6, 1], Threads(3)
@@ -145,11 +145,11 @@ def test_across_ranks_it_is_one_batch(shape: tuple[int, ...], offset: float) -> 
     assert torch.allclose(sum(parts[4]) / 3, whole[4], rtol=1e-5)
 
 
-def test_passes_that_are_made_twice_count_once() -> None:
+def test_recomputed_passes_do_not_count() -> None:
     layer = RowBatchNorm(5)
     with not_recording(layer):
         layer(rows(1)[0])
     assert collect(layer).eq(0).all()
-    commit(layer, collect(layer))  # no pass at all: nothing moves
+    commit(layer, collect(layer))  # without a pass, nothing changes
     assert layer.running_var.eq(1).all()
     assert layer.num_batches_tracked == 0

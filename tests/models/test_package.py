@@ -35,17 +35,15 @@ def save(config: Config, folder: Path) -> torch.nn.Module:
     return network.eval()
 
 
-def test_there_and_back(config: Config, tmp_path: Path) -> None:
+def test_a_saved_package_loads_unchanged(config: Config, tmp_path: Path) -> None:
     network, x = save(config, tmp_path / "model"), torch.rand(2, 3, 32, 32)
     package = load_package(tmp_path / "model")
     assert not package.encoder.training
     assert torch.allclose(package.encoder(x), network.encoder(x), atol=1e-6)
     assert torch.allclose(package.projection(package.encoder(x)), network.projection_head(network.encoder(x)), atol=1e-6)
     assert torch.allclose(package.prototypes.norm(dim=1), torch.ones(11))
-    meta = {
-        k: package.meta[k] for k in ("name", "prototypes", "projection_dim", "feature_dim", "input_size", "temperature", "run")
-    }
-    assert list(meta.values()) == ["cats", 11, 8, 256, 32, 0.1, "r1"]
+    want = {"name": "cats", "run": "r1", "prototypes": 11, "projection_dim": 8, "feature_dim": 256, "input_size": 32}
+    assert package.meta.items() >= want.items()
     assert package.meta["config_digest"] == config.digest()
 
 
@@ -63,16 +61,18 @@ def test_a_method_without_prototypes(config: Config, tmp_path: Path, name: str) 
     assert scores.tolist() == [0, 0, 0]
 
 
-def test_digest_tells_packages_apart(config: Config, tmp_path: Path) -> None:
+def test_digest_identifies_weights_independent_of_location(config: Config, tmp_path: Path) -> None:
     save(config, tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
     before = package_digest(tmp_path / "b")
+    save(config, tmp_path / "a")
+    assert package_digest(tmp_path / "a") == before
     save(config.model_copy(update={"seed": 1}), tmp_path / "b")
     assert package_digest(tmp_path / "b") != before
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "format", "weights"])
-def test_what_is_no_package_is_named(config: Config, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_package_is_reported(config: Config, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
     save(config, folder)
     if damage == "missing":
@@ -104,5 +104,5 @@ def test_preprocessing_takes_any_image(shape: tuple[int, int], size: int) -> Non
 def test_preprocessing_crops_the_centre() -> None:
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, 32:96] = 255
-    assert preprocess(image, 64).min() > 2  # all of it is white
+    assert preprocess(image, 64).min() > 2  # entirely white
     assert preprocess(image[:, :64], 64).min() < 0

@@ -37,7 +37,7 @@ def test_sizes_are_the_published_ones(name: str, parameters: int, dim: int) -> N
 def test_names_are_torchvisions() -> None:
     names = set(build_encoder(Model(name="resnet18")).state_dict())
     assert {"conv1.weight", "bn1.running_var", "layer1.0.conv2.weight", "layer2.0.downsample.1.num_batches_tracked"} <= names
-    assert len(names) == 120  # of torchvision's 122 all but fc
+    assert len(names) == 120  # torchvision's 122 without fc
 
 
 def test_weights_come_from_the_seed_alone() -> None:
@@ -54,14 +54,14 @@ def test_weights_come_from_the_seed_alone() -> None:
     assert one["layer2.0.conv2.weight"].std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.03)
 
 
-def test_an_unknown_encoder_is_named() -> None:
+def test_an_unknown_encoder_is_reported() -> None:
     with pytest.raises(UsageError, match=r"resnet51.*resnet50"):
         build_encoder(Model(name="resnet51"))
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet50w4", "resnet50w5"])
 def test_other_sizes(name: str) -> None:
-    """Of torchvision (resnet34, resnet101, less their last layer) and of the published wider ones, in millions."""
+    """Parameters in millions, as in torchvision without the classifier (34, 101) and as published for the wider ones."""
     with torch.device("meta"):
         encoder = ResNet(SHAPES[name], "imagenet", 1)
     millions = {"resnet34": 21.284672, "resnet101": 42.500160, "resnet50w4": 375.4, "resnet50w5": 586.4}[name]
