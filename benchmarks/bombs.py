@@ -1,9 +1,10 @@
-"""What refusing a bomb costs: images that are small as bytes and enormous as pixels, time or memory.
+"""Measures the cost of refusing decompression bombs: images of few bytes that take many pixels, much time or much memory.
 
     python benchmarks/bombs.py [--repeat 5]
 
-Each is refused in a fresh process. Prints one JSON line; `refused` lists for each the outcome, the median milliseconds of repeated
-refusals, the MiB that it adds to that process and its decoding child, and who refused; `worst_ms` and `worst_mib` are what counts.
+Decodes each bomb in a fresh process and prints one JSON line. `refused` lists for each bomb the outcome, the median milliseconds
+of repeated refusals, the MiB added to the process and its decoding child, and what refused it (child or header).
+`worst_ms` and `worst_mib` are the maxima.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def png(*parts: bytes, width: int = 64, height: int = 64, depth: int = 8, colour
 
 
 def zeros(mebibytes: int) -> bytes:
-    """So many zeros, deflated about a thousandfold."""
+    """Zeros, compressed about a thousandfold by deflate."""
     packer = zlib.compressobj(9)
     return b"".join([*(packer.compress(bytes(2**20)) for _ in range(mebibytes)), packer.flush()])
 
@@ -69,7 +70,7 @@ def tiff(width: int, height: int, *, big: bool = False) -> bytes:
 
 
 def scans(count: int) -> bytes:
-    """A JPEG that goes over all its pixels again and again, with a scan of a dozen bytes."""
+    """A JPEG whose scans, of a dozen bytes each, cover all its pixels again and again."""
     out = io.BytesIO()
     Image.new("L", (6000, 6000)).save(out, "JPEG", progressive=True)
     return out.getvalue()[:-2] + b"\xff\xda\0\x08\1\1\0\1?\0\0" * count + b"\xff\xd9"
@@ -116,9 +117,9 @@ ONE = """
 import json, resource, statistics, sys, time
 from pathlib import Path
 from swav_platform.config import ImagePolicy
-from swav_platform.data.outcomes import Outcome
-from swav_platform.images import confined
-from swav_platform.images.decode import Refused, decode
+from swav_platform.images.decoding import confined
+from swav_platform.images.decoding.decode import decode
+from swav_platform.images.decoding.refused import Refused
 
 def peak(pid):
     text = Path(f"/proc/{pid}/status").read_text()
@@ -142,7 +143,7 @@ print(json.dumps([outcome, statistics.median(times) * 1e3, sum(after) - sum(befo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     refused, worst, begin = {}, {"ms": 0.0, "mib": 0.0}, time.time()

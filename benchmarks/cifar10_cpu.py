@@ -1,9 +1,9 @@
-"""Does it learn? CIFAR-10 on CPU cores: pretrains by configs/pretrain/cifar10_cpu.yaml, scores by kNN, draws the loss curve.
+"""Measures learning on a CPU: pretrains on CIFAR-10 with configs/pretrain/cifar10_cpu.yaml and scores the encoder by kNN.
 
     python benchmarks/cifar10_cpu.py DIR_OF_SHARDS [--run RUN] [--curve FILE.svg]
 
-DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. With --run an existing run is scored.
-Prints one JSON line.
+DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar with keys `<class>/<id>`. --run scores an existing run, and
+--curve writes its loss curve. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def swav(*arguments: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--run")
     parser.add_argument("--curve", type=Path)
@@ -40,7 +40,7 @@ def main() -> None:
     run = options.run or swav("pretrain", str(RECIPE), "--data", train, "--name", "cifar10")["folder"]
     folder = find(run)
     trained = folder.summary()
-    assert trained is not None, f"{run} is not done"
+    assert trained is not None, f"the run {run} has not finished"
     sizes = ["--bank-size", "10000", "--query-size", "2000"]
     scored = swav("evaluate", "knn", str(folder.path), "--bank", train, "--query", test, *sizes)
     if options.curve:

@@ -1,12 +1,14 @@
-"""Does it learn on a GPU? ResNet-18, SwAV with multi-crop on CIFAR-10 by configs/pretrain/cifar10_gpu.yaml, in slices that resume.
+"""Measures learning on a GPU: SwAV with multi-crop, ResNet-18, CIFAR-10, configs/pretrain/cifar10_gpu.yaml.
 
-    python benchmarks/cifar10_gpu.py pack DIR_OF_SHARDS FILE           the images' bytes and labels as one file
+    python benchmarks/cifar10_gpu.py pack DIR_OF_SHARDS FILE
     python benchmarks/cifar10_gpu.py train FILE RUN [key=value ...] [--seconds 540] [--device cuda]
 
-Each `train` goes on where the one before ended and stops at the first checkpoint after --seconds. DIR_OF_SHARDS holds
-cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. All images lie on the device, where views are cut from them too.
-Prints one JSON line: minutes of training so far, and kNN (k=200, temperature 0.1, all 50,000 as bank, all 10,000 as queries) at 8, 16
-and 24 of them and after the last step.
+`pack` writes the bytes and labels of all images to FILE. DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar with
+keys `<class>/<id>`. `train` resumes RUN if it exists and stops at the first checkpoint after --seconds. It keeps all images on
+the device and crops views there.
+
+Prints one JSON line: minutes of training so far, and kNN accuracy at 8, 16 and 24 minutes and after the last step. kNN uses
+k=200, temperature 0.1, all 50,000 training images as bank and all 10,000 test images as queries.
 """
 
 from __future__ import annotations
@@ -47,14 +49,15 @@ from swav_platform.training.loop import train
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_gpu.yaml"
 MARKS = (8, 16, 24)  # minutes
-TOGETHER = 4  # rows whose views are made at once
+TOGETHER = 4  # rows per batch of views
 
 
 class SliceOver(Exception):
-    """The time of this call is spent, and a checkpoint has just been written."""
+    """The time of this call is over, and a checkpoint has just been written."""
 
 
 def pack(shards: Path, file: Path) -> None:
+    """Writes bytes, sizes and labels of the images of both splits to `file` (npz)."""
     columns: dict[str, np.ndarray] = {}
     for part in ("train", "test"):
         folder = file.parent / f".index-{part}"
@@ -67,14 +70,15 @@ def pack(shards: Path, file: Path) -> None:
             found = read_samples(lines)
             data += [found[line.number] for line in lines]  # type: ignore[misc]
             labels += [str(line.label) for line in lines]
-        columns |= {f"{part}_bytes": np.frombuffer(b"".join(data), np.uint8), f"{part}_sizes": np.array([len(d) for d in data])}
+        columns[f"{part}_bytes"] = np.frombuffer(b"".join(data), np.uint8)
+        columns[f"{part}_sizes"] = np.array([len(d) for d in data])
         columns[f"{part}_labels"] = np.array(labels)
     with file.open("wb") as out:
         np.savez(out, **columns)  # type: ignore[arg-type]
 
 
 def unpack(file: Path, part: str) -> tuple[np.ndarray, list[str]]:
-    """uint8 [n, 32, 32, 3] and n labels."""
+    """The images of a split, uint8 [n, 32, 32, 3], and their n labels."""
     with np.load(file) as z:
         raw, ends = z[f"{part}_bytes"].tobytes(), z[f"{part}_sizes"].cumsum()
         labels = [str(label) for label in z[f"{part}_labels"]]
@@ -88,7 +92,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 class Views:
-    """Rows as numbers only, and their views cut on the device: crops of the plan's randomness, bilinear, antialiasing left out."""
+    """Rows of the plan with views made on the device: the platform's random crops, bilinear, without antialiasing."""
 
     def __init__(self, config: Config, images: np.ndarray, device: torch.device, seconds: float) -> None:
         self.config, self.device = config, device
@@ -96,10 +100,12 @@ class Views:
         data = config.data
         self.plan = Plan(PlanSpec(len(images), config.seed, data.row_size, data.block, data.window))
         self.until = time.monotonic() + seconds
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # so that the thread does not wait for steps
+        self.stream = (
+            torch.cuda.Stream(device) if device.type == "cuda" else None
+        )  # so that the thread does not wait for training steps
 
     def rows(self, first: int, last: int) -> Iterator[Row]:
-        """Rows with their views on the device; those of the next rows are made by a thread while steps are at work."""
+        """Yields rows with their views on the device. A thread makes the next rows while training steps run."""
         per_slice = self.config.rows_per_step * self.config.train.checkpoint_every
         parts = iter([range(k, min(k + TOGETHER, last)) for k in range(first, last, TOGETHER)])
         with ThreadPoolExecutor(1) as beside:
@@ -113,7 +119,7 @@ class Views:
                     yield row
 
     def made(self, numbers: range) -> list[Row]:
-        """Several rows at once: what costs time is to start the many small kernels of colour changes."""
+        """Makes several rows at once, because starting the many small photometric kernels takes most of the time."""
         layout, size = RowLayout.of(self.config), self.config.data.row_size
         specs = [self.plan.row(number) for number in numbers]
         with torch.cuda.stream(self.stream):
@@ -159,7 +165,7 @@ class Views:
         return views
 
     def _cut(self, images: Tensor, u: np.ndarray, scale: Any, ratio: Any, flip: float, size: int) -> Tensor:
-        """uint8 [V, R, size, size, 3]. Boxes as images/crops.py chooses them."""
+        """uint8 [V, R, size, size, 3], cropped by the rule of images/views/crops.py."""
         side = images.shape[-1]
         area = (scale[0] + (scale[1] - scale[0]) * u[..., params.AREA]) * side * side
         low, high = np.log(ratio)
@@ -184,6 +190,7 @@ class Views:
 
 @torch.no_grad()
 def knn(config: Config, checkpoint: Path, splits: list[tuple[np.ndarray, list[str]]], device: torch.device) -> float:
+    """kNN accuracy in percent of a checkpoint's encoder. splits: images and labels of the bank and of the queries."""
     weights = checkpoints.load(checkpoint).model
     encoder = build_encoder(config.model)
     encoder.load_state_dict({k.removeprefix("encoder."): t for k, t in weights.items() if k.startswith("encoder.")})
@@ -210,7 +217,7 @@ def run(file: Path, folder: Path, seconds: float, device: torch.device, override
     notes = folder / "notes.json"
     known: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {"minutes": 0.0, "knn": {}}
     limit = seconds
-    for mark in MARKS:  # a slice also ends where accuracy is to be measured
+    for mark in MARKS:  # stop at the next mark too, to measure accuracy there
         if str(mark) not in known["knn"]:
             limit = min(seconds, max(1.0, mark * 60 - known["minutes"] * 60))
             break
@@ -239,21 +246,21 @@ def run(file: Path, folder: Path, seconds: float, device: torch.device, override
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    packing = verbs.add_parser("pack")
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack")
     packing.add_argument("shards", type=Path)
     packing.add_argument("file", type=Path)
-    training = verbs.add_parser("train")
+    training = commands.add_parser("train")
     training.add_argument("file", type=Path)
     training.add_argument("run", type=Path)
     training.add_argument("overrides", nargs="*")
     training.add_argument("--seconds", type=float, default=540.0)
     training.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    if options.verb == "pack":
+    if options.command == "pack":
         pack(options.shards, options.file)
     else:
-        sys.setswitchinterval(1e-4)  # two threads that start many kernels: neither is to wait for the other's 5 ms
+        sys.setswitchinterval(1e-4)  # two threads start many kernels; with the default of 5 ms each would wait for the other
         print(json.dumps(run(options.file, options.run, options.seconds, torch.device(options.device), options.overrides)))
 
 

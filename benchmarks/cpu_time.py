@@ -1,4 +1,4 @@
-"""CPU time of a program that decodes: its own, and that of its decoding children."""
+"""CPU time of this process and its decoding children."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swav_platform.images.decoding import confined
 
 
 def cpu_seconds() -> float:
-    """Of the processor, so far: what other programs of the machine take is not in it. A living child's comes in steps of 10 ms."""
+    """CPU seconds so far, independent of other programs on the machine. A running child's time has a resolution of 10 ms."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     ticks = 0
     child = getattr(confined._here, "child", None)

@@ -1,10 +1,10 @@
-"""Does a data worker grow? Decodes and crops a mixed set over and over, and prints its memory on the way.
+"""Measures memory growth of a data worker that decodes and crops a mixed set of images repeatedly.
 
     python benchmarks/decode_memory.py [--images 100000] [--shards 'imagenet-sample-*.tar']
 
-The set: photographs (those of the shards, or made ones), every variety of small image of the fuzzing, and as many damaged
-ones. `worker_mib` and `child_mib` are resident sizes at 10, 50 and 100 % of the images; `growth_mib` is the worker's from
-10 % to the end. Prints one JSON line.
+The set holds photographs (of the shards, or synthetic ones), every variety of small image of fuzz_decode.py, and as many damaged
+ones. Prints one JSON line: `worker_mib` and `child_mib` are resident sizes at 10, 50 and 100 % of the images, and `growth_mib`
+is the worker's growth from 10 to 100 %.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MARKS = (0.1, 0.5, 1.0)
 
 
 def mixed(pattern: str | None) -> list[bytes]:
-    """Photographs four times over, small images of every kind, damaged ones."""
+    """Four copies of each photograph, small images of every variety, and damaged ones, shuffled."""
     rng = np.random.default_rng(0)
     by_format = seeds(rng)
     small = [data for varieties in by_format.values() for data in varieties]
@@ -60,12 +60,12 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 
 def resident(pid: int | str) -> float:
-    """MiB."""
+    """Resident size of a process in MiB."""
     return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20, 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--shards")
     options = parser.parse_args()

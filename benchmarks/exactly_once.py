@@ -1,10 +1,10 @@
-"""Is every position consumed exactly once, whatever is killed? Whole runs on real Ray, with images that can't be read.
+"""Checks that every position is consumed exactly once when processes are killed: whole runs on Ray, with unreadable images.
 
     python benchmarks/exactly_once.py DIR_OF_SHARDS [--victims task,rank,driver,all,raylet] [--bad 0.02] [key=value ...]
 
-An unbroken run, then one for each victim: SIGKILL of a data task, of a rank, of the driver, of all processes, of a second raylet
-that had joined. What was ended is resumed. By the sample log every position must stand exactly once, every readable sample at least
-once, and every view hash must be the unbroken run's. Takes two shards of the folder. Prints one JSON line.
+Trains one uninterrupted run, then one for each victim, which gets SIGKILL: a data task, a rank, the driver, all processes, or
+a second raylet. If the driver was killed, the run is resumed. The sample log must contain every position exactly once and every
+readable sample at least once, with the view hashes of the uninterrupted run. Uses two shards. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ WORDS = {"task": "ray::MapBatches", "rank": "ray::RayTrainWorker"}
 
 
 def spoil(shards: Path, into: Path, share: float) -> tuple[int, set[str]]:
-    """Copies two shards with a share of the images replaced by bytes that are none; samples, and keys of the readable ones."""
-    chance, readable, count = random.Random(0), set(), 0
+    """Copies two shards and replaces a share of the images by invalid bytes. Returns the samples and the readable keys."""
+    generator, readable, count = random.Random(0), set(), 0
     for shard in sorted(shards.glob("*.tar"))[:2]:
         with tarfile.open(shard) as old, tarfile.open(into / shard.name, "w", format=tarfile.USTAR_FORMAT) as new:
             for member in old:
                 content = old.extractfile(member)
                 assert content is not None
                 data, count = content.read(), count + 1
-                if chance.random() < share:
+                if generator.random() < share:
                     data = b"x" * len(data)
                 else:
                     readable.add(f"{shard.name}:{member.name.rpartition('.')[0]}")
@@ -77,12 +77,12 @@ def spoil(shards: Path, into: Path, share: float) -> tuple[int, set[str]]:
 
 
 class Runs:
-    """Runs over the same shards, each in a folder and with a log of its own."""
+    """Runs over the same shards, each with its own folder and log."""
 
     def __init__(self, folder: Path, shards: Path, settings: list[str]) -> None:
         self.folder, self.shards, self.settings = folder, shards, settings
 
-    def begin(self, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def start(self, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         recipe = self.folder / "recipe.yaml"
         recipe.touch()
         command = [sys.executable, "-m", "swav_platform", "pretrain", str(recipe), "--data", str(self.shards), "--name", name]
@@ -91,11 +91,11 @@ class Runs:
             command,
             env=os.environ | environment,
             stdout=subprocess.DEVNULL,
-            stderr=self.said(name).open("ab"),
+            stderr=self.stderr(name).open("ab"),
             start_new_session=True,
         )
 
-    def said(self, name: str) -> Path:
+    def stderr(self, name: str) -> Path:
         return self.folder / f"{name}.stderr"
 
     def log(self, name: str) -> Path:
@@ -106,7 +106,7 @@ class Runs:
         return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
 
     def contents(self, name: str) -> dict[int, tuple[Any, ...]]:
-        """What filled each position: key, shard, outcome, whose stand-in, hash of its views."""
+        """By position: key, shard, outcome, key of the sample that was replaced, hash of the views."""
         log = pq.read_table(self.log(name)).to_pylist()
         names = ("sample_key", "shard", "outcome", "stand_in_for", "view_hash")
         return {line["position"]: tuple(line[n] for n in names) for line in log}
@@ -126,7 +126,7 @@ def kill(victim: str, run: subprocess.Popen[bytes], second: subprocess.Popen[byt
     else:
         deadline = time.monotonic() + 60
         while not (found := [p for p in _all(run.pid) if WORDS[victim] in _title(p)]):
-            assert time.monotonic() < deadline, f"no {victim} to kill"
+            assert time.monotonic() < deadline, f"found no {victim} to kill"
             time.sleep(0.02)
         _end(found[0])
 
@@ -150,7 +150,7 @@ def _title(process: psutil.Process) -> str:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
-    """Two raylets on ports of their own: the environment that leads to them, and the second one."""
+    """Starts two raylets on free ports. Yields the environment for connecting to them, and the second raylet."""
     sessions = Path(tempfile.gettempdir()) / f"ray-{secrets.token_hex(3)}"  # socket paths must be short
     port, *others = _free_ports(11)
     address = f"127.0.0.1:{port}"
@@ -192,26 +192,31 @@ def _free_ports(count: int) -> list[int]:
 def _wait(happened: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < deadline, "it never came to this"
+        assert time.monotonic() < deadline, "timed out waiting"
         time.sleep(0.05)
 
 
 def one_round(runs: Runs, victim: str, after: int) -> dict[str, Any]:
-    """A run in which the victim is killed once `after` steps are committed, brought to its end."""
+    """Kills the victim once `after` steps are committed, and waits until the run has finished."""
     with contextlib.ExitStack() as stack:
         environment, second = stack.enter_context(cluster()) if victim == "raylet" else ({}, None)
         began = time.monotonic()
-        run = runs.begin(victim, environment)
+        run = runs.start(victim, environment)
         _wait(lambda: runs.committed(victim) >= after or run.poll() is not None, 400)
-        assert run.poll() is None, f"the run ended before the kill: {runs.said(victim).read_text()[-1000:]}"
-        struck = runs.committed(victim)
+        assert run.poll() is None, f"the run stopped before the kill: {runs.stderr(victim).read_text()[-1000:]}"
+        killed_after = runs.committed(victim)
         kill(victim, run, second)
-        ended = victim in ("driver", "all")
-        if ended:
+        resumed = victim in ("driver", "all")
+        if resumed:
             run.wait(60)
-            run = runs.begin(victim, environment)
+            run = runs.start(victim, environment)
         code = run.wait(400)
-        return {"killed_after_step": struck, "resumed": ended, "exit": code, "seconds": round(time.monotonic() - began, 1)}
+        return {
+            "killed_after_step": killed_after,
+            "resumed": resumed,
+            "exit": code,
+            "seconds": round(time.monotonic() - began, 1),
+        }
 
 
 def main() -> None:
@@ -227,21 +232,26 @@ def main() -> None:
         samples, readable = spoil(options.shards, folder / "shards", options.bad)
         steps = -(-samples // 128) + 4
         runs = Runs(folder, folder / "shards", [*RECIPE, f"train.steps={steps}", *options.overrides])
-        code = runs.begin("unbroken", {}).wait(600)
-        assert code == 0, f"the unbroken run ended with {code}"
+        code = runs.start("unbroken", {}).wait(600)
+        assert code == 0, f"the uninterrupted run exited with {code}"
         whole, rounds = runs.contents("unbroken"), {}
         for number, victim in enumerate(options.victims.split(",")):
-            told = one_round(runs, victim, 10 + 5 * (number % 3))
+            result = one_round(runs, victim, 10 + 5 * (number % 3))
             found, content = check(runs.log(victim)), runs.contents(victim)
             seen = {f"{shard}:{key}" for key, shard, *_ in content.values()}
-            told |= {"positions": found.positions, "duplicates": found.duplicates, "missing": found.missing, "steps": found.steps}
-            told |= {
+            result |= {
+                "positions": found.positions,
+                "duplicates": found.duplicates,
+                "missing": found.missing,
+                "steps": found.steps,
+            }
+            result |= {
                 "readable_unseen": len(readable - seen),
                 "differs_from_unbroken": sum(content.get(p) != whole[p] for p in whole),
             }
-            right = found.ok and told["exit"] == 0 and found.steps == steps
-            print(json.dumps({victim: told}), file=sys.stderr)
-            rounds[victim] = told | {"ok": right and not told["readable_unseen"] and not told["differs_from_unbroken"]}
+            right = found.ok and result["exit"] == 0 and found.steps == steps
+            print(json.dumps({victim: result}), file=sys.stderr)
+            rounds[victim] = result | {"ok": right and not result["readable_unseen"] and not result["differs_from_unbroken"]}
     bad = sum(content[2] != "ok" and content[2] != "filler" for content in whole.values())
     print(
         json.dumps(

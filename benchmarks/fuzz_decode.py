@@ -1,10 +1,15 @@
-"""Is decoding unbreakable? Mutated images and tars, each decoded or given a reason, and compared with plain Pillow.
+"""Fuzzes decoding with mutated images and tars. Each must be decoded or refused with a reason, and agree with plain Pillow.
 
     python benchmarks/fuzz_decode.py [--images 20000] [--tars 2000] [--first 0]
 
-Prints one JSON line. `crashes`, `hangs`, `not_as_pillow`, `refused_alone` (Pillow decodes it, the policy allows it, we
-refuse it) and `reduced_otherwise` (a JPEG at a half, a quarter or an eighth has another fate or size) should be 0; what is wrong
-goes to standard error, with the number that makes the input again.
+Prints one JSON line, in which these should be 0:
+
+crashes, hangs       Decoding failed without a reason, or took more than two seconds of CPU time.
+not_as_pillow        The pixels differ from Pillow's.
+refused_alone        The image was refused, although Pillow decodes it and the policy allows it.
+reduced_otherwise    A JPEG decoded at 1/2, 1/4 or 1/8 has another outcome or size than the whole one.
+
+Failures go to standard error with the number of the input, from which it can be reproduced (--first).
 """
 
 from __future__ import annotations
@@ -42,8 +47,8 @@ from swav_platform.images.decoding.refused import Refused
 from swav_platform.images.decoding.sniff import format_of
 
 POLICY = ImagePolicy(min_side=1, max_aspect=1e9)
-HANG = 2.0  # seconds of the processor: other programs of this machine are not the image's fault
-TOLERANCE = 4  # of 255, between two versions of libjpeg-turbo
+HANG = 2.0  # CPU seconds, which do not depend on other programs of the machine
+TOLERANCE = 4  # of 255; versions of libjpeg-turbo differ
 _malloc, _PERTURB = ctypes.CDLL(None), -6
 LIMITS = {Outcome.TOO_MANY_PIXELS, Outcome.DECODE_MEMORY, Outcome.DECODE_TIMEOUT}
 
@@ -60,7 +65,7 @@ class Found:
 
 
 def attempt(data: bytes, found: Found, where: str, parts: int = 1) -> Decoded | Refused | None:
-    """Decodes, at 1/parts where the format can, and notes what must not be."""
+    """Decodes `data`, at 1/parts where the format allows it, and notes failures."""
     begin = cpu_seconds()
     result: Decoded | Refused | None = None
     try:
@@ -81,7 +86,7 @@ def attempt(data: bytes, found: Found, where: str, parts: int = 1) -> Decoded | 
 
 
 def reduced(data: bytes, whole: Decoded | Refused | None, parts: int, found: Found, where: str) -> None:
-    """A JPEG at 1/parts has the fate and the size of the whole one; one that is decoded whole has its pixels."""
+    """Checks that a JPEG at 1/parts has the outcome and size of the whole one, and if it was decoded whole, its pixels."""
     small = attempt(data, found, f"{where} at 1/{parts}", parts)
     if not isinstance(small, Decoded) or not isinstance(whole, Decoded):
         if isinstance(small, Decoded) != isinstance(whole, Decoded):
@@ -98,7 +103,7 @@ def reduced(data: bytes, whole: Decoded | Refused | None, parts: int, found: Fou
 
 
 def pillow(data: bytes) -> np.ndarray | str | None:
-    """What plain Pillow shows; "chance" where it shows memory that no decoder has written."""
+    """Plain Pillow's result; "chance" if it contains memory that no decoder has written."""
     first = _pillow(data)
     if not isinstance(first, np.ndarray):
         return first
@@ -109,7 +114,7 @@ def pillow(data: bytes) -> np.ndarray | str | None:
 
 
 def _pillow(data: bytes) -> np.ndarray | str | None:
-    """What plain Pillow shows: RGB on white, upright. Its mode where that has no one meaning, None where it fails."""
+    """Plain Pillow's pixels: RGB on white, upright. The mode if RGB is ambiguous for it, None if Pillow fails."""
     try:
         with Image.open(io.BytesIO(data), formats=POLICY.formats) as opened:
             if opened.width * opened.height >= POLICY.max_pixels:
@@ -135,7 +140,7 @@ def _limit() -> None:
 
 
 class Reference:
-    """Plain Pillow in a process of its own, since it may crash or hang."""
+    """Plain Pillow in a separate process, because it may crash or hang."""
 
     def __init__(self) -> None:
         self._pool = self._start()
@@ -175,7 +180,7 @@ def compare(result: Decoded | Refused | None, theirs: np.ndarray | str | None, f
 
 
 def images(first: int, count: int, found: Found) -> None:
-    """Mutated images, and what Pillow makes of them."""
+    """Decodes mutated images and compares them with Pillow."""
     by_format, reference = seeds(np.random.default_rng(0)), Reference()
     for number in range(first, first + count):
         data = image_at(number, by_format)
@@ -189,7 +194,7 @@ def images(first: int, count: int, found: Found) -> None:
 
 
 def tars(first: int, count: int, found: Found) -> Counter[str]:
-    """Mutated tars: indexed, read, and each sample decoded."""
+    """Indexes and reads mutated tars and decodes each sample."""
     by_format, seen = seeds(np.random.default_rng(0)), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, first + count):
@@ -224,7 +229,7 @@ def _samples(path: Path, folder: Path) -> dict[int, bytes | ReadFailure]:
 
 
 def child_peak() -> int:
-    """MiB of the decoding child, and of any that has ended."""
+    """Peak MiB of the decoding child and of earlier ones."""
     child = getattr(confined._here, "child", None)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     if child is None:
@@ -234,7 +239,7 @@ def child_peak() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--tars", type=int, default=2_000)
     parser.add_argument("--first", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Small images and tars of many kinds, and damage done to them. All of it follows from seeds."""
+"""Small images and tars of many kinds, and mutations of them, reproducible from numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**24, 2**31 - 1, 
 
 
 def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Soft shapes and a little noise."""
+    """A synthetic photograph: smooth shapes with a little noise."""
     rough = Image.fromarray(rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     noise = rng.integers(-9, 10, (height, width, 3))
     return Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8))
 
 
 def seeds(rng: np.random.Generator) -> dict[str, list[bytes]]:
-    """By format: images of 16 to 90 pixels in each variety that Pillow can write."""
+    """Images of 16 to 90 pixels by format, in each variety that Pillow can write."""
     return {name: _varieties(name, rng) for name in FORMATS if name != "WEBP" or features.check("webp")}
 
 
@@ -84,10 +84,10 @@ def _deep(image: Image.Image) -> Image.Image:
 
 
 def mutate(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
-    """One to eight damages: bits, bytes, numbers of either order, stretches lost, doubled, moved in from elsewhere, ends."""
+    """Applies one to eight mutations: changed bits, bytes, integers; removed, repeated, random or foreign parts; truncation."""
     changed = bytearray(data)
     for _ in range(int(rng.choice((1, 1, 1, 2, 3, 5, 8)))):
-        # Headers are small and matter most.
+        # Half of the mutations hit the header, which is small and matters most.
         at = int(rng.integers(0, max(1, min(len(changed), 200 if rng.random() < 0.5 else len(changed)))))
         length = int(rng.integers(1, 64))
         kind = int(rng.integers(0, 9))
@@ -115,7 +115,7 @@ def mutate(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> by
 
 
 def image_at(number: int, by_format: dict[str, list[bytes]]) -> bytes:
-    """The number-th mutated image. Formats take turns; most are damaged once more than they are whole."""
+    """The number-th mutated image. Formats alternate."""
     rng = np.random.default_rng((1, number))
     names = list(by_format)
     name = names[number % len(names)]
@@ -125,7 +125,7 @@ def image_at(number: int, by_format: dict[str, list[bytes]]) -> bytes:
 
 
 def tar_at(number: int, by_format: dict[str, list[bytes]]) -> bytes:
-    """The number-th mutated tar: a dozen members in one of tar's dialects, damaged mostly in headers."""
+    """The number-th mutated tar: a dozen members in one of tar's formats, mutated mostly in headers."""
     rng = np.random.default_rng((2, number))
     out = io.BytesIO()
     dialect = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)[number % 3]
@@ -147,7 +147,7 @@ def tar_at(number: int, by_format: dict[str, list[bytes]]) -> bytes:
         heads = [at for at in range(0, len(data) - 512, 512) if data[at + 257 : at + 262] == b"ustar"]
         at = heads[int(rng.integers(0, len(heads)))] if heads and rng.random() < 0.7 else block
         data[at : at + 512] = mutate(bytes(data[at : at + 512]), [bytes(data[block : block + 512])], rng)
-        if rng.random() < 0.7:  # a header whose checksum holds is believed
+        if rng.random() < 0.7:  # a correct checksum makes the reader accept the header
             head = data[at : at + 512]
             head[148:156] = b" " * 8
             data[at + 148 : at + 156] = b"%06o\0 " % sum(head)

@@ -1,5 +1,8 @@
-"""A step as published with SwAV, written plainly: what train_step.py compares with. Standard batch norm, uncompiled, LARS tensor by
-tensor, one loss after the other, eight collectives a step where there are ranks (Sinkhorn's four for each of two views)."""
+"""The training step of SwAV's published code, written plainly, as the reference of train_step.py.
+
+It uses standard batch normalisation, no compilation, LARS tensor by tensor, and one loss after another. With several ranks, a
+step has eight collectives: Sinkhorn's four for each of two views.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class PlainNetwork(nn.Module):
         self.prototypes = nn.Linear(model.projection_dim, config.method.heads[0], bias=False)
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """[V_g * B, 3, H, W] of each resolution to embeddings [V * B, D] and scores [V * B, K], view by view."""
+        """Maps [V_g * B, 3, H, W] of each resolution to embeddings [V * B, D] and scores [V * B, K], view after view."""
         features = torch.cat([self.encoder(group) for group in views])
         embeddings = F.normalize(self.head(features), dim=1)
         return embeddings, self.prototypes(embeddings)

@@ -1,10 +1,12 @@
-"""The views of the published recipe (Caron et al. 2020) as they are usually made: image by image with Pillow.
+"""The views of the published recipe (Caron et al. 2020), image by image with Pillow.
 
-What torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, ToTensor and Normalize do to a
-Pillow image, and the published Gaussian blur, written down again, since torchvision need not be there. Random numbers come
-from torch and numpy, as they do there. Imports nothing of the platform: it runs in an environment of its own.
+Reimplements torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, ToTensor and Normalize for
+Pillow images, and the published Gaussian blur, so that torchvision is not required. Random numbers come from torch and NumPy, as
+in the originals. Imports nothing of the platform, because it runs in a separate environment.
 
-    python published_recipe.py PATH        answers `whole`, `geometry` and `decode` on its input with seconds per pass
+    python published_recipe.py PATH
+
+Reads `whole`, `geometry` or `decode` from standard input and answers each line with the CPU seconds of that pass over all images.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
 
 
 class Chances(NamedTuple):
-    """Probabilities and strengths of the changes of colours."""
+    """Probabilities and strengths of the photometric changes."""
 
     jitter: float = 0.8
-    strengths: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # brightness, contrast, saturation, hue; 0: left out
+    strengths: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # brightness, contrast, saturation, hue; 0: none
     grey: float = 0.2
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
@@ -40,7 +42,7 @@ PUBLISHED = Chances()
 
 
 def read_images(path: Path) -> list[bytes]:
-    """The JPEG members of a folder's tars, or the files of a folder."""
+    """The .jpg members of the tars in a folder, or its .jpg files if it has no tars."""
     found = []
     for tar in sorted(path.glob("*.tar")):
         with tarfile.open(tar) as file:
@@ -60,7 +62,7 @@ def uniform(low: float, high: float) -> float:
 def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO
 ) -> tuple[int, int, int, int]:
-    """RandomResizedCrop.get_params: top, left, height, width."""
+    """As RandomResizedCrop.get_params: top, left, height, width."""
     area = height * width
     log_ratio = torch.log(torch.tensor(ratio))
     for _ in range(10):
@@ -89,12 +91,12 @@ def crop(
 def turn_hue(view: Image.Image, turn: float) -> Image.Image:
     hue, saturation, value = view.convert("HSV").split()
     turned = np.array(hue, dtype=np.uint8)
-    turned += np.array(turn * 255).astype(np.int32).astype(np.uint8)  # wraps around
+    turned += np.array(turn * 255).astype(np.int32).astype(np.uint8)  # wraps around at 256
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
 
 def random_jitter(chances: Chances = PUBLISHED) -> list[tuple[int, float]]:
-    """ColorJitter.get_params: the changes 0-3 (brightness, contrast, saturation, hue) with their factors, in order."""
+    """As ColorJitter.get_params: changes 0-3 (brightness, contrast, saturation, hue) and their factors, in random order."""
     order = torch.randperm(4).tolist()
     *blends, hue = chances.strengths
     ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in blends] + [(-hue, hue)]

@@ -1,14 +1,14 @@
-"""How fast do rows reach the trainer? One question of four, by --question:
+"""Measures how fast rows reach the trainer, with two data tasks. --question chooses the measurement:
 
-compare   the stream against a torch DataLoader and against tuned `ray.data.read_webdataset`, same decode and crops
-streams   one pipeline against two, tiny rows; CPU-milliseconds a row by process
-seams     the longest wait at changes of data set
-start     seconds from the start to the first row
+compare   The stream against a torch DataLoader and a tuned `ray.data.read_webdataset`, with the same decoding and crops.
+streams   One stream against two, with tiny rows, and CPU milliseconds per row by process.
+seams     The longest wait for a row where one segment follows another.
+start     Seconds from opening the pipelines to the first row.
 
     python benchmarks/stream.py [--data PATTERN] [--question compare] [--rounds 3] [--rows 256]
 
-A segment of `seams` has to last longer than one takes to start, 3 s on a quick core and 8 s on a slow one: give it 512 rows there.
-Two data tasks on as many cores as there are. Prints one JSON line; ratios > 1 mean that ours is better.
+compare   The stream against a torch DataLoader and a tuned `ray.data.read_webdataset`, with equal decoding and crops.
+Prints one JSON line. A ratio above 1 means that the platform is faster.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from swav_platform.rows.make import make_row
 from swav_platform.rows.table import from_table, to_table
 
 TASKS = 2
-MARGIN = 48  # rows: three pieces of 16, what as many tasks may have made before one of them is taken
+MARGIN = 48  # rows: three blocks of 16, which three tasks may have made before the first is consumed
 
 SETTINGS = {
-    "compare": ["data.row_size=64"],  # what one GPU takes at once
+    "compare": ["data.row_size=64"],  # the batch of one GPU
     "streams": ["views.large.size=16", "views.small.size=8", "views.small.count=2", "data.row_size=1"],
     "seams": ["data.row_size=4"],
 }
@@ -64,7 +64,7 @@ def ours(job: RowJob, rows: int) -> Stream:
 
 
 def dataloader(job: RowJob, rows: int) -> Stream:
-    """A plain map-style dataset of rows; two workers, rows by shared memory."""
+    """A map-style dataset of rows with two workers, which pass rows through shared memory."""
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(Rows(job, rows), batch_size=None, num_workers=TASKS, prefetch_factor=3)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ class Rows:
 
 
 def webdataset(job: RowJob, rows: int) -> Stream:
-    """Ray's own reader of tars; bytes to rows in the same task, so that no image travels twice."""
+    """Ray's reader of tars. The reading task also makes rows, so that no image is transferred twice."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -119,7 +119,7 @@ def webdataset(job: RowJob, rows: int) -> Stream:
 def _rows_of_bytes(batch: dict[str, Any], job: RowJob) -> Iterator[Any]:
     size = job.config.data.row_size
     images, keys = batch["jpg"], batch["__key__"]
-    numbers = np.arange(size) % len(images)  # the last batch of a shard is a short one
+    numbers = np.arange(size) % len(images)  # the last batch of a shard may be short
     spec = RowSpec(0, np.arange(size), numbers, np.zeros(size, bool))
 
     def fetch(wanted: Any) -> dict[int, tuple[IndexLine, bytes]]:
@@ -137,18 +137,18 @@ def _end(actors: Any) -> None:
 
 
 def rate(stream: Stream) -> dict[str, float]:
-    """Rows a second between `MARGIN` rows after the first and `MARGIN` before the last; of all, the start counted in; seconds to the first.
+    """Rows per second without the first and last `MARGIN` rows, rows per second of all with the start, and seconds to the first.
 
-    While the timed rows come all workers are busy, and at both ends of them as much is made and not yet taken.
+    All workers are busy during the timed rows, and equally many finished rows wait at the beginning and at the end.
     """
     began = time.perf_counter()
     place = None
     came = []
     for packed in stream:
         place = np.empty_like(packed) if place is None else place
-        np.copyto(place, packed)  # as into pinned memory
+        np.copyto(place, packed)  # like a copy to pinned memory
         came.append(time.perf_counter())
-    time.sleep(1)  # what has ended lets go of its CPUs
+    time.sleep(1)  # until Ray has released the CPUs
     steady = came[MARGIN - 1 : len(came) - MARGIN]
     return {
         "rows": (len(steady) - 1) / (steady[-1] - steady[0]),
@@ -158,7 +158,7 @@ def rate(stream: Stream) -> dict[str, float]:
 
 
 def wait_share(stream: Stream, work: float) -> float:
-    """Share of the time in which a consumer that works so long on each row has none, after the first `MARGIN` rows."""
+    """Share of time that a consumer waits if it works `work` seconds on each row, after the first `MARGIN` rows."""
     for _ in range(MARGIN):
         next(stream)
         time.sleep(work)
@@ -197,7 +197,7 @@ def compare(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
 
 
 def cpu_by_process() -> dict[str, float]:
-    """CPU seconds so far of this process and what it started, by what it does."""
+    """CPU seconds so far of this process and its descendants, by their role."""
     spent: dict[str, float] = {}
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
@@ -218,7 +218,7 @@ KINDS = [
 
 
 def streams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
-    """Rows a second and CPU-milliseconds a row of one stream and of two."""
+    """Rows per second and CPU milliseconds per row, with one stream and with two."""
     found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for _ in range(rounds):
         for count in found:
@@ -241,7 +241,7 @@ def streams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
 
 
 def seconds_of_a_row(job: RowJob) -> float:
-    """CPU time of making one, kernels loaded."""
+    """CPU seconds per row, after the kernels are loaded."""
     rows = Rows(job, 65)
     rows[0]
     began = time.process_time()
@@ -251,13 +251,13 @@ def seconds_of_a_row(job: RowJob) -> float:
 
 
 def seams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
-    """Two ranks that step together over 21 segments, at the pace of rows that half a core makes."""
+    """Waits of two synchronised ranks over 21 segments, at the pace at which half a core makes rows."""
     ranks, changes = 2, 20
     pace = 2 * seconds_of_a_row(job)
     job = replace(job, config=job.config.model_copy(update={"data": job.config.data.model_copy(update={"segment": rows})}))
     streams = open_streams(job, 0, (changes + 1) * rows, ranks)
     waits: list[list[float]] = [[] for _ in range(ranks)]
-    together = threading.Barrier(ranks)  # ranks step together, as training does
+    together = threading.Barrier(ranks)  # as in training
 
     def consume(rank: int) -> None:
         stream = rank_rows(streams, rank)
@@ -291,7 +291,7 @@ def seams(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
 
 
 def start(job: RowJob, rounds: int, rows: int) -> dict[str, Any]:
-    """Ray is up; seconds from opening the streams to their first row."""
+    """Seconds from opening the streams to the first row, with Ray already running."""
     found = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -308,11 +308,13 @@ QUESTIONS = {"compare": compare, "streams": streams, "seams": seams, "start": st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
-    parser.add_argument("--data", default=str(beside))
+    sample = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
+    parser.add_argument("--data", default=str(sample))
     parser.add_argument("--question", choices=QUESTIONS, default="compare")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=256, help="timed, of a way; of a segment")
+    parser.add_argument(
+        "--rows", type=int, default=256, help="number of timed rows, or rows per segment for seams (default: 256)"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

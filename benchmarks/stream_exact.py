@@ -1,8 +1,8 @@
-"""What the stream's promises cost, and whether they hold. One question of three, by --question:
+"""Checks the guarantees of the stream and measures their cost. --question chooses the measurement:
 
-splits    every position exactly once, for 1, 2, 3 streams with 1 … 4 ranks, in one Ray; an epoch each
-costs     share of the rate that order costs, and that the checks cost
-poison    seconds for which a sample that kills its worker every time holds up the stream
+splits    Whether each position arrives exactly once, for 1 to 3 streams and 1 to 4 ranks, one epoch each.
+costs     The share of throughput that ordering costs, and the share that the checks cost.
+poison    The seconds that a sample which always kills its worker delays the stream.
 
     python benchmarks/stream_exact.py [--data PATTERN] [--question splits] [--rounds 3] [key=value ...]
 
@@ -48,15 +48,15 @@ DEADLY_DECODER = """
 import hashlib, os, signal
 
 def deadly():
-    from swav_platform.images import row
+    from swav_platform.rows import make
 
-    def fatal(data, *rest, decode=row.decode_reduced):
+    def fatal(data, *rest, decode=make.decode_reduced):
         with open(os.environ["POISON"]) as poison:
             if hashlib.md5(data).hexdigest() == poison.read():
                 os.kill(os.getpid(), signal.SIGKILL)
         return decode(data, *rest)
 
-    row.decode_reduced = fatal
+    make.decode_reduced = fatal
 
 if "POISON" in os.environ:
     deadly()
@@ -75,7 +75,7 @@ def splits(job: RowJob, rounds: int) -> dict[str, Any]:
 
 
 def _one_epoch(job: RowJob, ranks: int) -> dict[str, Any]:
-    """Rows of an epoch: positions taken, doubled and missing, samples that nobody saw, ranks with rows not theirs or out of order."""
+    """Counts positions, duplicates, missing positions, unseen samples, and ranks whose rows are wrong or out of order."""
     began, plan = time.perf_counter(), job.plan()
     rows, size = plan.plan.rows_per_epoch, job.config.data.row_size
     streams = open_streams(job, 0, rows, ranks)
@@ -93,21 +93,21 @@ def _one_epoch(job: RowJob, ranks: int) -> dict[str, Any]:
     _end(streams)
     positions = np.concatenate([row.position for mine in taken for row in mine])
     seen = np.unique(np.concatenate([row.sample for mine in taken for row in mine]))
-    told = {
+    result = {
         "positions": len(positions),
         "doubled": len(positions) - len(np.unique(positions)),
         "missing": rows * size - len(np.unique(positions)),
         "samples_unseen": plan.plan.spec.samples - len(seen),
         "ranks_astray": sum([row.row for row in mine] != list(range(rank, rows, ranks)) for rank, mine in enumerate(taken)),
     }
-    right = told["positions"] == rows * size and not any(
-        told[name] for name in ("doubled", "missing", "samples_unseen", "ranks_astray")
+    right = result["positions"] == rows * size and not any(
+        result[name] for name in ("doubled", "missing", "samples_unseen", "ranks_astray")
     )
-    return told | {"seconds": round(time.perf_counter() - began, 1), "ok": right}
+    return result | {"seconds": round(time.perf_counter() - began, 1), "ok": right}
 
 
 def costs(job: RowJob, rounds: int) -> dict[str, Any]:
-    """Order: one data set with it and without. Checks: a row's number compared, and a piece's attempts counted by the actor."""
+    """Measures one segment with and without ordering, and two checks: the row number, and attempts per task in the actor."""
     rows = 24 * TASKS
     rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds):
@@ -119,7 +119,7 @@ def costs(job: RowJob, rounds: int) -> dict[str, Any]:
     counting = timeit.timeit(lambda: ray.get(segments.start_chunk.remote(-1)), number=200) / 200
     _end(streams)
     row = next(_rows(job, 1, True))
-    comparing = timeit.timeit(lambda: row is None or row.row != 0, number=10_000) / 10_000  # as the training loop does
+    comparing = timeit.timeit(lambda: row is None or row.row != 0, number=10_000) / 10_000  # as in the training loop
     a_row = 1 / statistics.median(rates[True])
     data = job.config.data
     piece = max(1, data.block * data.window // data.row_size)
@@ -141,7 +141,7 @@ def _rate(job: RowJob, rows: int, ordered: bool) -> float:
     count = sum(1 for _ in stream)
     seconds = time.perf_counter() - began
     assert count == rows - 1
-    time.sleep(1)  # what has ended lets go of its CPUs
+    time.sleep(1)  # until Ray has released the CPUs
     return count / seconds
 
 
@@ -159,13 +159,13 @@ def _rows(job: RowJob, rows: int, ordered: bool) -> Iterator[Row]:
 
 
 def poison(job: RowJob, rounds: int) -> dict[str, Any]:
-    """The same rows without and with the sample that kills: what becomes of it, and the longest wait for a row in both."""
+    """The same rows without and with a deadly sample: total seconds, the longest wait for a row, and crash outcomes."""
     rows, found = 96, []
     [victim] = job.plan().row(rows // 2).samples[:1].tolist()
     [content] = read_samples(open_index(job.index).lines([victim])).values()
     assert isinstance(content, bytes)
     for _ in range(rounds):
-        told = {}
+        result = {}
         for name, deadly in (("clean", ""), ("poisoned", hashlib.md5(content).hexdigest())):
             Path(os.environ["POISON"]).write_text(deadly)
             streams = open_streams(job, 0, rows, 1)
@@ -176,8 +176,8 @@ def poison(job: RowJob, rounds: int) -> dict[str, Any]:
                 before = time.perf_counter()
             _end(streams)
             assert len(waits) == rows
-            told[name] = {"seconds": sum(waits), "longest": max(waits[1:]), "crashed": crashed}
-        found.append(told)
+            result[name] = {"seconds": sum(waits), "longest": max(waits[1:]), "crashed": crashed}
+        found.append(result)
     return {
         "seconds_lost": round(statistics.median(t["poisoned"]["seconds"] - t["clean"]["seconds"] for t in found), 2),
         "longest_wait_seconds": {name: round(max(t[name]["longest"] for t in found), 2) for name in found[0]},
@@ -196,8 +196,8 @@ SETTINGS = {"splits": TINY, "costs": ["data.row_size=64"], "poison": TINY}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
-    parser.add_argument("--data", default=str(beside))
+    sample = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
+    parser.add_argument("--data", default=str(sample))
     parser.add_argument("--question", choices=QUESTIONS, default="splits")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="key=value")
@@ -206,7 +206,7 @@ def main() -> None:
         folder = Path(name)
         build_index(expand([options.data]), folder / "index")
         if options.question == "poison":
-            (folder / "sitecustomize.py").write_text(DEADLY_DECODER)  # Python imports it in every process of Ray
+            (folder / "sitecustomize.py").write_text(DEADLY_DECODER)  # imported at start-up by every Python process of Ray
             os.environ |= {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}", "POISON": str(folder / "poison")}
         config = load(None, [*SETTINGS[options.question], *options.overrides])
         with session.connected(config):

@@ -1,8 +1,8 @@
-"""What a data set of 10^9 images in 10^5 shards costs before the first row: time, memory, requests, bytes.
+"""Measures what 10^9 images in 10^5 shards cost before the first row: time, memory, requests and bytes.
 
-A web server on this machine answers 100,000 shard addresses from ten tars; index files say that each holds 10,000 samples
-(the samples that a tar really has, over and over). Equal parts of the index are one file under many names. The same is done
-with ten shards, and everything is told as a ratio. Run it from the project's folder; the last line is one JSON object.
+A local web server serves 100,000 shard URLs from ten tars. The index claims 10,000 samples per shard by repeating the tar's
+samples, and its equal files are hard links. The same is measured with ten shards, and the result contains ratios of both.
+Run it from the project's folder. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,68 +13,81 @@ import io
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore  # noqa: F401  # loaded before the probe measures its memory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from swav_platform.config import Data
+from swav_platform.data.datasets import plan_of
+from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.manifest import FORMAT, GROUP, SHARDS, Shard, ShardFile, ShardTable
 from swav_platform.data.index.shard import SCHEMA, Skipped, read_shard
 from swav_platform.data.index.version_writer import make_current
+from swav_platform.data.samples import ReadCounts, read_samples
 
-TARS, CLAIMED, OF_TAR = 10, 10_000, 1_000  # tars; samples that the index claims of a shard; samples that a tar has
-OF_PART = 100  # shards whose lines lie in one file of the index
-
-PROBE = """
-import json, resource, sys, time
-import numpy as np, pyarrow.parquet, obstore
-from swav_platform.data import datasets, read
-from swav_platform.config import Data
-def resident(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
-before = resident()
-started = time.perf_counter()
-index = datasets.Index.open(sys.argv[1])
-plan = datasets.plan_of(index, Data(row_size=64), 1)
-row = plan.row(0)
-lines = index.lines(row.samples)
-planned = time.perf_counter() - started
-chunk = np.concatenate([plan.row(k).samples for k in range(*plan.chunks(0, 64)[0])])  # what a data task reads at once
-counts = read.ReadCounts()
-found = read.read_samples(index.lines(chunk), counts=counts)
-first = time.perf_counter() - started
-assert all(isinstance(data, bytes) for data in found.values()), next(d for d in found.values() if not isinstance(d, bytes))
-def far(k):
-    times = []
-    for step in range(20):
-        begun = time.perf_counter(); plan.row(k + step * 16); times.append(time.perf_counter() - begun)
-    return float(np.median(times))
-far(3 * 10**6)
-print(json.dumps({"samples": index.samples, "shards": len(index.shards), "plan_first_row_s": planned, "first_row_s": first,
-    "memory_mb": resident() - before, "requests": counts.requests, "bytes": counts.bytes, "near_row_s": far(10**3), "far_row_s": far(10**7)}))
-"""
+TARS, CLAIMED, OF_TAR = 10, 10_000, 1_000  # tars; samples per shard in the index; samples per tar
+OF_PART = 100  # shards per file of the index
 
 
-def noise(chance: np.random.Generator) -> bytes:
-    return chance.bytes(int(chance.integers(8_000, 16_000)))
+def probe(folder: Path) -> dict[str, float]:
+    """Opens the index, plans and reads the first row. Runs in a process of its own, so that memory is that of this work."""
+    before = _resident_mb()
+    began = time.perf_counter()
+    index = Index.open(folder)
+    plan = plan_of(index, Data(row_size=64), 1)
+    index.lines(plan.row(0).samples)
+    planned = time.perf_counter() - began
+    chunk = np.concatenate([plan.row(k).samples for k in range(*plan.chunks(0, 64)[0])])  # what one data task reads at once
+    counts = ReadCounts()
+    contents = read_samples(index.lines(chunk), counts=counts)
+    first = time.perf_counter() - began
+    unread = [content for content in contents.values() if not isinstance(content, bytes)]
+    assert not unread, unread[0]
+
+    def seconds_near(row: int) -> float:
+        times = []
+        for step in range(20):
+            start = time.perf_counter()
+            plan.row(row + step * 16)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    seconds_near(3 * 10**6)  # warm-up
+    found = {"samples": index.samples, "shards": len(index.shards), "plan_first_row_s": planned, "first_row_s": first}
+    found |= {"memory_mb": _resident_mb() - before, "requests": counts.requests, "bytes": counts.bytes}
+    return found | {"near_row_s": seconds_near(10**3), "far_row_s": seconds_near(10**7)}
+
+
+def _resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def noise(generator: np.random.Generator) -> bytes:
+    """8 to 16 kB of random bytes in place of an image."""
+    return generator.bytes(int(generator.integers(8_000, 16_000)))
 
 
 def make_tars(image: Callable[[np.random.Generator], bytes] = noise) -> list[bytes]:
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     tars = []
     for _ in range(TARS):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for number in range(OF_TAR):
-                content = image(chance)
+                content = image(generator)
                 info = tarfile.TarInfo(f"{number:04d}.jpg")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -83,7 +96,7 @@ def make_tars(image: Callable[[np.random.Generator], bytes] = noise) -> list[byt
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Shard n is tar n % 10. `asked`: requests and bytes of bodies."""
+    """Serves tar n % 10 as shard n. `asked` counts requests and bytes of response bodies."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -131,7 +144,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def write_index(out: Path, server: Server, shards: int) -> Path:
-    """The files that indexing would leave, were there 10,000 samples in each tar."""
+    """Writes the index of `shards` shards as if each tar had 10,000 samples."""
     folder = out / "version-scale"
     folder.mkdir(parents=True)
     found = [read_shard(server.url(number), number, None).lines for number in range(TARS)]
@@ -159,11 +172,11 @@ def write_index(out: Path, server: Server, shards: int) -> Path:
 
 
 Pair = tuple[dict[str, float], dict[str, float]]
-"""What a command found for ten shards, and for many."""
+"""Measurements for ten shards and for many."""
 
 
 def in_turns(command: Sequence[str], server: Server, out: Path, shards: int, rounds: int) -> list[Pair]:
-    """Runs `command INDEX` in processes of their own, whose last line is a JSON object; indexes are left in `out`."""
+    """Runs `command INDEX` alternately for ten shards and for many. The last line of its output is a JSON object."""
     few, many = write_index(out / "few", server, TARS), write_index(out / "many", server, shards)
     return [(_probe(command, few, server), _probe(command, many, server)) for _ in range(rounds)]
 
@@ -175,7 +188,7 @@ def _probe(command: Sequence[str], index: Path, server: Server) -> dict[str, flo
     if done.returncode:
         raise SystemExit(done.returncode)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found | {"requests": server.asked[0], "bytes": server.asked[1]}  # as the server counted them
+    return found | {"requests": server.asked[0], "bytes": server.asked[1]}  # counted by the server
 
 
 def middle(pairs: Sequence[Pair], which: int, name: str) -> float:
@@ -183,20 +196,24 @@ def middle(pairs: Sequence[Pair], which: int, name: str) -> float:
 
 
 def traffic(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Requests and bytes: for many shards over those for ten, and as they are."""
+    """Requests and bytes with many shards, and their ratios to those with ten."""
     names = ("requests", "bytes")
     ratios = {f"{name}_many_over_few": round(middle(pairs, 1, name) / middle(pairs, 0, name), 3) for name in names}
     return ratios | {name: int(middle(pairs, 1, name)) for name in names}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--keep", type=Path, help="leave the index files in this folder")
+    parser.add_argument("--keep", type=Path, help="keep the index files in this folder")
+    parser.add_argument("--probe", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.probe:
+        print(json.dumps(probe(given.probe)))
+        return
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-c", PROBE]
+        command = [sys.executable, __file__, "--probe"]
         pairs = in_turns(command, Server(make_tars()), given.keep or Path(place), given.shards, given.rounds)
     answer = {
         "shards": given.shards,

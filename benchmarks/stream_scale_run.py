@@ -1,10 +1,11 @@
-"""How much later does the first row come to the trainer when a data set has 100,000 shards instead of ten?
+"""Measures how much later the first row reaches the trainer with 100,000 shards than with ten.
 
-The data sets of stream_scale.py, their images JPEGs. A fresh process starts a local Ray, opens the index, and takes the rows of one step
-from the streams as a rank does; for ten shards and for many in turns. Run it from the project's folder; the last line is one
-JSON object: medians of the seconds from opening the index to the first row, of requests and bytes of the step's rows; and the highest
-resident size that any process alive at the end has had in any round (`more_mb`: by how much that of many shards is above that of
-ten). `rows`: rows of the step.
+Uses the data of stream_scale.py, with JPEGs as images. A fresh process starts a local Ray, opens the index and reads the rows of
+one step from the streams as a rank does, alternately for ten shards and for many. Run it from the project's folder.
+
+The last line is one JSON object. It holds medians of the seconds from opening the index to the first row, and of the requests
+and bytes of the step. `peak_mb` is the highest resident size of any process alive at the end, in any round; `more_mb` is its
+excess over that with ten shards. `rows` is the number of rows of the step.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from swav_platform.rows.job import RowJob
 SETTINGS = ("data.row_size=64", "data.tasks=1", "train.batch=256")
 
 
-def photograph(chance: np.random.Generator) -> bytes:
+def photograph(generator: np.random.Generator) -> bytes:
     """A JPEG of about 10 kB."""
-    coarse = Image.fromarray(chance.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    coarse = Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8))
     buffer = io.BytesIO()
-    coarse.resize((160, 160)).save(buffer, "JPEG", quality=int(chance.integers(80, 95)))
+    coarse.resize((160, 160)).save(buffer, "JPEG", quality=int(generator.integers(80, 95)))
     return buffer.getvalue()
 
 
 def take(index: Path) -> dict[str, float]:
-    """In a process of its own: the step's rows."""
+    """Reads one step's rows. Runs in a process of its own."""
     config = load(None, [*SETTINGS, f"data.index={index}"])
     with session.connected(config):
         began = time.perf_counter()
@@ -54,19 +55,19 @@ def take(index: Path) -> dict[str, float]:
             seconds.append(time.perf_counter() - began)
             seen += int((row.weight > 0).sum())
         if seen != config.train.batch:
-            raise SystemExit(f"{seen} of {config.train.batch} images could be read")
+            raise SystemExit(f"only {seen} of {config.train.batch} images could be read")
         return {"first_row_s": seconds[0], "rows": len(seconds), "peak_mb": max(peaks())}
 
 
 def peaks() -> list[float]:
-    """The highest resident size, in MB, that this process and those below it have had."""
+    """Peak resident sizes in MB of this process and its descendants."""
     parents, found = {}, []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 lines = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines() if ":" in line)
             except OSError:
-                continue  # it has just ended
+                continue  # the process has exited
             parents[int(entry.name)] = int(lines["PPid"])
             found.append((int(entry.name), float(lines.get("VmHWM", "0 kB").split()[0]) / 1e3))
 

@@ -1,17 +1,20 @@
-"""How fast is a step? Ours against a plain loop of the published structure, on the same inputs in the same precision.
+"""Measures a training step of the platform against a plain loop of the published structure, on the same inputs.
 
-    python benchmarks/train_step.py                  CPU: ResNet-50, 2x96 + 2x48 px, batch 16, float32, both channels_last
+    python benchmarks/train_step.py                  ResNet-50, 2x96 + 2x48 px, batch 16, float32
     python benchmarks/train_step.py --device cuda    ResNet-50, 2x224 + 6x96 px, K 3000, batch 256, bfloat16
 
-One process measures in turns (ours, plain, ours, plain, ...) and takes medians. On a CPU two gloo processes then show what share of a
-step the method's collectives take. Prints one JSON line; ratios above 1 mean that ours is better.
+One process measures both alternately and takes medians. On a CPU, two gloo processes then measure the share of the method's
+collectives. Prints one JSON line. A ratio above 1 means that the platform is faster.
 
-vs_plain_loop: time of the plain loop / ours, both channels_last. channels_last_gain: the plain loop in NCHW / in channels_last.
-eager_vs_plain_loop, compiled_vs_plain_loop: the same without and with torch.compile; vs_plain_loop is the better one.
-convolution_share: of the plain step's CPU time; the rest bounds what anything but faster convolutions can gain. codes_and_loss_share: of our step, Sinkhorn, loss and its gradient.
-collective_share: of a step of two ranks, in collectives of the method, waiting for the other rank included.
---pairs: how often each is measured. --busy: one thread and CPU time instead of time of the clock, for machines that others use too.
-On a GPU also images_per_second, memory_ratio (ours / plain), share_of_peak, and time and memory of three kinds of multi-crop.
+compiled_vs_plain_loop, eager_vs_plain_loop    Plain loop / platform, with and without torch.compile, both channels_last.
+vs_plain_loop         The larger of the two.
+channels_last_gain    Plain loop in NCHW / in channels_last.
+convolution_share     Convolutions in the plain step's CPU time. Other optimisations can gain at most the rest.
+codes_and_loss_share  Sinkhorn, loss and its gradient in the platform's step.
+collective_share      The method's collectives in a step of two ranks, including the wait for the other rank.
+
+--pairs is the number of measurements of each. --busy uses one thread and CPU time instead of wall time, for shared machines.
+compiled_vs_plain_loop, eager_vs_plain_loop    Plain loop / platform, with and without torch.compile, channels_last.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ CROPS = {"2x224": [(224, 2)], "2x160+4x96": [(160, 2), (96, 4)], "2x224+6x96": [
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured on a kind of device."""
+    """The training step that is measured."""
 
     crops: Sequence[tuple[int, int]]  # size, count
     batch: int
@@ -83,7 +86,7 @@ def inputs(config: Config, device: torch.device, layout: torch.memory_format) ->
 
 
 class Row:
-    """The one row of a rank's step."""
+    """The only row of a rank's step."""
 
     def __init__(self, number: int, size: int) -> None:
         self.row, self.weight, self.sample = number, np.ones(size, np.float32), np.arange(size)
@@ -121,7 +124,7 @@ def convolution_share(step: Callable[[], object]) -> float:
 
 
 def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, pairs: int) -> dict[str, float]:
-    """Median seconds of each, measured A B A B after two steps each that do not count."""
+    """Median seconds of each, measured alternately after two warm-up steps."""
     for step in steps.values():
         step(), step()
     found: dict[str, list[float]] = {name: [] for name in steps}
@@ -132,7 +135,7 @@ def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, pairs
 
 
 def codes_and_loss(config: Config, device: torch.device, pairs: int) -> float:
-    """Median seconds of Sinkhorn, loss and its gradient for one step's scores."""
+    """Median seconds of Sinkhorn, the loss and its gradient for the scores of one step."""
     count, batch = sum(g.count for g in config.views.values()), config.train.batch
     scores = torch.rand(count, batch, config.method.heads[0], device=device).requires_grad_()
 
@@ -171,7 +174,7 @@ def compare(setting: Setting, device: torch.device) -> dict[str, Any]:
 
 
 def on_gpu(setting: Setting, device: torch.device) -> dict[str, Any]:
-    """Memory, share of the peak, and the paper's claim on multi-crop. Each alone, so that peaks are its own."""
+    """Memory, share of peak FLOP/s and the paper's multi-crop comparison. Each runs alone, for its own memory peak."""
 
     def ours(crops: Sequence[tuple[int, int]]) -> Callable[[], object]:
         config = replace(setting, crops=crops).config("train.compile=true")
@@ -194,7 +197,7 @@ def on_gpu(setting: Setting, device: torch.device) -> dict[str, Any]:
 
 
 def _alone(make: Callable[[], Callable[[], object]], device: torch.device, setting: Setting) -> dict[str, float]:
-    gc.collect()  # compiled networks lie in cycles
+    gc.collect()  # compiled networks are in reference cycles
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     step = make()
@@ -206,20 +209,20 @@ def _alone(make: Callable[[], Callable[[], object]], device: torch.device, setti
 
 
 def two_ranks(name: str) -> dict[str, float]:
-    """Shares of the method's collectives in steps of two gloo processes of one thread each."""
+    """Shares of the method's collectives in steps of two gloo processes with one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--setting", name, "--store", f"{folder}/store", "--rank"]
         ranks = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, text=True) for r in range(2)]
-        said = [rank.communicate()[0] for rank in ranks]
+        outputs = [rank.communicate()[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks)
-    return dict(json.loads(said[0].splitlines()[-1]))
+    return dict(json.loads(outputs[0].splitlines()[-1]))
 
 
 def one_rank(setting: Setting, rank: int, store: str) -> dict[str, float]:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     with joined(rank, 2, f"file://{store}") as comm:
-        # half the images a rank, so that the step is the one that was measured above
+        # half the images per rank, so that the whole step is the one measured above
         half = replace(setting, batch=setting.batch // 2)
         inside, collectives = [0.0], [0.0]
         from swav_platform.methods.swav import Swav
@@ -228,7 +231,7 @@ def one_rank(setting: Setting, rank: int, store: str) -> dict[str, float]:
 
         def timed(self: Swav, outputs: Any, ranks: Any) -> Any:
             before = ranks.seconds
-            comm.sum(torch.zeros(1))  # from here on nobody waits for a forward pass
+            comm.sum(torch.zeros(1))  # wait here for the other rank's forward pass
             inside[0] += ranks.seconds - before
             began = ranks.seconds
             found = targets(self, outputs, ranks)
@@ -252,7 +255,7 @@ def _wait(device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--setting", choices=list(SETTINGS), help="toy: seconds, for tests")
+    parser.add_argument("--setting", choices=list(SETTINGS), help="toy takes seconds and is for tests (default: as --device)")
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
@@ -269,7 +272,7 @@ def main() -> None:
         global clock
         clock = time.process_time
         torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = True  # as both loops have it
+    torch.backends.cudnn.benchmark = True  # for both loops
     found = compare(setting, device)
     found |= on_gpu(setting, device) if device.type == "cuda" else two_ranks(name)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"

@@ -1,20 +1,20 @@
-"""Does training notice who makes the views? CIFAR-10 by configs/pretrain/cifar10_cpu.yaml with our views or the published recipe's.
+"""Compares training on the platform's views with training on the published recipe's views (CIFAR-10, cifar10_cpu.yaml).
 
     python benchmarks/training_equivalence.py DIR_OF_SHARDS --arm ours|recipe --seed 31 [--steps N] [--out DIR]
                                               [--curve FILE.svg] [key=value ...]
     python benchmarks/training_equivalence.py --summary FILE...
 
-DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar, keys `<class>/<id>`. An arm is one run of the plain loop (no Ray) and its
-kNN; it prints one JSON line, and --curve draws its losses. The arms of a seed share the initial weights, the plan (the same
-samples at the same positions), the schedule and the images of the evaluation; they differ in how bytes become views:
+DIR_OF_SHARDS holds cifar10-train-*.tar and cifar10-test-*.tar with keys `<class>/<id>`. An arm is one run in this process,
+without Ray, and its kNN accuracy. It prints one JSON line, and --curve writes its loss curve. The arms of a seed share the
+initial weights, the plan, the schedule and the images of the evaluation. They differ in how bytes become views:
 
-ours     the product's rows, colours changed by the trainer
-recipe   published_recipe.py on Pillow, view after view, with the ranges of the configuration's groups and with torch's and numpy's
-         own randomness, seeded by (seed, position)
+ours     the platform's rows, with photometric changes in the trainer
+recipe   published_recipe.py with Pillow, view after view, with the ranges of the configuration's view groups.
+         Random numbers are those of torch and NumPy, seeded by (seed, position).
 
---summary takes files of such lines and prints a table, then one JSON line: mean and standard deviation over the seeds of each arm,
-and the difference with its 95 % interval by Welch's t. A difference is called within seed noise where that interval holds 0; the
-interval's half width says how large a difference so few seeds could have missed.
+--summary reads files of such lines and prints a table and one JSON line: mean and standard deviation over the seeds of each
+arm, and the difference with its 95 % interval by Welch's t-test. A difference is within seed noise if the interval contains 0.
+Half the interval's width is the difference that this number of seeds could miss.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ COMPARED = ("knn_top1", "knn_top1_all", "loss_end")
 
 
 class RecipeTables(Dataset[pa.Table]):
-    """Row k of the plan as RowTables gives it, but its views are the recipe's, colours changed: uint8, as before ToTensor."""
+    """Rows as in RowTables, with the recipe's views, photometric changes included, as uint8 (before ToTensor)."""
 
     def __init__(self, config: Config, index: Path) -> None:
         self.config, self.ours = config, RowTables(config, index)
@@ -81,7 +81,7 @@ class RecipeTables(Dataset[pa.Table]):
 
 
 def recipe_views(data: bytes, config: Config, position: int) -> list[np.ndarray]:
-    """The recipe's views of the image at a position: uint8 [V, H, W, 3] of each group. Seeds torch's and numpy's generators."""
+    """The recipe's views of the image at a position, uint8 [V, H, W, 3] per group. Seeds torch's and NumPy's generators."""
     first, second = np.random.SeedSequence((config.seed, position)).generate_state(2)
     torch.manual_seed(int(first))
     np.random.seed(int(second))
@@ -91,8 +91,8 @@ def recipe_views(data: bytes, config: Config, position: int) -> list[np.ndarray]
 
 def _view(image: Image.Image, group: ViewGroup) -> np.ndarray:
     colours = group.photometric
-    assert group.interpolation == "bilinear", "the recipe's crops are bilinear"
-    assert colours.solarise == 0, "the recipe knows no solarisation"
+    assert group.interpolation == "bilinear", "the recipe supports bilinear crops only"
+    assert colours.solarise == 0, "the recipe does not support solarisation"
     chances = published_recipe.Chances(
         jitter=colours.jitter,
         strengths=(colours.brightness, colours.contrast, colours.saturation, colours.hue),
@@ -105,7 +105,7 @@ def _view(image: Image.Image, group: ViewGroup) -> np.ndarray:
 
 
 def recipe_rows(config: Config, index: Path) -> Callable[[int, int], Iterator[Row]]:
-    """`rows(first, last)` of the training loop, as local_rows makes ours."""
+    """The argument `rows` of the training loop, like local_rows."""
 
     def rows(first: int, last: int) -> Iterator[Row]:
         numbers: Any = range(first, last)
@@ -123,12 +123,12 @@ def recipe_rows(config: Config, index: Path) -> Callable[[int, int], Iterator[Ro
 
 
 def normalised(row: Row) -> list[Tensor]:
-    """ToTensor and Normalize."""
+    """The row's views after ToTensor and Normalize."""
     return [photometric.normalise(views.copy()) for views in row.views]
 
 
 def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
-    """A run of one process, from shards to a model package."""
+    """Trains one run in this process, from shards to a model package."""
     index = open_or_build(config.data, folder.index)
     folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples)
     comm = LocalComm()
@@ -168,7 +168,7 @@ def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict
         "knn_top1_random_init": scored["knn_top1_random_init"],
         "knn_top1_all": everything["knn_top1"],  # whole splits
         "loss_first": round(result.loss_first, 4),
-        "loss_end": round(statistics.mean(end), 4),  # of the last twentieth of the steps
+        "loss_end": round(statistics.mean(end), 4),  # mean over the last 5 % of the steps
         "quarantined": result.quarantined,
         "train_seconds": round(result.seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
@@ -182,13 +182,15 @@ def run_arm(shards: Path, arm: str, out: Path, overrides: Sequence[str]) -> dict
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each figure of both arms and their difference (ours - recipe). Lines must be of equal runs and the same seeds."""
+    """Each figure of both arms, and the difference (ours - recipe). The runs must have equal settings and the same seeds."""
     arms = [sorted((run for run in runs if run["arm"] == arm), key=lambda run: int(run["seed"])) for arm in ARMS]
     seeds = [[run["seed"] for run in arm] for arm in arms]
     if seeds[0] != seeds[1] or len(set(seeds[0])) != len(seeds[0]) or len(seeds[0]) < 2:
-        raise SystemExit(f"Each arm once with each of at least two seeds is needed; ours has {seeds[0]}, the recipe {seeds[1]}.")
+        raise SystemExit(
+            f"Each arm must have one run for each of at least two seeds; ours has {seeds[0]}, recipe has {seeds[1]}."
+        )
     if len({(run["steps"], run["quarantined"], run.get("recipe"), *run["overrides"]) for run in runs}) > 1:
-        raise SystemExit("These runs differ in steps, recipe, overrides or refused images; compare equal ones.")
+        raise SystemExit("The runs differ in steps, recipe, overrides or refused images. Compare runs with equal settings.")
     random_init = round(statistics.mean(run["knn_top1_random_init"] for run in arms[0]), 2)
     return {"seeds": seeds[0], "steps": runs[0]["steps"], "knn_top1_random_init": random_init} | {
         name: compare([run[name] for run in arms[0]], [run[name] for run in arms[1]]) for name in COMPARED
@@ -212,7 +214,8 @@ def compare(ours: Sequence[float], recipe: Sequence[float]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        f"{len(found['seeds'])} seeds each ({', '.join(map(str, found['seeds']))}), {found['steps']:,} steps; kNN of random initialisation {found['knn_top1_random_init']}",
+        f"{len(found['seeds'])} seeds each ({', '.join(map(str, found['seeds']))}), {found['steps']:,} steps; "
+        f"kNN of random initialisation {found['knn_top1_random_init']}",
         "",
         "| | ours | recipe | difference (95 % interval) | by seed | within seed noise |",
         "|---|---|---|---|---|---|",
@@ -228,13 +231,13 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, nargs="?")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--out", type=Path, help="Keep the runs' folders here.")
+    parser.add_argument("--out", type=Path, help="Keep the folders of the runs here.")
     parser.add_argument("--curve", type=Path, metavar="FILE.svg")
     parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE")
     options = parser.parse_intermixed_args()
@@ -246,7 +249,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     if options.shards is None or options.arm is None:
-        parser.error("say DIR_OF_SHARDS and --arm, or --summary FILE...")
+        parser.error("DIR_OF_SHARDS and --arm, or --summary FILE..., are required")
     overrides = [f"seed={options.seed}", *([f"train.steps={options.steps}"] if options.steps else []), *options.overrides]
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or Path(scratch)

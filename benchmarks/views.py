@@ -1,19 +1,19 @@
-"""How much cheaper are our views than the published recipe's? One core; image bytes in, eight views out (2 x 224 + 6 x 96).
+"""Measures the CPU time of making views against the published recipe: image bytes to eight views (2 x 224 + 6 x 96) on one core.
 
     python benchmarks/views.py [--data DIR] [--camera DIR] [--pairs N]
-    python benchmarks/views.py --deferred cuda      that figure alone, on a GPU
+    python benchmarks/views.py --deferred cuda
 
-DIR holds tars of JPEG photographs (or JPEG files); without it photographs from installed wheels are taken. The recipe
-(published_recipe.py) runs on stock Pillow in an environment of its own, made once in the user's cache, and on the
-Pillow that is installed here. Passes over all images alternate, recipe and ours, each in its own process on the same
-core; times are CPU times, figures medians of pairs. Prints one JSON line.
+DIR holds tars of JPEG photographs, or JPEG files; the default is photographs from installed packages. The recipe
+(published_recipe.py) runs with stock Pillow in a separate environment, created once in the user's cache, and with the
+Pillow that is installed here. Passes over all images alternate between recipe and platform, each in its own process on
+the same core. Ratios are medians over pairs of CPU times. Prints one JSON line:
 
-all_on_core     the whole recipe over ours, normalised floats out of both
-geometry        the recipe's decode and crops over ours
-geometry_of_decode   our decode alone over our decode and crops: a share
-device_mode     the whole recipe over what our data worker does when colours are left to the trainer's device
-deferred_ms     what is then left to do, milliseconds an image on a core (with --deferred cuda: on a GPU, in rows of 256)
-camera          geometry on photographs of 8 to 22 megapixels: full-size decode first over ours
+all_on_core          The whole recipe / the platform, both up to normalised floats.
+geometry             Decoding and crops of the recipe / of the platform.
+geometry_of_decode   Decoding / decoding and crops, both of the platform.
+device_mode          The whole recipe / a data worker that leaves photometric changes to the trainer's device.
+deferred_ms          Milliseconds per image of those changes on a core (--deferred cuda: on a GPU, in rows of 256).
+camera               Geometry on photographs of 8 to 22 megapixels, which the recipe decodes at full size.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 class Recipe:
-    """The published recipe in a process of its own."""
+    """The published recipe in a separate process."""
 
     def __init__(self, python: str, images: Path) -> None:
         script = str(Path(__file__).with_name("published_recipe.py"))
@@ -70,7 +70,7 @@ class Recipe:
 
 
 def stock_python() -> str:
-    """An interpreter with stock Pillow, and beside it torch and NumPy of this one."""
+    """An interpreter with stock Pillow and this interpreter's torch and NumPy."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-platform" / f"pillow-{PILLOW}"
     python = folder / "bin" / "python"
     if not (folder / "done").exists():
@@ -78,13 +78,13 @@ def stock_python() -> str:
         subprocess.run([python, "-m", "pip", "install", "-q", f"pillow=={PILLOW}"], check=True, stdout=sys.stderr)
         (site,) = folder.glob("lib/python*/site-packages")
         here = Path(torch.__file__).parents[1]
-        (site / "zz-parent.pth").write_text(f"{here}\n")  # behind its own packages
+        (site / "zz-parent.pth").write_text(f"{here}\n")  # searched after its own packages
         (folder / "done").touch()
     return str(python)
 
 
 class Ours:
-    """Our way through the same images: a row as large as the set, made by the row's own code."""
+    """The platform's views of the same images, made in rows of 32 by the code that makes rows."""
 
     def __init__(self, images: list[bytes]) -> None:
         self.images, self.config = images, Config()
@@ -99,7 +99,7 @@ class Ours:
             decode(data, self.policy)
 
     def geometry(self) -> None:
-        """What the data worker does in `device` mode, in rows of 32; its parameters are drawn too."""
+        """The work of a data worker in `device` mode, including drawing parameters."""
         for start in range(0, len(self.images), 32):
             self._row(start)
 
@@ -115,9 +115,9 @@ class Ours:
     def _row(self, start: int) -> None:
         images = self.images[start : start + 32]
         numbers = draw(self.groups, range(start, start + len(images)), self.params)
-        chance = [crops.proposals(mine, group) for mine, group in zip(numbers, self.groups, strict=True)]
+        boxes = [crops.proposals(mine, group) for mine, group in zip(numbers, self.groups, strict=True)]
         for slot, data in enumerate(images):
-            cut_views(data, [group[slot] for group in chance], self.policy, self.groups, self.views, self.params, slot, Costs())
+            cut_views(data, [group[slot] for group in boxes], self.policy, self.groups, self.views, self.params, slot, Costs())
 
     def _colours(self, count: int) -> None:
         for views, columns in zip(self.views, self.params, strict=True):
@@ -129,7 +129,7 @@ class Ours:
 
 
 def draw(groups: list[ViewGroup], positions: range, columns: list[np.ndarray]) -> list[np.ndarray]:
-    """Colour changes of views at `positions` go into `columns`; returns each group's uniform numbers."""
+    """Writes the photometric parameters of `positions` to `columns` and returns each group's uniform random numbers."""
     numbers = uniforms(31, np.array(positions), sum(group.count for group in groups), params.SLOTS)
     each = np.split(numbers, np.cumsum([group.count for group in groups])[:-1], axis=1)
     for mine, group, column in zip(each, groups, columns, strict=True):
@@ -145,7 +145,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def deferred_on(device: torch.device, pairs: int) -> dict[str, object]:
-    """What a trainer's device does to an image, in rows of 256 from pinned memory, by the clock. Colours do not hang on what is seen."""
+    """Wall time per image of the trainer's device, in rows of 256 from pinned memory. It does not depend on the pixels."""
     config, generator = Config(), np.random.default_rng(0)
     groups = list(config.views.values())
     layout = RowLayout(256, tuple((group.size, group.count) for group in groups))
@@ -168,7 +168,7 @@ def deferred_on(device: torch.device, pairs: int) -> dict[str, object]:
 
 
 def photographs() -> Path:
-    """JPEG photographs of the wheels of scikit-image and scikit-learn, and of sizes in between, in the cache."""
+    """JPEG photographs from scikit-image and scikit-learn in two sizes, written to the cache."""
     from swav_platform.images.patches import photographs as found
 
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swav-platform" / "photographs"
@@ -193,7 +193,7 @@ def main() -> None:
         print(json.dumps(deferred_on(options.deferred, options.pairs)))
         return
     torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by the recipe's processes
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the recipe's processes inherit it
     data = options.data or photographs()
     ours = Ours(published_recipe.read_images(data))
     ours.everything()
