@@ -7,7 +7,7 @@ start     Seconds from opening the pipelines to the first row.
 
     python benchmarks/stream.py [--data PATTERN] [--question compare] [--rounds 3] [--rows 256]
 
-compare   The stream against a torch DataLoader and a tuned `ray.data.read_webdataset`, with equal decoding and crops.
+A segment of `seams` must last longer than it takes to start: 3 s on a fast core, 8 s on a slow one. Use --rows 512 there.
 Prints one JSON line. A ratio above 1 means that the platform is faster.
 """
 

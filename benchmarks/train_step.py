@@ -14,7 +14,7 @@ codes_and_loss_share  Sinkhorn, loss and its gradient in the platform's step.
 collective_share      The method's collectives in a step of two ranks, including the wait for the other rank.
 
 --pairs is the number of measurements of each. --busy uses one thread and CPU time instead of wall time, for shared machines.
-compiled_vs_plain_loop, eager_vs_plain_loop    Plain loop / platform, with and without torch.compile, channels_last.
+On a GPU, the result also has memory_ratio (platform / plain), share_of_peak, and time and memory of three kinds of multi-crop.
 """
 
 from __future__ import annotations
