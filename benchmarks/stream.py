@@ -3,7 +3,7 @@
 compare   The stream against a torch DataLoader and a tuned `ray.data.read_webdataset`, with the same decoding and crops.
 streams   One stream against two, with tiny rows, and CPU milliseconds per row by process.
 seams     The longest wait for a row where one segment follows another.
-start     Seconds from opening the pipelines to the first row.
+start     Seconds from opening the streams to the first row.
 
     python benchmarks/stream.py [--data PATTERN] [--question compare] [--rounds 3] [--rows 256]
 
