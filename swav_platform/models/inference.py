@@ -88,7 +88,8 @@ class InferenceModel:
 
     def scores(self, projections: np.ndarray) -> np.ndarray:
         """Cosines to every prototype: [n, projection_dim] -> [n, K]."""
-        return projections @ self.prototypes.T
+        cosines: np.ndarray = projections @ self.prototypes.T
+        return cosines
 
     def assign(self, projections: np.ndarray, top: int) -> Assignment:
         """The `top` nearest prototypes (all, if there are fewer) of each unit-length projection [n, projection_dim]."""
