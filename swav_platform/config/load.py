@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from swav_platform.config.explain import explain
 from swav_platform.config.schema import Config, ConfigError
 
-RECIPES = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
-"""The project's recipes. They exist only in a source checkout."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = next((f for f in (_PACKAGE.parent / "configs" / "pretrain", _PACKAGE / "recipes") if f.is_dir()), _PACKAGE / "recipes")
+"""The recipes of the project: in a checkout configs/pretrain, which an installed wheel has as swav_platform/recipes."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -24,7 +25,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError for a missing file, invalid YAML, an unknown key (with the nearest known name) or an invalid value.
     """
-    tree = _read(Path(path), ()) if path is not None else {}
+    tree = _read(_file(Path(path)), ()) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     keys = [override.partition("=")[0] for override in overrides]
@@ -55,6 +56,15 @@ def from_tree(tree: Mapping[str, Any], name: str = "the configuration", override
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(explain(error, tree, name, overrides)) from None
+
+
+def _file(path: Path) -> Path:
+    """The file of that path, or the project's recipe of that name if there is no such file: `small.yaml` or `small`."""
+    if path.name == str(path) and not path.exists():
+        for recipe in (RECIPES / path.name, RECIPES / f"{path.name}.yaml"):
+            if recipe.is_file():
+                return recipe
+    return path
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
