@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import subprocess
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from webdataset import TarWriter
+
+from tests.makers import encoded, write_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY_ROOMS = ("cluster", "stack")
@@ -83,9 +83,7 @@ def picture(rng: np.random.Generator, hue: int, side: int = 40) -> bytes:
     """JPEG of a soft pattern whose colour tells its group."""
     rough = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
     rough[..., hue % 3] = 255 * (hue > 2)
-    buffer = io.BytesIO()
-    Image.fromarray(rough).resize((side, side + 8), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(rough).resize((side, side + 8), Image.Resampling.BICUBIC), quality=90)
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +92,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for number in range(2):
-        with TarWriter(str(folder / f"pictures-{number:06d}.tar"), mtime=0) as tar:
-            for i in range(80):
-                tar.write({"__key__": f"group{i % 4}/{number}-{i:03d}", "jpg": picture(rng, i % 4)})
+        files = [(f"group{i % 4}/{number}-{i:03d}.jpg", picture(rng, i % 4)) for i in range(80)]
+        write_tar(folder / f"pictures-{number:06d}.tar", files)
     return folder
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from webdataset import TarWriter
+
+from tests.makers import encoded, write_tar
 
 TOY = [
     *("model.name=resnet_tiny", "model.stem_stride=2", "model.projection_hidden=32", "model.projection_dim=16"),
@@ -32,12 +31,12 @@ def bench(root: Path) -> ModuleType:
 def packed(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
     for part, count in (("train", 60), ("test", 20)):
-        with TarWriter(str(folder / f"cifar10-{part}-000000.tar"), mtime=0) as tar:
-            for i in range(count):
-                buffer = io.BytesIO()
-                colour = np.full((32, 32, 3), [250 * (i % 2), 120, 250 * (1 - i % 2)])
-                Image.fromarray((colour + rng.integers(-5, 5, (32, 32, 3))).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-                tar.write({"__key__": f"class{i % 2}/{i:03d}", "png": buffer.getvalue()})
+        files = []
+        for i in range(count):
+            colour = np.full((32, 32, 3), [250 * (i % 2), 120, 250 * (1 - i % 2)])
+            pixels = (colour + rng.integers(-5, 5, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+            files.append((f"class{i % 2}/{i:03d}.png", encoded(pixels, "PNG")))
+        write_tar(folder / f"cifar10-{part}-000000.tar", files)
     bench.pack(folder, folder / "packed.npz")
     return folder / "packed.npz"
 

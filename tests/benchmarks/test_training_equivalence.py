@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from swav_platform.data.index.build import build_index
 from swav_platform.data.index.sources import expand
 from swav_platform.images.views import photometric
 from swav_platform.rows.table import from_table
+from tests.makers import encoded
 
 PLAIN = [
     f"views.{group}.{setting}"
@@ -80,7 +80,7 @@ def test_what_the_recipe_s_arm_gives_the_network_is_totensor_and_normalize(
 def test_the_groups_chances_are_the_recipe_s(bench: ModuleType, tiny: list[str]) -> None:
     """Each group's own colours and boxes, as the configuration says, not as published."""
     picture = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    data = _png(picture)
+    data = encoded(picture, "PNG")
     grey = load(bench.RECIPE, [*tiny, *PLAIN, "views.large.photometric.grey=1"])
     (view, _), small = bench.recipe_views(data, grey, 5)
     assert np.array_equal(view[..., 0], view[..., 1])
@@ -89,12 +89,6 @@ def test_the_groups_chances_are_the_recipe_s(bench: ModuleType, tiny: list[str])
     (view, _), _ = bench.recipe_views(data, exact, 5)  # 16 x 16 of 40 x 40 pixels: nothing is resized
     windows = np.lib.stride_tricks.sliding_window_view(picture, (16, 16), (0, 1)).transpose(0, 1, 3, 4, 2)
     assert (windows == view).all((2, 3, 4)).any()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def lines(ours: list[float], recipe: list[float]) -> list[dict[str, Any]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,13 @@ from swav_platform.config import Config
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.runs.folder import RunFolder
+from tests.makers import write_tar
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with tarfile.open("x.tar", "w") as tar:
-        for name in ("a.jpg", "b.jpg", "c.jpg", "README"):
-            info = tarfile.TarInfo(name)
-            info.size = 1
-            tar.addfile(info, io.BytesIO(b"x"))
+    write_tar(Path("x.tar"), [(name, b"x") for name in ("a.jpg", "b.jpg", "c.jpg", "README")])
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, object]:
@@ -42,8 +37,7 @@ def test_index_and_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
     after = said(capsys, "index", "--out", "ix", "--exclude", "gone.txt")
     assert (after["samples"], after["bytes_read"]) == (2, 0)
     assert said(capsys, "index", "--out", "ix", "--verify")["ok"]
-    with tarfile.open("x.tar", "w"):
-        pass
+    write_tar(Path("x.tar"), [])
     assert not said(capsys, "index", "--out", "ix", "--verify", code=1)["ok"]
 
 

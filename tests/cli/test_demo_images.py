@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from webdataset import TarWriter
 
 from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps, own_images
 from swav_platform.config import Train
-
-
-def png_of(width: int, height: int) -> bytes:
-    """Header of a PNG, and an end."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+from tests.makers import png_header, write_tar
 
 
 def steps(folder: Path, image: bytes) -> int:
     folder.mkdir()
-    with TarWriter(str(folder / "own.tar"), mtime=0) as tar:
-        tar.write({"__key__": "x", "png": image})
-    return affordable_steps(Shards([str(folder / "own.tar")], None), folder / "index", Train(steps=400, batch=64))
+    return affordable_steps(
+        Shards([write_tar(folder / "own.tar", [("x.png", image)])], None), folder / "index", Train(steps=400, batch=64)
+    )
 
 
 def test_large_images_are_learned_from_for_fewer_steps_and_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # as Pillow has it: it warns of more
-    large = png_of(11_000, 10_000)
+    large = png_header(11_000, 10_000)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert steps(tmp_path / "large", large) == FEWEST_STEPS
-        assert steps(tmp_path / "small", png_of(64, 48)) == 400
+        assert steps(tmp_path / "small", png_header(64, 48)) == 400
         assert not [w for w in caught if w.category is Image.DecompressionBombWarning]
         Image.open(io.BytesIO(large))
         assert [w for w in caught if w.category is Image.DecompressionBombWarning]
@@ -50,6 +38,6 @@ def test_large_images_are_learned_from_for_fewer_steps_and_without_a_word(
 def test_tars_beside_images_are_left_aside_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.tar", "b.tar.gz"):
         (tmp_path / name).touch()
-    (tmp_path / "x.png").write_bytes(png_of(64, 48))
+    (tmp_path / "x.png").write_bytes(png_header(64, 48))
     assert own_images(str(tmp_path), tmp_path / "demo").packed
     assert "the tars (2) are left aside" in " ".join(capsys.readouterr().err.split())

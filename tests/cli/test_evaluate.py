@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from webdataset import TarWriter
 
 from swav_platform.cli.evaluate import embed_images
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import open_or_build
 from swav_platform.data.index.lookup import Index
 from swav_platform.runs.folder import RunFolder
+from tests.makers import write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +25,7 @@ def _without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(tmp_path: Path) -> Path:
     """Two tars with 3 images each, `a/0 … a/2` and `b/0 … b/2`."""
     for name in "ab":
-        with TarWriter(str(tmp_path / f"{name}.tar"), mtime=0) as tar:
-            for i in range(3):
-                tar.write({"__key__": f"{name}/{i}", "jpg": b"jpg"})
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}/{i}.jpg", b"jpg") for i in range(3)])
     return tmp_path
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import io
 import re
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,30 +13,14 @@ from pathlib import Path
 
 import pytest
 
-Files = list[tuple[str, bytes]]
-
-
-def tar_bytes(files: Files, format: int = tarfile.USTAR_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+from tests.makers import Files, write_tar
 
 
 @pytest.fixture
 def make_tar(tmp_path: Path) -> Callable[[str, Files], str]:
     """(name, files) -> path of a tar with them below tmp_path."""
 
-    def make(name: str, files: Files) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(tar_bytes(files))
-        return str(path)
-
-    return make
+    return lambda name, files: write_tar(tmp_path / name, files)
 
 
 @pytest.fixture(autouse=True)

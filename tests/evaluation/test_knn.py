@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from webdataset import TarWriter
 
 from swav_platform.config import ImagePolicy
 from swav_platform.data.index.build import build_index
@@ -17,6 +15,7 @@ from swav_platform.errors import UserError
 from swav_platform.evaluation import features as module
 from swav_platform.evaluation.features import Features, batches, colour_histogram, features, subset, unit
 from swav_platform.evaluation.knn import _check_side, _warn_of_shared_shards, knn_top1
+from tests.makers import encoded, write_tar
 
 
 def rows(values: np.ndarray, labels: list[str]) -> Features:
@@ -88,9 +87,8 @@ def test_no_images_make_no_batches(shards: Path, tmp_path: Path) -> None:
 
 
 def test_features_keep_order_and_count_refused_images(shards: Path, tmp_path: Path) -> None:
-    with TarWriter(str(tmp_path / "bad.tar")) as tar:
-        tar.write({"__key__": "a/0", "jpg": b"not an image at all"})
-    build_index([*map(str, sorted(shards.glob("*.tar"))), str(tmp_path / "bad.tar")], tmp_path / "index", label="folder")
+    bad = write_tar(tmp_path / "bad.tar", [("a/0.jpg", b"not an image at all")])
+    build_index([*map(str, sorted(shards.glob("*.tar"))), bad], tmp_path / "index", label="folder")
     index = Index.open(tmp_path / "index")
     found = features(index, range(index.samples), {"colour": colour_histogram}, ImagePolicy())["colour"]
     assert found.refused == {"not_an_image": 1}
@@ -135,10 +133,9 @@ def test_report_is_one_self_contained_page(tmp_path: Path) -> None:
 
     from swav_platform.evaluation.report import write_report
 
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+    thumbnail = encoded(Image.new("RGB", (8, 8), "red"))
     pq.write_table(
-        pa.table({"cluster": [3, 3, 1], "score": [0.5, 0.9, 0.7], "thumbnail": [buffer.getvalue()] * 3}), tmp_path / "e.parquet"
+        pa.table({"cluster": [3, 3, 1], "score": [0.5, 0.9, 0.7], "thumbnail": [thumbnail] * 3}), tmp_path / "e.parquet"
     )
     write_report(
         tmp_path / "report.html",

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from webdataset import TarWriter
 
 from swav_platform.cli.main import run
 from swav_platform.images.views.params import COLUMN, ORDERS, PARAMS
 from swav_platform.rows.contact_sheet import describe
+from tests.makers import encoded, write_tar
 
 
 def test_parameters_in_words() -> None:
@@ -29,12 +28,6 @@ def test_parameters_in_words() -> None:
     assert describe(params) == (
         "50×40 at (3, 4) of 100×80, flipped, hue -0.10, brightness ×1.50, saturation ×1.00, contrast ×0.50, grey, blur σ 0.75, solarised"
     )
-
-
-def write_tar(path: Path, images: Mapping[str, bytes]) -> None:
-    with TarWriter(str(path), mtime=0) as tar:
-        for key, content in images.items():
-            tar.write({"__key__": key, "jpg": content})
 
 
 def test_preview_shows_the_views_of_the_first_positions(
@@ -60,9 +53,8 @@ def test_preview_shows_the_views_of_the_first_positions(
 def test_preview_counts_each_bad_image_once_and_says_why(
     tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = BytesIO()
-    Image.new("RGB", (64, 48), "red").save(image, "PNG")
-    write_tar(tmp_path / "mixed.tar", {f"text-{number}": b"no image" for number in range(6)} | {"good": image.getvalue()})
+    good = encoded(Image.new("RGB", (64, 48), "red"), "PNG")
+    write_tar(tmp_path / "mixed.tar", [*((f"text-{number}.jpg", b"no image") for number in range(6)), ("good.jpg", good)])
     page = tmp_path / "views.html"
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", config, "--data", str(tmp_path / "mixed.tar"), *tiny, "--preview", str(page), "--json"]) == 0
@@ -81,9 +73,8 @@ def test_boxes_lie_on_the_upright_image_where_the_views_were_cut(
     left_red[:, :48, 0] = left_red[:, 48:, 2] = left_red[:24, :, 1] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
-    out = BytesIO()
-    Image.fromarray(np.rot90(left_red)).save(out, "JPEG", exif=exif, quality=95)
-    write_tar(tmp_path / "one.tar", dict.fromkeys(map(str, range(8)), out.getvalue()))
+    turned = encoded(np.rot90(left_red), exif=exif, quality=95)
+    write_tar(tmp_path / "one.tar", [(f"{number}.jpg", turned) for number in range(8)])
     page = tmp_path / "views.html"
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     plain = [f"views.{group}.photometric=none" for group in ("large", "small")]
@@ -105,7 +96,7 @@ def test_boxes_lie_on_the_upright_image_where_the_views_were_cut(
 def test_preview_of_nothing_that_can_be_used_says_so(
     tiny: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_tar(tmp_path / "text.tar", dict.fromkeys(map(str, range(8)), b"no image"))
+    write_tar(tmp_path / "text.tar", [(f"{number}.jpg", b"no image") for number in range(8)])
     page = tmp_path / "views.html"
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", config, "--data", str(tmp_path / "text.tar"), *tiny, "--preview", str(page)]) == 1

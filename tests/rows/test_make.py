@@ -24,6 +24,7 @@ from swav_platform.images.views.params import COLUMN, GEOMETRY, NEUTRAL, PARAMS
 from swav_platform.rows import make as module
 from swav_platform.rows.layout import Row, RowLayout
 from swav_platform.rows.make import make_row, view_hashes
+from tests.makers import encoded
 
 torch.set_num_threads(1)
 R = 8
@@ -55,9 +56,7 @@ class Store:
 
 def jpeg(number: int) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    out = BytesIO()
-    Image.fromarray(pixels).resize((40 + number % 7, 30 + number % 5), Image.Resampling.BICUBIC).save(out, "JPEG")
-    return out.getvalue()
+    return encoded(Image.fromarray(pixels).resize((40 + number % 7, 30 + number % 5), Image.Resampling.BICUBIC))
 
 
 def spec(samples: Sequence[int], positions: Sequence[int] = range(80, 80 + R), filler: int = 0) -> RowSpec:

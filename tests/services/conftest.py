@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from PIL import Image
 from torch.nn.functional import normalize
 
 from services.embeddings.app import create_app
@@ -23,16 +21,9 @@ from swav_platform.images.decoding.decode import decode
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.heads import projection_head
 from swav_platform.models.package import load_package, package_digest, preprocess, save_package
+from tests.makers import smooth
 
 PROTOTYPES, DIM, SIZE = 12, 16, 32
-
-
-def picture(seed: int, width: int = 48, height: int = 40, kind: str = "JPEG") -> bytes:
-    """A smooth random image as a file's bytes."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, kind)
-    return out.getvalue()
 
 
 def direct(package_folder: Path, images: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +64,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., bytes]:
-    return picture
+    return smooth
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +74,7 @@ def truth(package: Path, pictures: list[bytes]) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="session")
 def pictures() -> list[bytes]:
-    return [picture(seed) for seed in range(40)]
+    return [smooth(seed) for seed in range(40)]
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +10,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 
 from services.embeddings.answers import ErrorAnswer
+from tests.makers import png_header
 
 JPEG = {"content-type": "image/jpeg"}
 JSON = {"content-type": "application/json"}
@@ -25,16 +24,6 @@ def refused(response: Response, status: int, code: str) -> dict[str, Any]:
     assert error.message
     assert "Traceback" not in response.text
     return error.model_dump()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has a few bytes only."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/clusters", "/v1/neighbors"])

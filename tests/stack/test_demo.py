@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from PIL import Image
 from swav_platform.cli.demo_images import OwnImages, own_images
 from swav_platform.cli.main import run
 from swav_platform.data.ledger.ledger import Ledger
+from tests.makers import encoded
 
 pytestmark = pytest.mark.stack
 
@@ -52,9 +52,7 @@ BROKEN = {
 
 
 def jpeg(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, "JPEG")
-    return buffer.getvalue()
+    return encoded(Image.linear_gradient("L").resize((width, height)).convert("RGB"))
 
 
 @pytest.fixture(scope="module")

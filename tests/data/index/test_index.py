@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import errno
 import gzip
-import io
 import json
 import os
 import pickle
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,9 @@ from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.sources import expand
 from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.errors import UsageError, UserError
+from tests.makers import write_tar
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
-
-
-def write_tar(path: Path, files: list[tuple[str, bytes]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
 
 
 def keys(tmp_path: Path, files: list[tuple[str, bytes]]) -> tuple[list[str], dict[str, int]]:

@@ -13,18 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swav_platform.data.index.tar import NotATar, TarScan, scan
-
-Files = list[tuple[str, bytes]]
-
-
-def tar_bytes(files: Files, format: int = tarfile.USTAR_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+from tests.makers import tar_bytes
 
 
 def scanned(tmp_path: Path, data: bytes) -> TarScan:
@@ -37,11 +26,11 @@ def contents(found: TarScan, data: bytes) -> list[tuple[bytes, bytes]]:
     return [(m.name, data[m.offset : m.offset + m.size]) for m in found.members]
 
 
-def expected(files: Files) -> list[tuple[bytes, bytes]]:
+def expected(files: list[tuple[str, bytes]]) -> list[tuple[bytes, bytes]]:
     return [(name.encode("utf-8", "surrogateescape"), content) for name, content in files]
 
 
-THREE: Files = [("a.jpg", b"A" * 700), ("d/b.JPG", b"B" * 1024), ("c.png", b"C")]
+THREE = [("a.jpg", b"A" * 700), ("d/b.JPG", b"B" * 1024), ("c.png", b"C")]
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,7 +43,7 @@ THREE: Files = [("a.jpg", b"A" * 700), ("d/b.JPG", b"B" * 1024), ("c.png", b"C")
     ),
     format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-def test_any_names_in_gnu_and_pax(tmp_path_factory: pytest.TempPathFactory, files: Files, format: int) -> None:
+def test_any_names_in_gnu_and_pax(tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, bytes]], format: int) -> None:
     files = [(name.replace("/", "-"), content) for name, content in files]
     data = tar_bytes(files, format)
     found = scanned(tmp_path_factory.mktemp("tar"), data)
@@ -64,12 +53,12 @@ def test_any_names_in_gnu_and_pax(tmp_path_factory: pytest.TempPathFactory, file
 
 def test_ustar_with_prefix(tmp_path: Path) -> None:
     files = [("folder" * 20 + "/" + "x" * 90 + ".jpg", b"1234")]
-    data = tar_bytes(files)
+    data = tar_bytes(files, tarfile.USTAR_FORMAT)
     assert contents(scanned(tmp_path, data), data) == expected(files)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    data = tar_bytes([("caf\udce9.jpg", b"1")])
+    data = tar_bytes([("caf\udce9.jpg", b"1")], tarfile.USTAR_FORMAT)
     assert scanned(tmp_path, data).members[0].name == b"caf\xe9.jpg"
 
 

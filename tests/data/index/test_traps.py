@@ -16,20 +16,10 @@ from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.sources import expand
 from swav_platform.data.samples import read_samples
 from swav_platform.errors import UserError
+from tests.makers import Files
+from tests.makers import tar_bytes as tar
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
-Files = list[tuple[str, bytes]]
-
-
-def tar(files: Files, format: int = tarfile.GNU_FORMAT, end: bool = True) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as out:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
-        length = buffer.tell()
-    return buffer.getvalue() if end else buffer.getvalue()[:length]
 
 
 def special(*members: tuple[bytes, str]) -> bytes:
@@ -73,7 +63,7 @@ def v7() -> bytes:
     return bytes(sealed(header))
 
 
-ABC: Files = [("a.jpg", b"A"), ("b.jpg", b"B"), ("c.jpg", b"C")]  # each a block of header and a block of content
+ABC = [("a.jpg", b"A"), ("b.jpg", b"B"), ("c.jpg", b"C")]  # each a block of header and a block of content
 LONG = "folder/" * 30 + "x" * 120
 MIB = bytes(2**20)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from swav_platform.data.index.sources import expand
 from swav_platform.data.order.plan import Plan, PlanSpec
 from swav_platform.data.samples import read_samples
 from swav_platform.errors import UsageError, UserError
+from tests.data.storage.fault_proxy import FaultProxy
 
 pytestmark = pytest.mark.stack
 
@@ -39,17 +38,10 @@ def moto() -> Iterator[Any]:
 
 @pytest.fixture
 def proxy(moto: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    name = "fault_proxy"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("fault_proxy.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
     for key, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{key}", value)
     port = moto.get_host_and_port()[1]
-    with sys.modules[name].FaultProxy(port) as proxy:
+    with FaultProxy(port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,13 @@ from swav_platform.images.decoding.confined import NoDecoderError
 from swav_platform.images.decoding.decode import decode, thumbnail
 from swav_platform.images.decoding.refused import Refused
 from swav_platform.rows.make import make_row
+from tests.makers import encoded
 
 POLICY = ImagePolicy()
 
 
 def png(value: int = 7, side: int = 32) -> bytes:
-    out = BytesIO()
-    Image.new("RGB", (side, side), (value, value, value)).save(out, "PNG")
-    return out.getvalue()
+    return encoded(Image.new("RGB", (side, side), (value, value, value)), "PNG")
 
 
 def process() -> int:
@@ -199,11 +197,11 @@ def test_each_thread_and_each_fork_has_its_own() -> None:
 
 def test_a_jpeg_is_the_same_in_and_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     rough = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
-    out, exif = BytesIO(), Image.Exif()
+    exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(rough).resize((120, 90)).save(out, "JPEG", exif=exif)
-    here = decode(out.getvalue(), POLICY)
+    data = encoded(Image.fromarray(rough).resize((120, 90)), exif=exif)
+    here = decode(data, POLICY)
     assert getattr(confined._here, "child", None) is None, "an ordinary JPEG needs no child"
     monkeypatch.setattr("swav_platform.images.decoding.decode.SUSPECT_SECONDS", 0)
-    np.testing.assert_array_equal(decode(out.getvalue(), POLICY), here)
+    np.testing.assert_array_equal(decode(data, POLICY), here)
     assert confined._here.child.images == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import threading
 import warnings
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -19,6 +18,7 @@ from swav_platform.images.decoding.decode import codec_fingerprint, decode, thum
 from swav_platform.images.decoding.pillow import truncated_accepted, with_pillow
 from swav_platform.images.decoding.refused import Refused
 from swav_platform.images.decoding.sniff import format_of
+from tests.makers import encoded, png_header
 
 POLICY = ImagePolicy()
 pytestmark = pytest.mark.filterwarnings("ignore")  # pytest takes back the filter that the module sets
@@ -28,12 +28,6 @@ def photograph(height: int = 40, width: int = 60) -> Image.Image:
     """Smooth and without any symmetry."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([y * 255 // height, x * 255 // width, (x * y) % 97], axis=2).astype(np.uint8))
-
-
-def encoded(image: Image.Image, form: str, **options: object) -> bytes:
-    out = BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
 
 
 def outcome(data: bytes, policy: ImagePolicy = POLICY) -> Outcome:
@@ -173,12 +167,6 @@ def test_formats_are_named_in_any_case() -> None:
     assert decode(encoded(photograph(), "PNG"), ImagePolicy(formats=("png",))).shape == (40, 60, 3)
     with pytest.raises(ValueError, match="PSD: not among JPEG, PNG"):
         ImagePolicy(formats=("jpeg", "psd"))
-
-
-def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + pixels
 
 
 @pytest.mark.parametrize(

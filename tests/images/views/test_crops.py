@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from swav_platform.images.decoding.decode import Decoded, decode_reduced
 from swav_platform.images.views import crops
 from swav_platform.images.views.params import SLOTS
 from swav_platform.images.views.randomness import uniforms
+from tests.makers import encoded
 
 LARGE = ViewGroup(size=32, count=2, scale=(0.14, 1.0))
 SMALL = ViewGroup(size=16, count=3, scale=(0.05, 0.14))
@@ -135,10 +135,10 @@ def test_a_box_is_at_the_same_place_in_a_smaller_image(orientation: int, parts: 
     """Sides that no reduction divides; the corners, where an error of place is largest."""
     y, x = np.mgrid[0:393, 0:521]
     waves = [128 + 100 * np.sin(x / 31 + y / 57), 128 + 100 * np.sin(y / 29), 128 + 100 * np.sin(x / 37 - y / 41)]
-    exif, out = Image.Exif(), BytesIO()
+    exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(out, "JPEG", quality=95, subsampling=0, exif=exif)
-    full, small = (decode_reduced(out.getvalue(), ImagePolicy(), lambda h, w, parts=parts: parts) for parts in (1, parts))
+    data = encoded(np.stack(waves, axis=-1).astype(np.uint8), quality=95, subsampling=0, exif=exif)
+    full, small = (decode_reduced(data, ImagePolicy(), lambda h, w, parts=parts: parts) for parts in (1, parts))
     assert small.pixels.shape[:2] == (-(-full.height // parts), -(-full.width // parts))
     for top, left in ((0, 0), (0, full.width - 128), (full.height - 128, 0), (full.height - 128, full.width - 128)):
         views = np.zeros((2, 16, 16, 3), np.uint8)
