@@ -1,4 +1,4 @@
-"""Runs, metrics and models in MLflow. The only file that imports it."""
+"""Runs, metrics and models in MLflow. No other module imports mlflow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import runs_folder
 
-# Without these a dead server holds each call for minutes.
+# MLflow's defaults block each call to an unreachable server for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 FLUSH_SECONDS = 2.0
-BATCH = 900  # MLflow takes 1,000 metrics in a call
+BATCH = 900  # MLflow accepts up to 1,000 metrics per call
 
 
 def tracking_uri(config: Config) -> str:
@@ -38,10 +38,10 @@ def without_password(text: str) -> str:
 
 
 def start_run(config: Config, run_id: str | None, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
-    """Opens a run, or opens `run_id` again if this server knows it, and returns its id."""
+    """Creates a run, or reopens `run_id` if the server has it. Returns the id."""
     with _explained(tracking_uri(config)):
         client = _client(tracking_uri(config))
-        if run_id is not None and _opened_again(client, run_id):
+        if run_id is not None and _reopened(client, run_id):
             return run_id
         run = client.create_run(_experiment(client, config), run_name=config.run.name, tags={k: str(v) for k, v in tags.items()})
         for key, value in params.items():
@@ -65,7 +65,7 @@ def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float], step: int) 
 
 
 def register_package(uri: str, run_id: str, folder: Path, model: str) -> str:
-    """Stores a model package with its run, registers it, gives it the alias `candidate`; returns its models:/ URI."""
+    """Uploads a model package to its run, registers it with the alias `candidate` and returns its models:/ URI."""
     with _explained(uri):
         import mlflow.exceptions
 
@@ -101,10 +101,10 @@ def _version_source(uri: str, model_uri: str) -> str:
 
 
 class Tracker:
-    """Sends metrics in batches from a thread of its own: training never waits for a tracking server.
+    """Sends metrics in batches from a thread, so that training never waits for the tracking server.
 
-    What can't be sent is kept and tried again; what is left at the end is given up with a warning (metrics.jsonl
-    in the run's folder has all of it).
+    Failed batches are retried. Metrics still unsent at the end are dropped with a warning; metrics.jsonl in the run's folder
+    has all of them.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
@@ -133,7 +133,7 @@ class Tracker:
                 while unsent:
                     self._send(unsent[:BATCH])
                     unsent = unsent[BATCH:]
-            except Exception as error:  # a dead tracking server must not end a run
+            except Exception as error:  # an unreachable server must not stop a run
                 where, why = without_password(self._uri), without_password(_cause(error))
                 logging.getLogger(__name__).warning("metrics could not be sent to %s: %s", where, why)
             if last:
@@ -155,8 +155,8 @@ def _client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _opened_again(client: Any, run_id: str) -> bool:
-    """False when this tracking server does not know the run: it was started with another one."""
+def _reopened(client: Any, run_id: str) -> bool:
+    """False if the server does not have the run, because it was created on another server."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -174,7 +174,7 @@ def _experiment(client: Any, config: Config) -> str:
     if known is not None:
         return str(known.experiment_id)
     beside = None
-    if tracking_uri(config).startswith("sqlite:"):  # no server to keep artifacts: they lie beside the data base
+    if tracking_uri(config).startswith("sqlite:"):  # no server stores artifacts, so they go next to the database
         beside = (runs_folder(config.run.out) / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=beside))
 
@@ -187,13 +187,14 @@ def _explained(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"MLflow at {without_password(uri)} did not do what was asked ({without_password(_cause(error))}). Check that the tracking server answers and tracking.uri or "
-            f"MLFLOW_TRACKING_URI names it; without either, a SQLite file in the folder of the runs is used."
+            f"MLflow request to {without_password(uri)} failed ({without_password(_cause(error))}). Check that the server "
+            f"answers and that tracking.uri or MLFLOW_TRACKING_URI is its address. If neither is set, "
+            "a SQLite file is used."
         ) from error
 
 
 def _cause(error: BaseException) -> str:
-    """What MLflow's paragraphs come down to: the network's own complaint, else their first sentence."""
+    """The cause in one sentence: the network error if there is one, else the first sentence of MLflow's message."""
     root = error
     while inner := root.__cause__ or root.__context__:
         root = inner

@@ -1,4 +1,4 @@
-"""What verbs share to talk with people and machines: progress on stderr, answers on stdout."""
+"""Output of all commands: progress and notices on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from swav_platform.errors import UsageError
 stderr = Console(stderr=True)
 
 _UNCUT = 1000
-"""Columns of what goes into a file or a pipe: what reads it wants whole lines."""
+"""Width in columns where stdout is a file or a pipe, so that no line is wrapped."""
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 
 
 def examples(*lines: str) -> str:
-    """The epilog of a verb's --help; \\b keeps Click from filling the lines."""
+    """The epilog of a command's --help; \\b keeps Click from rewrapping the lines."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
@@ -42,7 +42,7 @@ def progress() -> Progress:
 
 
 def show(table: Table) -> None:
-    """A table on stdout: as wide as the terminal, in files and pipes with whole lines."""
+    """Prints a table to stdout, as wide as the terminal; in files and pipes without wrapping."""
     stdout = Console()
     if not stdout.is_terminal:
         stdout.width = _UNCUT
@@ -50,7 +50,7 @@ def show(table: Table) -> None:
 
 
 def answer(result: Mapping[str, Any], as_json: bool) -> None:
-    """A result as JSON, or as a table of names and values."""
+    """Prints a result as JSON, or as a table of names and values."""
     if as_json:
         click.echo(json.dumps(result, default=str))
         return
@@ -61,24 +61,24 @@ def answer(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def add_row(table: Table, *cells: str) -> None:
-    """A row of texts as they are: Rich would take [brackets] in names of users for markup."""
+    """Adds a row of plain text: Rich would interpret [brackets] in file names as markup."""
     table.add_row(*(Text(cell) for cell in cells))
 
 
 def say(text: str) -> None:
-    """A line for people, as it is, on stderr."""
+    """Prints a line to stderr without interpreting markup."""
     stderr.print(Text(text), soft_wrap=True)
 
 
 def page(option: str, path: str | Path) -> Path:
-    """Where an option's HTML page goes. Raises UsageError for other names: a slip must not write over a photo or a shard."""
+    """Path of an option's HTML page. Raises UsageError for other suffixes, so that a typo can't overwrite a photo or a shard."""
     if Path(path).suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{option} {path}: name a file that ends in .html.")
+        raise UsageError(f"{option} {path}: the file name must end in .html.")
     return Path(path).expanduser()
 
 
 def readable(value: Any) -> str:
-    """A value of an answer as people read it."""
+    """Formats a value for people."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 100 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):

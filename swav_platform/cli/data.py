@@ -27,17 +27,21 @@ from swav_platform.errors import UsageError
 )
 @click.argument("pattern", nargs=-1)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the index.")
-@click.option("--label", help="Where labels come from, for evaluation only: folder, cls or json:FIELD.")
-@click.option("--exclude", metavar="FILE", help="Take samples out, also of later versions: KEY or SHARD<tab>KEY in each line.")
+@click.option("--label", help="Source of labels, used for evaluation only: folder, cls or json:FIELD.")
 @click.option(
-    "--weights", metavar="FILE", help="Balanced sampling: CSV or parquet with columns key and weight, or key and cluster."
+    "--exclude", metavar="FILE", help="Exclude samples from this and later versions; one KEY or SHARD<tab>KEY per line."
 )
-@click.option("--from-wids", metavar="FILE", help="Take the shards that a wids index lists.")
-@click.option("--verify", is_flag=True, help="Read all headers again and compare them with the index in DIR.")
 @click.option(
-    "--allow-pipe", is_flag=True, help="Run `pipe:COMMAND` patterns, also those of the index, which are shell commands."
+    "--weights", metavar="FILE", help="Balance sampling: CSV or Parquet with columns key and weight, or key and cluster."
 )
-@click.option("--cluster", is_flag=True, help="Read headers on the Ray cluster at RAY_ADDRESS.")
+@click.option("--from-wids", metavar="FILE", help="Index the shards listed by a wids index.")
+@click.option(
+    "--verify", is_flag=True, help="Compare the index in DIR with the headers of its shards; exit code 1 if they differ."
+)
+@click.option(
+    "--allow-pipe", is_flag=True, help="Allow `pipe:COMMAND` patterns, also those in the index. They run shell commands."
+)
+@click.option("--cluster", is_flag=True, help="Read headers on the Ray cluster at RAY_ADDRESS, or on a local Ray.")
 @console.json_option
 def index_command(
     pattern: tuple[str, ...],
@@ -51,9 +55,10 @@ def index_command(
     cluster: bool,
     as_json: bool,
 ) -> int:
-    """Index the shards of PATTERN: what lies where in them. Reads headers only.
+    """Index the images in the shards of PATTERN by reading tar headers only.
 
-    Without PATTERN the shards of the index in DIR are looked at again.
+    PATTERN is a tar, a folder, a glob, a {000..019} range or a URL. Without PATTERN the shards of the index in DIR are indexed
+    again; unchanged ones are not read.
     """
     from swav_platform.data.datasets import open_index
 
@@ -91,7 +96,7 @@ def index_command(
         )
     if report.whole:
         console.say(
-            f"{report.whole:,} shards are fetched and unpacked whole: they are compressed or lie where ranges can't be read."
+            f"{report.whole:,} shards are read as a whole, because they are compressed or their storage has no range requests."
         )
     for complaint in compare(Index.open(out), listed):
         console.say(complaint)
@@ -111,7 +116,7 @@ def _reader(cluster: bool) -> Iterator[Any]:
 
 
 def _answer(report: dict[str, Any], as_json: bool) -> None:
-    """For people, examples of what was skipped come below the figures."""
+    """Without --json, examples of skipped members follow the table."""
     if as_json:
         console.answer(report, True)
         return
@@ -129,10 +134,10 @@ def _answer(report: dict[str, Any], as_json: bool) -> None:
 )
 @click.argument("folder")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the shards.")
-@click.option("--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1))
+@click.option("--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="Most images in one shard.")
 @console.json_option
 def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -> None:
-    """Pack a FOLDER of images, of any nesting and names, into shards."""
+    """Pack all images in FOLDER and its subfolders into shards."""
     from swav_platform.data.pack import pack
 
     with console.progress() as bars:
@@ -145,7 +150,10 @@ def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -
         )
     if report.undecoded:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.undecoded.items()))
-        console.say(f"Packed, but of types that no run decodes: {kinds}. They end in its ledger; convert them to use them.")
+        console.say(
+            f"Packed files in formats that can't be decoded: {kinds}. Runs replace them by other samples and list them in the "
+            "ledger; convert them to use them."
+        )
     _answer({**dataclasses.asdict(report), "out": out}, as_json)
 
 
@@ -157,14 +165,17 @@ def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -
     )
 )
 @click.argument("run", required=False)
-@click.option("--check", metavar="LOG", help="Verify a sample log: every position exactly once.")
-@click.option("--html", metavar="FILE", help="Write a page with the bad images and their thumbnails.")
-@click.option("--out", metavar="DIR", help="Folder of the runs.")
+@click.option("--check", metavar="LOG", help="Check that the sample log LOG has every position exactly once; exit code 1 if not.")
+@click.option("--html", metavar="FILE", help="Write an HTML page with the bad images and their thumbnails.")
+@click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
 def ledger_command(run: str | None, check: str | None, html: str | None, out: str | None, as_json: bool) -> int:
-    """What became of every bad image of RUN, or with --check whether a sample log is exact."""
+    """List the bad images of RUN with reasons, or check a sample log.
+
+    RUN is a name or a folder of a run.
+    """
     if (run is None) == (check is None):
-        raise UsageError("Say either the RUN whose ledger you want, or --check LOG.")
+        raise UsageError("Give either RUN or --check LOG.")
     if check is not None:
         from swav_platform.data.ledger.sample_log import check as check_log
 
@@ -184,7 +195,7 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
         from swav_platform.data.ledger.page import ledger_page
 
         write_text(page, ledger_page(ledger, folder.name))
-        console.say(f"{page} shows them.")
+        console.say(f"Wrote {page}")
     if as_json:
         by_shard = ledger.samples_by_shard()
         shards = [{"shard": shard, "count": sum(words.values()), "reasons": words} for shard, words in by_shard.items()]
@@ -198,7 +209,7 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
 
 def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
     counts = ", ".join(f"{count:,} {word}" for word, count in ledger.samples_by_outcome().items())
-    click.echo(f"Bad images: {counts or 'none'}. Positions whose own image was bad: {ledger.quarantined:,}.")
+    click.echo(f"Bad images: {counts or 'none'}. Affected positions: {ledger.quarantined:,}.")
     bad = ledger.bad()
     if not bad:
         return
@@ -210,5 +221,5 @@ def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:
         console.add_row(table, event.key, event.shard, event.outcome.word, event.detail)
     console.show(worst)
     console.show(table)
-    shown = f"The first {most} of {len(bad):,} images" if len(bad) > most else f"{len(bad):,} images in all"
-    click.echo(f"{shown}; all of them, with thumbnails where they could be made: {path} (--html FILE or --json shows them)")
+    shown = f"The first {most} of {len(bad):,} images." if len(bad) > most else f"{len(bad):,} images."
+    click.echo(f"{shown} The complete ledger with thumbnails is {path}; --html FILE or --json shows all of it.")

@@ -1,4 +1,4 @@
-"""swav demo: the whole way once, from images to answers over HTTP, in ./swav-demo."""
+"""swav demo: the complete workflow from images to answers over HTTP, in ./swav-demo."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import RunFolder
 
 RECIPE = RECIPES / "demo.yaml"
-BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # what the demo has to beat where there are labels
+BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # with labels, the trained encoder must exceed both
 
 
 @dataclass
 class Stopwatch:
-    """Seconds of each part of the demo, in the order in which they were done."""
+    """Seconds of each part of the demo, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -52,14 +52,23 @@ class Stopwatch:
     )
 )
 @click.argument("overrides", nargs=-1, metavar="[key=value …]")
-@click.option("--data", metavar="PATTERN", help="Your own images instead: a folder of any nesting, or a pattern of shards.")
-@click.option("--out", default="swav-demo", show_default=True, metavar="DIR")
-@click.option("--seed", default=31, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--data",
+    metavar="PATTERN",
+    help="Your own images: a folder with subfolders, or a pattern of shards (default: included photographs).",
+)
+@click.option(
+    "--out", default="swav-demo", show_default=True, metavar="DIR", help="Output folder. An earlier demo in it is replaced."
+)
+@click.option("--seed", default=31, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
 @console.json_option
 def demo_command(overrides: tuple[str, ...], data: str | None, out: str, seed: int, as_json: bool) -> None:
-    """Images to a trained encoder to answers over HTTP, in minutes."""
+    """Train an encoder on images, evaluate it, serve it and query it over HTTP, in minutes.
+
+    Writes report.html and demo.json. key=value arguments override settings of configs/pretrain/demo.yaml.
+    """
     place = Path(out).expanduser().absolute()
-    # What was asked for is checked before an earlier demo is taken away.
+    # Checks the arguments before it removes an earlier demo.
     _recipe(["-"], place, seed, overrides, steps=FEWEST_STEPS if data else None)
     own = own_images(data, place) if data else None
     _clear(place)
@@ -73,7 +82,7 @@ def demo_command(overrides: tuple[str, ...], data: str | None, out: str, seed: i
 
 
 def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[str, Any]:
-    """Pretrain, score, embed, serve, ask, report. Returns what demo.json holds."""
+    """Pretrains, evaluates, embeds, serves, queries, reports. Returns the content of demo.json."""
     from swav_platform.cluster.pretrain import Watcher, pretrain
 
     started = time.monotonic() - sum(watch.seconds.values())
@@ -111,22 +120,20 @@ def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[s
 
 
 def _clear(place: Path) -> None:
-    """Takes away an earlier demo. Raises UsageError for a folder that is something else."""
+    """Removes an earlier demo. Raises UsageError if the folder has other content."""
     if place.exists() and any(place.iterdir()):
         if not (place / ".swav-demo").is_file():
-            raise UsageError(f"{place} is not empty and not an earlier demo; name another folder with --out.")
+            raise UsageError(f"{place} is not empty and not an earlier demo; choose another folder with --out.")
         shutil.rmtree(place)
     try:
         place.mkdir(parents=True, exist_ok=True)
         (place / ".swav-demo").touch()
     except OSError as error:
-        raise UserError(
-            f"The demo can't write to {place} ({error.strerror}); run it in a folder of yours, or name one with --out."
-        ) from None
+        raise UserError(f"The demo can't write to {place} ({error.strerror}); choose a writable folder with --out.") from None
 
 
 def _recipe(sources: list[str], place: Path, seed: int, overrides: tuple[str, ...], *, steps: int | None) -> Config:
-    """steps: for images of the user's own, which are larger than the patches of photographs; None for those."""
+    """steps: for the user's own images, which get larger views; None for the included photographs."""
     chosen = [f"data.sources={json.dumps(sources)}", f"run.out={json.dumps(str(place))}", "run.name=demo", f"seed={seed}"]
     if steps is not None:
         chosen += ["views.large.size=64", "views.small.size=32", f"train.steps={steps}"]
@@ -152,7 +159,7 @@ def _score(folder: RunFolder, shards: Shards) -> dict[str, Any]:
 
 
 def _serve_and_ask(folder: RunFolder, index: Index, place: Path) -> tuple[str, dict[str, Any]]:
-    """Starts `swav serve`, asks each kind of question over HTTP, stops it."""
+    """Starts `swav serve`, sends each kind of query over HTTP, stops it."""
     from swav_platform.client import Client
     from swav_platform.data.samples import read_samples
 
@@ -178,7 +185,7 @@ def _serve_and_ask(folder: RunFolder, index: Index, place: Path) -> tuple[str, d
             service.terminate()
     good = [i for i, item in enumerate(embeddings["items"]) if "error" not in item]
     if not good:
-        raise UserError(f"The service answered none of {len(images)} images: {embeddings['items'][0]['error']['message']}")
+        raise UserError(f"The service rejected all {len(images)} images: {embeddings['items'][0]['error']['message']}")
     first = good[0]
     return url, {
         "embedding_dim": len(embeddings["items"][first]["embedding"]),
@@ -195,7 +202,7 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
     stored = folder.embeddings / "embeddings.parquet"
     write_report(
         place / "report.html",
-        title="What SwAV saw in these images",
+        title="SwAV demo: clusters and neighbours in these images",
         facts={
             "images seen": f"{trained['images']:,} at {trained['images_per_second']:.0f} a second",
             "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.heads[0]):.3f})",
@@ -218,10 +225,8 @@ def _show(result: dict[str, Any], watch: Stopwatch, place: Path) -> None:
             continue
         shown = f"{value:,.2f}" if isinstance(value, float) else str(value)
         console.add_row(table, key.replace("_", " "), shown)
-    console.add_row(table, "where the time went", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.seconds.items()))
+    console.add_row(table, "duration", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in watch.seconds.items()))
     console.show(table)
     if result["quarantined"]:
-        click.echo(f"\nBad images, by name and reason:  swav ledger {place / 'demo'}")
-    click.echo(
-        f"\nLook at {place / 'report.html'}\nOpen the service:  {Path(sys.executable).parent / 'swav'} serve {place / 'demo'}"
-    )
+        click.echo(f"\nBad images with reasons:  swav ledger {place / 'demo'}")
+    click.echo(f"\nReport:  {place / 'report.html'}\nService:  {Path(sys.executable).parent / 'swav'} serve {place / 'demo'}")

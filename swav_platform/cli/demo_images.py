@@ -1,4 +1,4 @@
-"""What the demo learns from: photographs that it brings, or images of the user's own."""
+"""Training data of the demo: included photographs, or the user's own images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from swav_platform.images.decoding.sniff import format_of
 
 PER_PHOTO = {"train": 450, "query": 60}
 FEWEST_STEPS = 20
-DECODE_SECONDS = 120.0  # core-seconds that reading the user's own images may take in all
-SECONDS_PER_MEGAPIXEL = 0.009  # of a JPEG on one slow core
+DECODE_SECONDS = 120.0  # budget in core-seconds for decoding the user's own images
+SECONDS_PER_MEGAPIXEL = 0.009  # decoding a JPEG on one slow core
 
 
 @dataclass(frozen=True)
 class Shards:
-    """What the demo learns from, and labelled shards to score it with (None for images of the user's own)."""
+    """Training shards, and labelled shards for evaluation (None for the user's own images)."""
 
     sources: list[str]
     query: str | None
@@ -34,7 +34,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class OwnImages:
-    """Images of the user's own: a pattern of shards, or a folder that has to be packed first."""
+    """The user's own images: a pattern of shards, or a folder of images (`packed`: to be packed first)."""
 
     source: str
     packed: bool
@@ -58,19 +58,19 @@ def photograph_shards(place: Path, seed: int) -> Shards:
 
 
 def own_images(data: str, place: Path) -> OwnImages:
-    """Images in a folder are packed; tars are used where there are none. Raises UsageError for neither."""
+    """A folder of images is packed; a folder with tars only, or a pattern, is used as it is. Raises UsageError for neither."""
     where = Path(data.removeprefix("file://")).expanduser().absolute()
     named = [where] if where.is_dir() else [where, *map(Path, expand([data]))]
     if any(_inside(path, place) for path in named):
-        raise UsageError(f"{data} lies in {place}, which the demo replaces; name another folder with --out.")
+        raise UsageError(f"{data} is inside {place}, which the demo replaces; choose another folder with --out.")
     if not where.is_dir():
         return OwnImages(str(where), packed=False)
     if not any(map(_is_image, _files(where, place))):
         if all(_inside(tar, place) for tar in expand([str(where)])):
-            raise UsageError(f"{where} holds neither images nor tars but those of an earlier demo; name another folder.")
+            raise UsageError(f"{where} contains no images and no tars except those of an earlier demo; choose another folder.")
         return OwnImages(str(where), packed=False)
     if tars := sum(is_shard(str(file)) for file in _files(where, place)):
-        console.say(f"{where} holds images and tars: the images are packed, the tars ({tars:,}) are left aside.")
+        console.say(f"{where} contains images and tars: the images are packed, the tars ({tars:,}) are ignored.")
     return OwnImages(str(where), packed=True)
 
 
@@ -79,7 +79,7 @@ def _inside(path: str | Path, place: Path) -> bool:
 
 
 def _files(folder: Path, place: Path) -> Iterator[Path]:
-    """Files below a folder, also behind links, as `pack` looks for them, but not those of an earlier demo in it."""
+    """Files below a folder, also behind links, as in `pack`, without those of an earlier demo."""
     seen = {os.path.realpath(place)}
     for inside, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(inside)) in seen:
@@ -118,7 +118,7 @@ def own_shards(own: OwnImages, place: Path) -> Shards:
 
 
 def affordable_steps(shards: Shards, index_folder: Path, recipe: Train) -> int:
-    """Steps for which decoding the user's images takes about DECODE_SECONDS, told from a few headers; at most the recipe's."""
+    """Number of steps for which decoding takes about DECODE_SECONDS, estimated from a few headers; at most the recipe's."""
     from swav_platform.data.index.build import build_index
     from swav_platform.data.samples import ReadFailure, read_samples
 
@@ -133,7 +133,7 @@ def affordable_steps(shards: Shards, index_folder: Path, recipe: Train) -> int:
 
 
 def _pixels(image: bytes) -> int:
-    """By the header alone; 0 if it says nothing, or what data tasks pass over as quickly."""
+    """Pixels according to the header; 0 for images that data tasks reject by their header."""
     name = format_of(image)
     with contextlib.suppress(Refused):
         cost = cost_of(image, name) if name else None

@@ -1,4 +1,4 @@
-"""swav doctor: what is installed, what the machine offers, what is wrong and how to mend it."""
+"""swav doctor: reports installed packages and the machine, with problems and remedies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from swav_platform.cli.doctor_packages import packages
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 def doctor_command(as_json: bool) -> int:
-    """Tell what is installed and found here, and what is wrong with the remedy. Exit code 1 when something is."""
+    """Check installed packages, the machine, and the Ray and MLflow of the environment.
+
+    Each problem has a remedy. The exit code is 1 if there is a problem.
+    """
     found = report()
     if as_json:
         click.echo(json.dumps(found))
@@ -27,9 +30,9 @@ def doctor_command(as_json: bool) -> int:
 
 
 def report() -> dict[str, Any]:
-    """Keys `ok, problems, python, torch, ray, mlflow, pillow, simd, codecs, accelerators` and some more.
+    """Keys `ok, problems, python, torch, ray, mlflow, pillow, simd, codecs, accelerators` and others.
 
-    `problems` is a list of {problem, remedy}; `ok` says that it is empty. Versions are None for what can't be imported.
+    `problems` is a list of {problem, remedy}; `ok` is true if it is empty. A package that can't be imported has version None.
     """
     parts = [packages(), machine(), services()]
     facts = {name: value for part in parts for name, value in part.facts.items()}
@@ -59,15 +62,15 @@ def _judge_accelerators(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if facts["accelerators"] or facts["torch"] is None or not nvidia_driver():
         return []
     if facts["torch_cuda"] is None:
-        remedy = "remove .venv and run make setup with a package index that has the CUDA build"
+        remedy = "make clean, then make setup with a package index that has the CUDA build"
         return [(f"there is an NVIDIA driver, but torch {facts['torch']} is a build for the CPU", remedy)]
     seen = f"there is an NVIDIA driver, but torch (CUDA {facts['torch_cuda']}) sees no device"
-    return [(seen, "see nvidia-smi: the driver may be too old for this CUDA")]
+    return [(seen, "check nvidia-smi: the driver may be too old for this CUDA version")]
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """The report as a table, then what is wrong, then what is worth knowing."""
-    from rich.console import Console  # here, so that --json works without it
+    """Prints the report as a table, then problems, then notes."""
+    from rich.console import Console  # imported here, so that --json works without rich
     from rich.table import Table
 
     console = Console()
@@ -79,7 +82,7 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(f"[red]problem[/]  {item['problem']}\n[red]remedy[/]   {item['remedy']}", highlight=False)
     for note in found["notes"]:
         console.print(f"[yellow]note[/]     {note}", highlight=False)
-    console.print("[green]All is well.[/]" if found["ok"] else f"[red]{len(found['problems'])} to mend.[/]")
+    console.print("[green]No problems found.[/]" if found["ok"] else f"[red]{len(found['problems'])} problems.[/]")
 
 
 def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -100,6 +103,6 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("cpu", f"{here['cores']} cores, {simd['cpu'] or 'no SIMD known'}"),
         ("memory", f"{here['memory_gib']} GiB, /dev/shm {here['shm_gib']} GiB, disk {here['disk_free_gib']} GiB free"),
         ("open files", f"{here['open_files']['soft']}, at most {here['open_files']['hard']}"),
-        ("Ray cluster", found["ray_cluster"]["address"] or found["ray_cluster"]["local"] or "none (runs start one of their own)"),
-        ("MLflow", found["tracking"]["uri"] or "none named (runs track in SQLite)"),
+        ("Ray cluster", found["ray_cluster"]["address"] or found["ray_cluster"]["local"] or "none (runs start a local one)"),
+        ("MLflow", found["tracking"]["uri"] or "none set (runs track in SQLite)"),
     ]

@@ -1,4 +1,4 @@
-"""What the machine offers: CPU, memory, shared memory, disk, and the Ray and MLflow that the environment names."""
+"""Checks the machine: CPU, memory, shared memory, disk, and the Ray and MLflow that environment variables select."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from swav_platform.cli.doctor_packages import Findings
 GIB = 2**30
 _FLAGS = Path("/proc/cpuinfo")
 _SHM = Path("/dev/shm")
-_RAY_ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")  # where Ray notes the cluster that was started on this machine
+_RAY_ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")  # Ray writes the address of a cluster started on this machine here
 _PATIENCE = 2.0  # seconds for an address to answer
 
 
 def machine() -> Findings:
-    """Facts `cpu` and `machine`; problems where Ray or a run would fail or crawl."""
+    """Facts `cpu` and `machine`; problems that make Ray or a run fail or slow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory, shm = _memory(), _free(_SHM)
     disk = _free(Path.cwd())
@@ -37,21 +37,21 @@ def machine() -> Findings:
     }
     found = Findings(facts={"cpu": cpu_level(), "machine": facts})
     if cores < 2:
-        found.problems.append(("one CPU core: training would leave none to the data tasks", "take a machine with two or more"))
+        found.problems.append(("only one CPU core: training would leave none for data tasks", "use a machine with two or more"))
     if memory is not None and memory < 3 * GIB:
-        found.problems.append((f"only {memory / GIB:.1f} GiB of memory", "4 GiB is the least for the demo, 8 for more"))
+        found.problems.append((f"only {memory / GIB:.1f} GiB of memory", "the demo needs 4 GiB, larger runs 8 GiB or more"))
     if shm is not None and shm < GIB:
         remedy = "in a container: --shm-size 4g (compose: shm_size)"
-        found.problems.append((f"/dev/shm has {shm / GIB:.2f} GiB: Ray's object store would go to disk", remedy))
+        found.problems.append((f"/dev/shm has {shm / GIB:.2f} GiB: Ray's object store would use the disk", remedy))
     if disk is not None and disk < 5 * GIB:
-        found.problems.append((f"only {disk / GIB:.1f} GiB free in {Path.cwd()}", "free some, or work in another folder"))
+        found.problems.append((f"only {disk / GIB:.1f} GiB free in {Path.cwd()}", "free disk space, or work in another folder"))
     if files[1] != resource.RLIM_INFINITY and files[1] < 8192:
         found.problems.append((f"at most {files[1]} open files are allowed", "raise the hard limit (ulimit -Hn) to 65536"))
     return found
 
 
 def services() -> Findings:
-    """Facts `ray_cluster` and `tracking`: addresses that the environment names, and whether they answer."""
+    """Facts `ray_cluster` and `tracking`: the addresses in the environment, and whether they answer."""
     found = Findings()
     ray, tracking = os.environ.get("RAY_ADDRESS"), os.environ.get("MLFLOW_TRACKING_URI")
     local = _local_cluster()
@@ -62,17 +62,17 @@ def services() -> Findings:
     }
     found.facts["tracking"] = {"uri": tracking, "answers": _answers(tracking, "/health") if tracking else None}
     if found.facts["ray_cluster"]["answers"] is False:
-        remedy = "start it, or unset RAY_ADDRESS to use a local Ray of our own"
+        remedy = "start it, or unset RAY_ADDRESS to use a local Ray"
         found.problems.append((f"Ray at {ray} (RAY_ADDRESS) does not answer", remedy))
     if found.facts["tracking"]["answers"] is False:
-        remedy = "start it, or unset MLFLOW_TRACKING_URI to track in SQLite beside the runs"
+        remedy = "start it, or unset MLFLOW_TRACKING_URI to track in SQLite in the folder of the runs"
         found.problems.append((f"MLflow at {_without_password(tracking or '')} (MLFLOW_TRACKING_URI) does not answer", remedy))
     found.facts["tracking"]["uri"] = _without_password(tracking) if tracking else None
     return found
 
 
 def cpu_level() -> str | None:
-    """The widest vector instructions: avx512, avx2, sse4, neon; None when it can't be told."""
+    """The widest vector instructions: avx512, avx2, sse4, neon; None if unknown."""
     if platform.machine() in ("aarch64", "arm64"):
         return "neon"
     try:
@@ -124,13 +124,13 @@ def _gib(size: int | None) -> float | None:
 
 
 def _answers(address: str, path: str) -> bool | None:
-    """None for what is no address of a server (sqlite:///…, a folder, auto, local)."""
+    """None for values that are not the address of a server (sqlite:///…, a folder, auto, local)."""
     if address.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(address.rstrip("/") + path, timeout=_PATIENCE) as response:
                 return bool(response.status == 200)
         except urllib.error.HTTPError:
-            return True  # it is there, and wants to know who asks
+            return True  # the server answers, for example with 401
         except (OSError, ValueError):
             return False
     if address.startswith("ray://") or ("://" not in address and ":" in address):

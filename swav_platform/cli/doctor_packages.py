@@ -1,5 +1,5 @@
-"""What is installed and whether it works. Every import happens in a process of its own: a package that is missing, broken
-or built for another CPU becomes a sentence here, not a traceback or a SIGILL."""
+"""Checks that the installed packages work. Each import runs in its own process, so that a package that is missing, broken or
+built for another CPU is reported as a problem."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REINSTALL = "make setup FORCE=1"
-LATER = "the machine is busy or its disk slow; ask again when it is not"
-TIMEOUT = 180.0  # seconds for one import; a cold disk needs many of them
+LATER = "the machine is busy or its disk is slow; try again later"
+TIMEOUT = 180.0  # seconds for one import; a cold disk is slow
 
 # Each prints one JSON object as its last line.
 _PROBES = {
@@ -59,12 +59,12 @@ assert decode(buffer.getvalue(), ImagePolicy()).max() == 9
 print(json.dumps({"version": codec_fingerprint()}))""",
 }
 _CODECS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
-_SPARE_CODECS = ("avif",)  # without one of these all else works; its images end in the ledger
+_SPARE_CODECS = ("avif",)  # optional: without it such images go to the ledger
 
 
 @dataclass(frozen=True)
 class Findings:
-    """`facts` go into the report; problems are (what is wrong, what to do), notes don't make the report bad."""
+    """`facts` go into the report; `problems` are pairs (problem, remedy); `notes` do not change the exit code."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Findings:
 
 
 def packages() -> Findings:
-    """Versions of what the platform stands on, codecs that decode, accelerators that torch sees."""
+    """Versions of the main packages, working codecs, accelerators that torch finds."""
     with ThreadPoolExecutor(len(_PROBES)) as pool:
         answers = dict(zip(_PROBES, pool.map(_probe, _PROBES.values()), strict=True))
     found = Findings(facts={name: answer.get("version") for name, answer in answers.items()})
@@ -103,7 +103,7 @@ def _probe(code: str) -> Mapping[str, Any]:
     except OSError as error:
         return {"error": str(error)}
     if done.returncode < 0:
-        return {"error": f"the process was ended by signal {-done.returncode} (4: built for another CPU)"}
+        return {"error": f"the process died of signal {-done.returncode} (4: built for another CPU)"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     answer: Mapping[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -117,7 +117,7 @@ def _judge_codecs(found: Findings) -> None:
         if works:
             continue
         if name in _SPARE_CODECS:
-            found.notes.append(f"{name.upper()} can't be decoded here: such images end in the ledger as unsupported_format.")
+            found.notes.append(f"{name.upper()} can't be decoded: such images go to the ledger as unsupported_format.")
         else:
             remedy = f"install the header packages of docs/install.md, then {REINSTALL}"
             found.problems.append((f"Pillow can't decode {name.upper()}", remedy))
@@ -128,15 +128,15 @@ def _judge_pillow(found: Findings) -> None:
     working = found.facts["pillow"]
     found.facts["pillow_build"] = None if working is None else "pillow-simd" if "post" in working else "stock"
     if stock and simd:
-        remedy = f"{REINSTALL}, and install what brought it in with --no-deps (docs/dependencies.md)"
-        found.problems.append((f"pillow {stock} and pillow-simd {simd} own one folder; what works now is {working}", remedy))
+        remedy = f"{REINSTALL}, and install the package that requires it with --no-deps (docs/dependencies.md)"
+        found.problems.append((f"pillow {stock} and pillow-simd {simd} share one folder; version {working} is active", remedy))
     elif working and found.facts["pillow_build"] == "stock":
         remedy = f"headers of docs/install.md, then {REINSTALL}"
         found.notes.append(f"Stock Pillow resizes several times slower than pillow-simd: {remedy}.")
 
 
 def _judge_versions(found: Findings) -> None:
-    """Installed versions against what the project asks for."""
+    """Compares installed versions with the project's requirements."""
     try:
         from packaging.requirements import Requirement
 
@@ -154,7 +154,7 @@ def _judge_versions(found: Findings) -> None:
         if have is None:
             found.problems.append((f"{requirement.name} is not installed", REINSTALL))
         elif not requirement.specifier.contains(have, prereleases=True):
-            found.problems.append((f"{requirement.name} is {have}; {requirement.specifier} is asked for", REINSTALL))
+            found.problems.append((f"{requirement.name} is {have}; {requirement.specifier} is required", REINSTALL))
 
 
 def version(name: str) -> str | None:

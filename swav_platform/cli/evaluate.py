@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def evaluate_command() -> None:
-    """Score what a run has learned."""
+    """Evaluate the encoder of a run."""
 
 
 @evaluate_command.command(
@@ -29,14 +29,28 @@ def evaluate_command() -> None:
     )
 )
 @click.argument("run")
-@click.option("--bank", required=True, metavar="PATTERN", help="Shards whose labels are known.")
-@click.option("--query", required=True, metavar="PATTERN", help="Shards whose labels are guessed.")
-@click.option("--label", default="folder", show_default=True, help="Where labels come from: folder, cls or json:FIELD.")
-@click.option("--bank-size", type=click.IntRange(1), help="Take so many bank images, drawn by the run's seed.")
-@click.option("--query-size", type=click.IntRange(1), help="Take so many query images, drawn by the run's seed.")
-@click.option("--k", default=20, show_default=True, type=click.IntRange(1))
-@click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0, min_open=True))
-@click.option("--out", metavar="DIR", help="Folder of the runs.")
+@click.option("--bank", required=True, metavar="PATTERN", help="Labelled shards to search for neighbours.")
+@click.option("--query", required=True, metavar="PATTERN", help="Labelled shards whose labels are predicted.")
+@click.option("--label", default="folder", show_default=True, help="Source of labels: folder, cls or json:FIELD.")
+@click.option(
+    "--bank-size",
+    type=click.IntRange(1),
+    help="Use a random subset of this many bank images (default: all). The run's seed selects it.",
+)
+@click.option(
+    "--query-size",
+    type=click.IntRange(1),
+    help="Use a random subset of this many query images (default: all). The run's seed selects it.",
+)
+@click.option("--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbours that vote.")
+@click.option(
+    "--temperature",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="A neighbour of cosine similarity s has the weight exp(s / temperature).",
+)
+@click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
 def knn(
     run: str,
@@ -50,7 +64,10 @@ def knn(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Nearest-neighbour accuracy of RUN's features, beside the same network at random initialisation."""
+    """Report the kNN accuracy of RUN's features, and of the same network at random initialisation.
+
+    Accuracies are in percent. The result goes to the run's folder and to MLflow.
+    """
     folder = find(run, out)
     from swav_platform.evaluation.knn import evaluate_knn
 
@@ -72,7 +89,7 @@ def knn(
 
 
 def record_knn(folder: RunFolder, result: Mapping[str, Any]) -> None:
-    """Keeps a score in the run's folder and in MLflow, there at the step that the run has reached."""
+    """Stores a result in the run's folder and in MLflow, at the last step of the run."""
     from swav_platform.evaluation.knn import results_file
     from swav_platform.registry import log_metrics
 
@@ -94,11 +111,11 @@ def _steps_done(folder: RunFolder) -> int:
     )
 )
 @click.argument("run")
-@click.option("--data", multiple=True, metavar="PATTERN", help="Shards to embed (default: those the run learned from).")
-@click.option("--to", metavar="DIR", help="Folder for embeddings.parquet (default: in the run's folder).")
-@click.option("--label", help="Where labels come from, to be shown beside neighbours: folder, cls or json:FIELD.")
-@click.option("--no-thumbnails", is_flag=True)
-@click.option("--out", metavar="DIR", help="Folder of the runs.")
+@click.option("--data", multiple=True, metavar="PATTERN", help="Shards to embed (default: the training data of the run).")
+@click.option("--to", metavar="DIR", help="Folder for embeddings.parquet (default: embeddings in the run's folder).")
+@click.option("--label", help="Source of labels to show with neighbours: folder, cls or json:FIELD.")
+@click.option("--no-thumbnails", is_flag=True, help="Do not store thumbnails.")
+@click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
 def embed_command(
     run: str,
@@ -109,7 +126,7 @@ def embed_command(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Embed images with RUN's encoder; `swav serve` answers neighbours and clusters from them."""
+    """Embed images with RUN's encoder, so that `swav serve` can search them."""
     folder = find(run, out)
     target = Path(to).expanduser() if to else None
     _, result = embed_images(folder, target, data=data, label=label, thumbnails=not no_thumbnails)
@@ -124,7 +141,7 @@ def embed_images(
     label: str | None = None,
     thumbnails: bool = True,
 ) -> tuple[Index, dict[str, Any]]:
-    """Embeds what a run learned from, or `data`, with a bar; gives the index of it beside what `embed` reports."""
+    """Embeds `data` (default: the training data) with a progress bar. Returns its index and the report of `embed`."""
     from swav_platform.data.datasets import labelled, open_index
     from swav_platform.data.index.build import build_index
     from swav_platform.data.index.lookup import Index
@@ -137,8 +154,8 @@ def embed_images(
         build_index(expand(data, allow_pipe=config.data.allow_pipe), target / "index", label=label)
         index = Index.open(target / "index")
     else:
-        learned = open_index(folder.info()["index"], allow_pipe=config.data.allow_pipe)
-        index = labelled(learned, target / "index", label) if label else learned
+        trained = open_index(folder.info()["index"], allow_pipe=config.data.allow_pipe)
+        index = labelled(trained, target / "index", label) if label else trained
     with console.progress() as bars:
         task = bars.add_task("embed", total=index.samples, note="images")
         result = embed(
@@ -150,5 +167,5 @@ def embed_images(
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     if label and not result["labelled"]:
-        console.say(f"None of the {result['samples']:,} images has a label by '{label}'; look at --label.")
+        console.say(f"None of the {result['samples']:,} images has a label of source '{label}'; check --label.")
     return index, result

@@ -1,4 +1,4 @@
-"""swav submit, status, logs, stop, list: jobs of a Ray cluster."""
+"""swav submit, status, logs, stop, list: pretraining jobs on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swav_platform.cli.pretrain import run_options
 from swav_platform.config import load_with
 
 address_option = click.option(
-    "--address", help="The cluster's dashboard URL (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)."
+    "--address", metavar="URL", help="URL of the Ray dashboard (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)."
 )
 
 
@@ -32,8 +32,10 @@ def _cluster(address: str | None) -> Any:
 )
 @run_options
 @address_option
-@click.option("--follow", is_flag=True, help="Show the job's log; Ctrl-C detaches and the job goes on.")
-@click.option("--wait", is_flag=True, help="Wait for the job and end with its exit code.")
+@click.option(
+    "--follow", is_flag=True, help="Print the job's log to stderr until it ends; Ctrl-C detaches without stopping the job."
+)
+@click.option("--wait", is_flag=True, help="Wait for the end of the job and return its exit code.")
 @console.json_option
 def submit_command(
     config: str,
@@ -46,7 +48,10 @@ def submit_command(
     wait: bool,
     as_json: bool,
 ) -> int:
-    """Run `swav pretrain CONFIG` on a Ray cluster. A name that was lost is resumed."""
+    """Run `swav pretrain CONFIG` as a job of a Ray cluster.
+
+    Submitting the name of a job that ended resumes its run. Paths must be valid on the nodes of the cluster.
+    """
     settings = load_with(config, overrides, data=data, name=name, out=out)
     cluster = _cluster(address)
     job = cluster.submit(settings)
@@ -61,7 +66,7 @@ def submit_command(
 @address_option
 @console.json_option
 def status_command(name: str, address: str | None, as_json: bool) -> None:
-    """State and step of the newest job of a run."""
+    """Show the state and step of the newest job of the run NAME."""
     cluster = _cluster(address)
     console.answer(cluster.report(cluster.job(name)), as_json)
 
@@ -69,14 +74,25 @@ def status_command(name: str, address: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @address_option
-@click.option("--follow", is_flag=True, help="Go on until the job ends; Ctrl-C detaches and the job goes on.")
-def logs_command(name: str, address: str | None, follow: bool) -> int:
-    """What the newest job of a run has printed."""
+@console.json_option
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Continue until the job ends and return its exit code; Ctrl-C detaches without stopping the job.",
+)
+def logs_command(name: str, address: str | None, follow: bool, as_json: bool) -> int:
+    """Print the output of the newest job of the run NAME."""
     cluster = _cluster(address)
     job = cluster.job(name)
     if follow:
-        return _watch(cluster, job, show=True)
-    click.echo(cluster.logs(job), nl=False)
+        code = _watch(cluster, job, show=True)
+        if as_json:
+            console.answer(cluster.report(cluster.job(job.id)), as_json)
+        return code
+    if as_json:
+        console.answer(cluster.report(job) | {"log": cluster.logs(job)}, as_json)
+    else:
+        click.echo(cluster.logs(job), nl=False)
     return 0
 
 
@@ -85,7 +101,10 @@ def logs_command(name: str, address: str | None, follow: bool) -> int:
 @address_option
 @console.json_option
 def stop_command(name: str, address: str | None, as_json: bool) -> None:
-    """Stop a run's job. What was committed stays; submitting the name again goes on from there."""
+    """Stop the newest job of the run NAME.
+
+    Checkpoints are kept: submitting the same name again resumes the run.
+    """
     cluster = _cluster(address)
     console.answer(cluster.report(cluster.stop(cluster.job(name))), as_json)
 
@@ -94,7 +113,7 @@ def stop_command(name: str, address: str | None, as_json: bool) -> None:
 @address_option
 @console.json_option
 def list_command(address: str | None, as_json: bool) -> None:
-    """All jobs of the cluster, oldest first."""
+    """List all jobs that swav submitted to the cluster, oldest first."""
     cluster = _cluster(address)
     reports = [cluster.report(job) | {"started": job.started} for job in cluster.jobs()]
     if as_json:
@@ -109,11 +128,13 @@ def list_command(address: str | None, as_json: bool) -> None:
 
 
 def _watch(cluster: Any, job: Any, *, show: bool) -> int:
-    """Exit code of the job, or 0 when the user detached from it."""
+    """Waits for a job. Returns its exit code, or 0 if the user detached."""
     try:
         ended = cluster.follow(job, (lambda text: click.echo(text, nl=False, err=True)) if show else (lambda text: None))
     except KeyboardInterrupt:
-        console.say(f"\nDetached; {job.id} goes on. Come back with: swav logs {job.name} --follow --address {cluster.address}")
+        console.say(
+            f"\nDetached; job {job.id} continues. To follow it again: swav logs {job.name} --follow --address {cluster.address}"
+        )
         return 0
     if ended.state == "succeeded":
         return 0

@@ -16,8 +16,8 @@ from swav_platform.errors import UsageError, UserError
 
 TERMINATED = 143
 
-# verb -> file of this folder; read when the verb is used, so that `swav --help` starts at once
-_VERBS = {
+# command -> module of this folder, imported when the command runs, so that `swav --help` starts fast
+_COMMANDS = {
     "demo": "demo",
     "index": "data",
     "pack": "data",
@@ -36,30 +36,32 @@ _VERBS = {
 }
 
 
-class _Verbs(click.Group):
+class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _VERBS:
+        if name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"swav_platform.cli.{_VERBS[name]}")
+        module = importlib.import_module(f"swav_platform.cli.{_COMMANDS[name]}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
 
 
-@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="swav-platform", prog_name="swav")
 def swav() -> None:
-    """Image encoders learned from your own uncurated images, without labels: pretrain, evaluate, serve, query.
+    """Train image encoders on your own images without labels; evaluate, serve and query them.
 
     \b
-    Every verb takes --debug (show tracebacks); those that report take --json (one object, last line of stdout).
+    All commands accept --debug, which shows tracebacks. Commands that report accept --json,
+    which prints one JSON object as the last line of stdout.
+    Exit codes: 0 success, 1 failure, 2 wrong use, 130 interrupted, 143 terminated.
     """
 
 
 def entry() -> None:
-    """Exit code 0: done; 1: failed; 2: wrong use; 130: interrupted."""
+    """Exit codes: 0 success, 1 failure, 2 wrong use, 130 SIGINT, 143 SIGTERM."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -78,11 +80,11 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted. What was committed stays.", err=True)
+        click.echo("Interrupted. Committed checkpoints are kept.", err=True)
         return 130
     except SystemExit as ended:
         if ended.code == TERMINATED:
-            click.echo("Stopped. What was committed stays.", err=True)
+            click.echo("Terminated. Committed checkpoints are kept.", err=True)
         return ended.code if isinstance(ended.code, int) else 1
     except Exception as error:
         if debug:
@@ -95,12 +97,12 @@ def _paragraph(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}. Check that it exists, that you may use it, and that the disk is not full."
-    return f"Unexpected {type(error).__name__}: {error}. This is a fault of swav; run it again with --debug for the traceback."
+        return f"{error.filename}: {error.strerror}. Check that it exists, its permissions, and that the disk is not full."
+    return f"Unexpected {type(error).__name__}: {error}. This is a bug in swav; run again with --debug to see the traceback."
 
 
 def _wrong_use(error: click.ClickException) -> str:
-    """Click's complaint as one paragraph: what is wrong, the nearest known name, where to read on."""
+    """Click's error as one paragraph: what is wrong, the nearest known name, and the help to read."""
     context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption):
         said, known = error.message, [] if context is None else [o for p in context.command.params for o in p.opts]
@@ -108,13 +110,13 @@ def _wrong_use(error: click.ClickException) -> str:
     elif isinstance(error, NoSuchCommand):
         said, known = error.message, context.command.list_commands(context) if context else []
         near = difflib.get_close_matches(error.command_name, known, n=1, cutoff=0.5)
-        said += "" if near else f" There are: {', '.join(known)}."
+        said += "" if near else f" Known: {', '.join(known)}."
     else:
         said, near = error.format_message(), []
     hint = f" Did you mean {near[0]}?" if near else ""
     path = context.command_path if context else "swav"
-    return f"{' '.join(said.split())}{hint} `{path} --help` tells how it is used."
+    return f"{' '.join(said.split())}{hint} See `{path} --help`."
 
 
 def _terminated(number: int, frame: Any) -> None:
-    raise SystemExit(TERMINATED)  # runs `finally` blocks: processes end, the run is marked as killed
+    raise SystemExit(TERMINATED)  # runs `finally` blocks, which stop processes and mark the run as killed

@@ -21,8 +21,8 @@ from swav_platform.config import Config, load_with
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import RunFolder
 
-QUICKLY_INDEXED = 2 * 2**30  # bytes of local shards that a dry run indexes
-PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+DRY_RUN_INDEX_BYTES = 2 * 2**30  # a dry run indexes local shards up to this size
+LINE_INTERVAL = 10.0  # seconds between two lines of progress without a terminal
 
 
 def run_options(command: Any, config_required: bool = True) -> Any:
@@ -31,7 +31,7 @@ def run_options(command: Any, config_required: bool = True) -> Any:
             click.argument("config", required=config_required, metavar="CONFIG"),
             click.argument("overrides", nargs=-1, metavar="[key=value …]"),
             click.option("--data", multiple=True, metavar="PATTERN", help="Shards: paths, globs or {000..019} ranges, quoted."),
-            click.option("--name", help="The run's name."),
+            click.option("--name", help="Name of the run (default: time and method)."),
             click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs)."),
         )
     ):
@@ -47,13 +47,13 @@ def run_options(command: Any, config_required: bool = True) -> Any:
     )
 )
 @functools.partial(run_options, config_required=False)  # --settings needs none
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run, if there is one.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what the run would be, and stop.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint of the run, if it has one.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration, schedule and memory, and stop.")
 @click.option(
     "--preview",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the first views to an HTML page and stop.",
+    help="Write the views of the first images to an HTML page and stop.",
 )
 @click.option(
     "--settings", "list_settings", is_flag=True, help="Print every setting with its default, unit and meaning, and stop."
@@ -71,7 +71,11 @@ def pretrain_command(
     list_settings: bool,
     as_json: bool,
 ) -> None:
-    """Learn an encoder from the images of --data by the recipe in CONFIG."""
+    """Train an encoder on the images of --data with the recipe CONFIG.
+
+    CONFIG is a YAML file; key=value arguments override its settings. See --settings for all of them. Results go to the run's
+    folder and to MLflow.
+    """
     if list_settings:
         _list_settings(as_json)
         return
@@ -80,7 +84,7 @@ def pretrain_command(
     page = console.page("--preview", preview) if preview else None
     settings = load_with(config, overrides, data=data, name=name, out=out)
     if dry_run and preview:
-        raise UsageError("--dry-run and --preview each do one thing and stop: take one of them away.")
+        raise UsageError("--dry-run and --preview exclude each other: remove one of them.")
     if dry_run:
         _dry_run(settings, as_json)
         return
@@ -111,7 +115,7 @@ def _list_settings(as_json: bool) -> None:
 
 
 def _dry_run(settings: Config, as_json: bool) -> None:
-    """The resolved tree as YAML, and under it, as its comments, what is known of the run; with --json one object."""
+    """Prints the resolved configuration as YAML, followed by facts about the run as YAML comments; or one JSON object."""
     from swav_platform.training.preflight import preflight
 
     samples, missing = _look_at_data(settings)
@@ -132,16 +136,18 @@ def _dry_run(settings: Config, as_json: bool) -> None:
     click.echo(f"# communication of a worker, each step: {told}")
     if found["schedule"]["steps"] is None:
         click.echo(
-            "# steps and images are known with small local data, with data.index in place of --data (see `swav index`), "
-            "with train.steps or with train.images"
+            "# steps and images are known with local data of up to 2 GiB, data.index instead of --data (see `swav index`), "
+            "train.steps or train.images"
         )
     for warning in found["warnings"]:
         click.echo(f"# warning: {warning}")
 
 
 def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
-    """Samples, where that is quickly known; and local data that is not there: it may lie on the cluster that the run is meant for.
-    No storage is asked."""
+    """Count of samples, if it is cheap to determine, and warnings about missing local data, which may exist on the cluster.
+
+    Does not contact remote storage.
+    """
     from swav_platform.data.datasets import open_index, open_or_build
     from swav_platform.data.index.sources import expand, is_command
 
@@ -159,7 +165,7 @@ def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
     if missing or not local or len(local) < len(patterns) or any(shard.suffix != ".tar" for shard in shards):
         return None, missing
     try:
-        if sum(shard.stat().st_size for shard in shards) > QUICKLY_INDEXED:
+        if sum(shard.stat().st_size for shard in shards) > DRY_RUN_INDEX_BYTES:
             return None, []
         with tempfile.TemporaryDirectory() as folder:
             return open_or_build(data, Path(folder)).samples, []
@@ -168,7 +174,7 @@ def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
 
 
 def _binary(count: int) -> str:
-    """Bytes as people read them."""
+    """Bytes with a binary unit."""
     unit = min(int(math.log2(count)) // 10, 4) if count else 0
     return f"{count / 2 ** (10 * unit):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
@@ -200,12 +206,14 @@ class ProgressDisplay:
         if not console.stderr.is_terminal:
             click.echo(f"run_id {folder.info()['run_id']}", err=True)
         console.say(f"Run {folder.name} in {folder.path}")
-        before = _identity(folder.metrics)  # its lines may tell of steps that are made again; the run puts a new file there
+        before = _identity(
+            folder.metrics
+        )  # written by an earlier attempt, whose last steps are repeated; the run replaces the file
         self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps, before), daemon=True)
         self._thread.start()
 
     def _follow(self, metrics: Path, steps: int, before: int | None) -> None:
-        """before: the file of an earlier attempt, which is not shown."""
+        """before: inode of an earlier attempt's file, which is not shown."""
         ours = False
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
         said, told = 0.0, 0
@@ -216,7 +224,7 @@ class ProgressDisplay:
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
                 self._bars.update(task, completed=done, note=note)
-                due = done != told and (last or not told or time.monotonic() - said > PLAIN_SECONDS)
+                due = done != told and (last or not told or time.monotonic() - said > LINE_INTERVAL)
                 if due and not console.stderr.is_terminal:
                     click.echo(f"step {done}/{steps} {note}", err=True)
                     said, told = time.monotonic(), done

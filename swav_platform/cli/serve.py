@@ -17,7 +17,7 @@ from swav_platform.errors import UsageError
 from swav_platform.runs.folder import find
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-MOST_CLUSTERS = 20  # that the service answers for an image
+MAX_CLUSTERS = 20  # limit of the service for one image
 
 
 @click.command(
@@ -28,12 +28,12 @@ MOST_CLUSTERS = 20  # that the service answers for an image
     )
 )
 @click.argument("model")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
-@click.option("--embeddings", metavar="DIR", help="What `swav embed` wrote (default: the run's own).")
-@click.option("--threads", type=click.IntRange(1), help="Torch threads.")
-@click.option("--tracking-uri", help="MLflow that knows a models:/ URI (default: MLFLOW_TRACKING_URI).")
-@click.option("--out", metavar="DIR", help="Folder of the runs.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all interfaces.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="TCP port; 0 chooses a free one.")
+@click.option("--embeddings", metavar="DIR", help="Folder written by `swav embed` (default: the run's).")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of torch (default: torch's choice).")
+@click.option("--tracking-uri", metavar="URI", help="MLflow server for a models:/ or runs:/ URI (default: MLFLOW_TRACKING_URI).")
+@click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
 def serve_command(
     model: str,
@@ -45,17 +45,20 @@ def serve_command(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Answer embeddings, clusters and neighbours over HTTP. MODEL: a run, a model folder, or models:/NAME@candidate."""
+    """Serve embeddings, clusters and neighbours over HTTP.
+
+    MODEL is a run, the folder of a model package, or an MLflow URI such as models:/NAME@candidate.
+    """
 
     def ready(url: str) -> None:
         if as_json:
             click.echo(json.dumps({"url": url}))
         else:
-            click.echo(f"Serving {model} at {url} (documentation: {url}/docs). Ctrl-C stops it.")
+            click.echo(f"Serving {model} at {url} (API: {url}/docs). Stop with Ctrl-C.")
 
     if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
-        raise UsageError(f"There is no embeddings.parquet in {embeddings}; make it by `swav embed RUN --to {embeddings}`.")
-    listen(host, port).close()  # what can't be had is told before seconds of imports
+        raise UsageError(f"There is no embeddings.parquet in {embeddings}; create it with `swav embed RUN --to {embeddings}`.")
+    listen(host, port).close()  # reports a port in use before the slow imports
     with tempfile.TemporaryDirectory() as scratch:
         package, beside = _package(model, tracking_uri, out, Path(scratch))
         from services.embeddings.server import serve
@@ -67,12 +70,13 @@ def serve_command(
 
 
 def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Path) -> tuple[Path, Path | None]:
-    """Folder of the model package, and of the embeddings that lie beside it."""
+    """Folder of the model package, and of its run's embeddings if there are any."""
     if model.startswith(("models:/", "runs:/")):
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             raise UsageError(
-                f"Say which MLflow knows {model}: --tracking-uri, or MLFLOW_TRACKING_URI (for the demo: sqlite:///swav-demo/mlflow.db)."
+                f"{model} needs an MLflow server: set --tracking-uri or MLFLOW_TRACKING_URI, for the demo to "
+                f"sqlite:///swav-demo/mlflow.db."
             )
         from swav_platform.registry import download_package
 
@@ -81,7 +85,7 @@ def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Pat
         return Path(model), None
     folder = find(model, out)
     if not (folder.package / "model.json").is_file():
-        raise UsageError(f"Run {folder.name} has no model yet ({folder.package}); finish it with `swav pretrain … --resume`.")
+        raise UsageError(f"Run {folder.name} has no model yet ({folder.package}). Complete it with `swav pretrain … --resume`.")
     stored = folder.embeddings if (folder.embeddings / "embeddings.parquet").is_file() else None
     return folder.package, stored
 
@@ -95,19 +99,22 @@ def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Pat
 )
 @click.argument("what", type=click.Choice(["embeddings", "clusters", "neighbors", "models"]))
 @click.argument("images", nargs=-1)
-@click.option("--url", default=DEFAULT_URL, envvar="SWAV_URL", show_default=True, help="Where `swav serve` answers.")
+@click.option("--url", default=DEFAULT_URL, envvar="SWAV_URL", show_default=True, metavar="URL", help="Address of `swav serve`.")
 @click.option(
-    "--k", default=5, show_default=True, type=click.IntRange(1, 100), help="Neighbours, or clusters (20 at most), of each image."
+    "--k", default=5, show_default=True, type=click.IntRange(1, 100), help="Neighbours per image, or clusters (at most 20)."
 )
 @console.json_option
 def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json: bool) -> int:
-    """Ask a running service about IMAGES."""
+    """Query a running service with IMAGES, or list its models.
+
+    The exit code is 1 if the service rejects one of the images.
+    """
     from swav_platform.client import Client
 
     if what != "models" and not images:
-        raise UsageError(f"Name at least one image: swav query {what} photo.jpg")
-    if what == "clusters" and k > MOST_CLUSTERS:
-        raise UsageError(f"--k {k} is too many: a service answers at most {MOST_CLUSTERS} clusters of an image.")
+        raise UsageError(f"Give at least one image: swav query {what} photo.jpg")
+    if what == "clusters" and k > MAX_CLUSTERS:
+        raise UsageError(f"--k {k} is too large: the service returns at most {MAX_CLUSTERS} clusters per image.")
     with Client(url) as client:
         ask = {
             "embeddings": lambda: client.embeddings(images),

@@ -35,9 +35,9 @@ def test_large_images_are_learned_from_for_fewer_steps_and_without_a_word(
         assert [w for w in caught if w.category is Image.DecompressionBombWarning]
 
 
-def test_tars_beside_images_are_left_aside_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tars_next_to_images_are_ignored_with_a_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.tar", "b.tar.gz"):
         (tmp_path / name).touch()
     (tmp_path / "x.png").write_bytes(png_header(64, 48))
     assert own_images(str(tmp_path), tmp_path / "demo").packed
-    assert "the tars (2) are left aside" in " ".join(capsys.readouterr().err.split())
+    assert "tars (2) are ignored" in " ".join(capsys.readouterr().err.split())

@@ -274,7 +274,7 @@ def test_pages_go_to_html_files_only(root: Path, tmp_path: Path, capsys: pytest.
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"mine")
     for command in (["pretrain", preset(root), "--data", "x.tar", "--preview"], ["ledger", "nobody", "--html"]):
-        fails(capsys, [*command, str(photo)], 2, "ends in .html")
+        fails(capsys, [*command, str(photo)], 2, ".html")
     assert photo.read_bytes() == b"mine"
 
 

@@ -182,7 +182,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train.stepz=1"], "train.stepz"),
         (["--data", "phtoos"], "phtoos"),
         (["--data", "words"], "neither tars nor images"),
-        (["--data", "."], "neither images nor tars but those of an earlier demo"),
+        (["--data", "."], "those of an earlier demo"),
         (["--data", "swav-demo/shards"], "the demo replaces"),
         (["--data", "*/shards/*.tar"], "the demo replaces"),
     ],
@@ -207,5 +207,5 @@ def test_what_a_folder_is_taken_for(photos: Path, shards: Path, earlier: Path, c
     (mixed / "without a suffix").write_bytes(jpeg(32, 32))
     (mixed / "backup.TAR").touch()
     assert own_images("mixed", earlier) == OwnImages(str(mixed), packed=True)
-    assert "left aside" in capsys.readouterr().err
+    assert "ignored" in capsys.readouterr().err
     assert own_images(".", earlier).packed, "an earlier demo in the folder is neither its images nor its tars"
