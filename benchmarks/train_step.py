@@ -42,8 +42,8 @@ from swav_platform.config import Config, load
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.methods.sinkhorn import sinkhorn
 from swav_platform.methods.swav import swapped_loss
-from swav_platform.training.checkpoints.snapshots import build_learner
 from swav_platform.training.collectives import joined
+from swav_platform.training.learner import build_learner
 from swav_platform.training.step import train_step
 
 PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200

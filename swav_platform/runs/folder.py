@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, how it is found by name, and who may write to it."""
+"""The folder of a run: its files, its locks, and finding it by name."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from swav_platform.errors import UsageError, UserError
 
 @dataclass(frozen=True)
 class RunFolder:
+    """Paths and records of one run. `path.name` is the run's name."""
+
     path: Path
 
     @property
@@ -44,7 +46,7 @@ class RunFolder:
 
     @property
     def worker_log(self) -> Path:
-        """Warnings of the leading worker."""
+        """Warnings of rank 0."""
         return self.path / "worker.log"
 
     @property
@@ -53,7 +55,7 @@ class RunFolder:
 
     @property
     def package(self) -> Path:
-        """The model as it is served."""
+        """The model package."""
         return self.path / "model"
 
     @property
@@ -69,21 +71,21 @@ class RunFolder:
             return dict(json.loads((self.path / "run.json").read_text()))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.path}/run.json can't be read ({error}), so {self.path} is not a whole run; name another run."
+                f"{self.path}/run.json can't be read ({error}), so {self.path} is not a complete run; choose another run."
             ) from None
 
     def summary(self) -> dict[str, Any] | None:
-        """What `swav pretrain` reported when the run was done; None before. Raises UserError."""
+        """The report of `swav pretrain` for a finished run; None before. Raises UserError for an unreadable file."""
         path = self.path / "summary.json"
         try:
             return dict(json.loads(path.read_text())) if path.is_file() else None
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} can't be read ({error}). Delete it and resume the run with --resume: that writes it anew."
+                f"{path} can't be read ({error}). Delete it and resume the run with --resume, which writes it again."
             ) from None
 
     def losses(self) -> list[float]:
-        """Of each step that was written down."""
+        """Losses of all recorded steps."""
         return [json.loads(line)["loss"] for line in self.metrics.read_text().splitlines()]
 
     def config(self) -> Config:
@@ -100,7 +102,7 @@ class RunFolder:
         tracking_uri: str | None = None,
         created: float | None = None,
     ) -> None:
-        """config.yaml and run.json. index: of the version that the run learns from. created: seconds since 1970, else now."""
+        """Writes config.yaml and run.json. index: folder of the index version. created: seconds since 1970; now if None."""
         info = {
             "name": self.name,
             "run_id": run_id,
@@ -117,34 +119,34 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keeps a second command from working on the same run. Raises UserError."""
+        """Locks the run for one command. Raises UserError if another command holds the lock."""
         with _locked(self.path / ".lock", wait=0) as mine:
             if not mine:
                 raise UserError(
-                    f"Run {self.name} in {self.path.parent} is running already; wait for it, stop it, or take another --name."
+                    f"Run {self.name} in {self.path.parent} is already running. Wait for it, stop it, or choose another --name."
                 )
             yield
 
     @contextlib.contextmanager
     def written(self, wait: float = 60.0) -> Iterator[None]:
-        """Keeps what is left of a killed attempt from writing beside the new one: its leading worker lives on for some seconds."""
+        """Locks the run for one rank 0. Rank 0 of a killed attempt may live on for some seconds and must not write meanwhile."""
         with _locked(self.path / ".writer", wait) as mine:
             if not mine:
                 raise UserError(
-                    f"A worker of an earlier attempt still writes to {self.path} after {wait:.0f} s. End its process, then go on with --resume."
+                    f"A worker of an earlier attempt still writes to {self.path} after {wait:.0f} s. Stop its process, then resume with --resume."
                 )
             yield
 
 
 @contextlib.contextmanager
 def _locked(path: Path, wait: float) -> Iterator[bool]:
-    """Whether the lock was had within `wait` seconds; it goes with the process, however that ends."""
+    """Yields whether the lock was acquired within `wait` seconds. The operating system releases it when the process ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(
-            f"The run's folder {path.parent} can't be written ({error.strerror}); choose another one with --out or mend its permissions."
+            f"The run's folder {path.parent} is not writable ({error.strerror}). Choose another one with --out, or change its permissions."
         ) from None
     try:
         yield _try_lock(lock, time.monotonic() + wait)
@@ -163,14 +165,14 @@ def _try_lock(lock: int, deadline: float) -> bool:
 
 
 def runs_folder(out: str | None) -> Path:
-    """Where runs lie: `out`, else SWAV_OUT, else ./runs; absolute."""
+    """The folder of all runs: `out`, or SWAV_OUT, or ./runs; absolute."""
     return Path(out or os.environ.get("SWAV_OUT") or "runs").expanduser().absolute()
 
 
 def find(run: str, out: str | None = None) -> RunFolder:
-    """The run of a name or path: a name in the folder of the runs, a run's folder, or a folder with one run in it.
+    """The run with a name or path. run: a name in the folder of all runs, a run's folder, or a folder that holds a single run.
 
-    Without `out`, a name is also looked for one folder down. Raises UsageError for none and for several.
+    Without `out`, also searches one folder below the current one. Raises UsageError for no match and for several.
     """
     places = [Path(run)]
     if "/" not in run:
@@ -182,7 +184,7 @@ def find(run: str, out: str | None = None) -> RunFolder:
         below = sorted(Path().glob(f"*/{glob.escape(run)}/run.json"))
         if len(below) > 1:
             raise UsageError(
-                f"There are several runs '{run}' ({', '.join(str(p.parent) for p in below)}); name the folder of one."
+                f"There are several runs '{run}' ({', '.join(str(p.parent) for p in below)}); name the folder of one of them."
             )
         if below:
             return RunFolder(below[0].parent.absolute())
@@ -193,11 +195,11 @@ def find(run: str, out: str | None = None) -> RunFolder:
         raise UsageError(f"{run} holds several runs ({', '.join(p.parent.name for p in inside)}); name one of them.")
     looked = ", ".join(str(p) for p in places)
     raise UsageError(
-        f"There is no run '{run}' (looked at {looked}).{near_run(run, runs_folder(out))} Name a run's folder, or say with --out where runs lie."
+        f"There is no run '{run}' (looked at {looked}).{near_run(run, runs_folder(out))} Name a run's folder, or set the folder of runs with --out."
     )
 
 
 def near_run(name: str, runs: Path) -> str:
-    """' Did you mean …?' with the run in `runs` whose name is nearest; empty if none is near."""
+    """' Did you mean …?' with the most similar name of a run in `runs`; empty if no name is similar."""
     near = difflib.get_close_matches(name, [path.parent.name for path in runs.glob("*/run.json")], 1)
     return f" Did you mean {near[0]}?" if near else ""

@@ -1,6 +1,6 @@
 """Pretraining without Ray and MLflow: `torchrun --nproc-per-node N -m swav_platform.training CONFIG --data PATTERN [key=value ...]`.
 
-The configuration, the rows and the run's folder are those of `swav pretrain`; the number of workers is torchrun's.
+Configuration, rows and run folder are the same as for `swav pretrain`. torchrun sets the number of workers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from swav_platform.training.loop import Progress, train
 log = logging.getLogger("swav")
 
 PATIENCE = 3600.0
-"""Seconds that ranks wait for one another: rank 0 indexes shards and writes checkpoints, and any may compile, while the others wait."""
+"""Timeout of a collective in seconds. Ranks wait while rank 0 indexes shards or writes a checkpoint, and while a rank compiles."""
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--data", action="append", default=[], metavar="PATTERN", help="Shards: paths, globs or ranges, quoted.")
     parser.add_argument("--name", help="The run's name.")
     parser.add_argument("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
-    parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint, if there is one.")
+    parser.add_argument("--resume", action="store_true", help="Resume from the newest checkpoint, if there is one.")
     options = parser.parse_intermixed_args()
     try:
         with _ranks() as (comm, device):
@@ -59,9 +59,9 @@ def main() -> int:
 
 
 def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> dict[str, Any]:
-    """A run from shards to a model package, of which this is one rank. Every rank returns the result."""
+    """One rank of a run, from shards to a model package. Every rank returns the result."""
     if config.run.name is None:
-        raise UsageError("Under torchrun a run needs a name that all ranks know: say --name NAME.")
+        raise UsageError("A run under torchrun needs a name that is the same on all ranks: pass --name NAME.")
     folder = RunFolder(runs_folder(config.run.out) / config.run.name)
     collectives: dict[str, int] = {}
 
@@ -100,7 +100,7 @@ def _configured(options: argparse.Namespace, size: int) -> Config:
 
 
 def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:
-    """Rank 0 makes it, the others wait for that."""
+    """Rank 0 builds the index while the other ranks wait."""
     if comm.rank == 0:
         index = open_or_build(config.data, folder.index)
         check_one_pass(plan_of(index, config.data, config.seed), config.data, config.rows_per_step, config.steps(index.samples))
@@ -110,7 +110,7 @@ def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:
 
 @contextlib.contextmanager
 def _ranks() -> Iterator[tuple[Comm, torch.device]]:
-    """The group that torchrun's environment describes; without it this process alone."""
+    """Joins the process group of torchrun's environment; without one, this process is the only rank."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
     if gpu:

@@ -1,4 +1,4 @@
-"""The four verbs of `Comm` over torch.distributed, counted and timed; and joining a process group outside of Ray Train."""
+"""`Comm` over torch.distributed, with counts and times, and process groups outside of Ray Train."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from swav_platform.methods.comm import Comm
 
 
 class DistributedComm:
-    """The default process group. `calls` counts collectives by kind, `seconds` is the time spent in them; None on GPUs, where a
-    call returns before it is done."""
+    """The default process group.
+
+    calls: number of collectives by kind. seconds: time spent in them; None on GPUs, where a call returns before it is done.
+    """
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -64,37 +66,37 @@ class DistributedComm:
 def joined(
     rank: int, size: int, init_method: str = "env://", backend: str = "gloo", timeout: float = 300
 ) -> Iterator[DistributedComm]:
-    """A process group for the length of a `with` block.
+    """Joins a process group for the duration of a `with` block.
 
-    init_method: `env://` under torchrun, `file:///path/of/a/new/file` for processes of one machine. timeout in seconds.
+    init_method: `env://` under torchrun, `file:///path/of/a/new/file` for processes of one machine. timeout: in seconds.
     """
     dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     try:
         yield DistributedComm()
         dist.barrier()
-        time.sleep(0.1)  # gloo's threads may still be at work on the barrier: destroying it under them aborts the process
+        time.sleep(0.1)  # destroying the group while gloo's threads still run the barrier aborts the process
     finally:
         dist.destroy_process_group()
 
 
 def sum_together(tensors: Sequence[Tensor], comm: Comm) -> None:
-    """Sums each tensor over ranks in place, all in one collective. They share a dtype and a device."""
+    """Sums each tensor over ranks in place, in one collective. All tensors have the same dtype and device."""
     if comm.size == 1 or not tensors:
         return
     total = comm.sum(torch.cat([t.reshape(-1) for t in tensors]))
-    for tensor, part in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
+    for tensor, part in zip(tensors, torch.split(total, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view(tensor.shape))
 
 
 def gather_bytes(data: bytes, comm: Comm) -> list[bytes]:
-    """`data` of every rank, in rank order, on each."""
+    """Returns the `data` of every rank, in rank order, on all ranks."""
     sizes = comm.gather_in_order(torch.tensor([len(data)])).tolist()
-    joined_up = comm.gather_in_order(torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)])
-    raw = joined_up.cpu().numpy().tobytes()
+    gathered = comm.gather_in_order(torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)])
+    raw = gathered.cpu().numpy().tobytes()
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [raw[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What the data of a step cost and what became of its positions, as numbers that ranks add up."""
+"""Costs and outcomes of a step's data, as numbers that are summed over ranks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counters:
-    """Sums over the rows of some steps, all ranks together."""
+    """Sums over the rows of one or more steps on all ranks."""
 
-    outcomes: tuple[int, ...] = (0,) * len(Outcome)  # positions by the outcome of their own sample
+    outcomes: tuple[int, ...] = (0,) * len(Outcome)  # number of positions by the outcome of their own sample
     costs: Costs = field(default_factory=Costs)
 
     @property
     def images(self) -> int:
-        """Positions, fillers among them: each is a row's place that was made and paid for."""
+        """Number of positions, including fillers, since making them costs time too."""
         return sum(self.outcomes)
 
     @property
     def reasons(self) -> dict[Outcome, int]:
-        """Quarantined positions, those whose own sample could not be used, by the reason; only reasons that occurred."""
+        """Number of quarantined positions (own sample unusable) by reason, without reasons that did not occur."""
         return {outcome: self.outcomes[outcome] for outcome in Outcome if outcome > Outcome.FILLER and self.outcomes[outcome]}
 
     @property
@@ -40,7 +40,7 @@ class Counters:
         return from_sum([a + b for a, b in zip(_flat(self), _flat(other), strict=True)])
 
     def metrics(self) -> dict[str, float]:
-        """By MLflow's names: milliseconds and bytes for each image, and how many positions were quarantined for what."""
+        """MLflow metrics: milliseconds and bytes per image, and quarantined positions by reason."""
         images = max(self.images, 1)
         return {
             "data/read_ms": 1000 * self.costs.read_seconds / images,
@@ -52,13 +52,13 @@ class Counters:
 
 
 def to_sum(rows: Sequence[Row]) -> list[float]:
-    """This rank's part of a step's counters. Summed over ranks in float32: counts stay exact, costs nearly so."""
+    """This rank's part of a step's counters. The sum over ranks is in float32, which is exact for counts up to 2^24."""
     outcomes = np.bincount(np.concatenate([row.outcome for row in rows]), minlength=len(Outcome))
     return [*map(float, outcomes), *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
 
 
 def from_sum(numbers: Sequence[float]) -> Counters:
-    """The counters of what `to_sum` gave, summed."""
+    """Counters from the sum of `to_sum` over ranks."""
     split = len(Outcome)
     return Counters(tuple(int(n) for n in numbers[:split]), Costs(*numbers[split:]))
 

@@ -1,4 +1,4 @@
-"""What a run sets for torch as a whole, and the way of a row onto its device."""
+"""Process-wide torch settings, and the transfer of rows to the device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from swav_platform.training.passes import Prepare
 
 
 def set_torch(config: Config, device: torch.device) -> None:
-    """Threads, and with `train.deterministic` only kernels that give the same bits again.
+    """Sets threads, kernels and memory of the process.
 
-    Without it cuDNN tries its algorithms and keeps the fastest: shapes are the same in every step. For the same reason a CPU's
-    memory stays with the process from step to step, as torch itself keeps a GPU's.
+    With `train.deterministic` torch uses deterministic kernels only. Without it cuDNN benchmarks its algorithms, because shapes are the
+    same in every step. On a CPU the allocator keeps freed memory for the next step, as torch does on a GPU.
     """
     if device.type == "cpu":
         keep_freed(largest=2**30, total=2**31 - 1)
@@ -31,11 +31,11 @@ def set_torch(config: Config, device: torch.device) -> None:
 
 
 def preparer(config: Config, device: torch.device) -> Prepare:
-    """Rows to the device as bytes; there they become what the network takes."""
+    """Returns a function that moves a row to the device as uint8 and converts it to the network's input there."""
     from swav_platform.images.views import photometric
 
     def moved(array: Any) -> Tensor:
-        with warnings.catch_warnings():  # rows lie in shared memory that can't be written to, and nobody does
+        with warnings.catch_warnings():  # rows are in read-only shared memory, and nothing writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

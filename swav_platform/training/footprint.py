@@ -1,4 +1,4 @@
-"""Memory and traffic of a step, from a step that is made without data: shapes and dtypes only, nothing is computed."""
+"""Memory and traffic of a step, from a step on fake tensors: shapes and dtypes without data or computation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from swav_platform.methods.build import build_method
 from swav_platform.methods.method import StepOutputs
 from swav_platform.models.encoders import build_encoder, check_name
 from swav_platform.models.normalisation import RowBatchNorm
-from swav_platform.training.checkpoints.snapshots import ACTIVATIONS_KEPT
+from swav_platform.training.learner import ACTIVATIONS_KEPT
 from swav_platform.training.optimisation import sharding
 from swav_platform.training.passes import Passes
 
-_STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers of the optimiser a weight
+_STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # optimiser state per weight, in numbers
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the worker with the most rows. activations: what its graphs keep, of compiled ones the most that they may. Not
-    counted: kernels' work space, what a block keeps while activation checkpointing makes it again, and what methods hold (queue,
-    bank, memories)."""
+    """Bytes on the worker with the most rows.
+
+    activations: what autograd graphs keep; for compiled encoders the upper limit. Not counted: workspaces of kernels, activations
+    that checkpointing recomputes, and the state of methods (queue, bank, memories).
+    """
 
     weights: int
     gradients: int
@@ -37,7 +39,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Communication:
-    """What each worker gives to collectives in a step. None: a method whose traffic hangs on data."""
+    """What each worker sends to collectives in a step. None for a method whose traffic depends on the data."""
 
     gradient_bytes: int
     method_bytes: int | None
@@ -47,7 +49,7 @@ class Communication:
 
 
 class _Listener:
-    """Stands for the other workers: counts what would be sent."""
+    """A `Comm` that counts bytes and calls without sending anything."""
 
     def __init__(self, size: int) -> None:
         self.rank, self.size, self.calls, self.bytes = 0, size, Counter[str](), 0
@@ -78,7 +80,7 @@ class _Blank:
 
 
 def footprint(config: Config) -> tuple[Memory, Communication]:
-    """Raises UsageError for names that do not exist."""
+    """Memory and traffic of a step. Raises UsageError for an unknown encoder or method."""
     check_name(config.model)
     own, size = -(-config.rows_per_step // config.train.workers), config.data.row_size
     method = build_method(config)
@@ -119,12 +121,12 @@ def _communication(config: Config, network: nn.Module, sent: _Listener | None) -
 
 
 def _held(config: Config, name: str, p: Tensor) -> int:
-    """Numbers of `p` on a worker."""
+    """Elements of `p` on a worker."""
     return -(-p.numel() // config.train.workers) if _is_split(config, name) else p.numel()
 
 
 def _given(config: Config, name: str, p: Tensor) -> int:
-    """Numbers that a worker gives for `p`: its gradient, and where it is split also its part, each time the others gather it."""
+    """Elements that a worker sends for `p`: its gradient, and its shard each time the other workers gather a split parameter."""
     if not _is_split(config, name):
         return p.numel() * p.requires_grad
     rows = 1 if config.model.normalisation == "step" else config.rows_per_step // config.train.workers
@@ -137,7 +139,7 @@ def _is_split(config: Config, name: str) -> bool:
 
 
 def _empty(network: nn.Module, mode: FakeTensorMode) -> None:
-    """Weights without numbers in them."""
+    """Replaces weights and buffers by fake tensors."""
     for module in network.modules():
         for name, p in module._parameters.items():
             if p is not None:
@@ -147,7 +149,7 @@ def _empty(network: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def _kept(network: nn.Module, passes: Passes, rows: list[Any]) -> int:
-    """Bytes that the graphs of `rows` keep for the way back, weights left out."""
+    """Bytes that the graphs of `rows` keep for the backward pass, without weights."""
     weights = {t.untyped_storage()._cdata for t in network.state_dict(keep_vars=True).values()}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -169,6 +171,6 @@ def _sent(config: Config, method: Any, passes: Passes, rows: list[Any]) -> _List
             outputs = StepOutputs(0, passes.look(rows))
             method.targets(outputs, listener)
             method.after_step(outputs, listener)
-    except Exception:  # its targets follow from values, and there are none
+    except Exception:  # the method's targets depend on values, which fake tensors lack
         return None
     return listener

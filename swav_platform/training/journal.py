@@ -1,4 +1,4 @@
-"""What a run writes down beside its weights: metrics of each step, the sample log, the ledger of what was refused."""
+"""Records of a run besides its weights: metrics of each step, the sample log, and the ledger of refused samples."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """One on each rank. Nothing in it counts before `commit`: what a crash took is written again by the steps made again."""
+    """The records of one rank. They count from `commit` on; steps after the last commit are repeated and recorded again."""
 
     def __init__(self, config: Config, run_dir: Path, comm: Comm, ledger: Ledger) -> None:
         self.comm, self.ledger, self.folder, self.batch = comm, ledger, run_dir, config.train.batch
-        self.events: list[Event] = []  # of this rank's rows since the last gathering
+        self.events: list[Event] = []  # of this rank's rows since the last `gather`
         self.metrics: TextIO | None = None
         self.sample_log = SampleLog(config.data.sample_log, comm.rank) if config.data.sample_log else None
 
     def open(self, steps: int) -> None:
-        """Takes up the files at `steps` finished steps. Raises UserError when they can't be written."""
+        """Opens the files for a run with `steps` finished steps. Raises UserError when they can't be written."""
         try:
             if self.comm.rank == 0:
                 self.metrics = open_metrics(self.folder / "metrics.jsonl", steps)
-            if self.sample_log is not None:  # told before hours of training, not after
+            if self.sample_log is not None:  # fail before hours of training, not after
                 self.sample_log.folder.mkdir(parents=True, exist_ok=True)
                 probe = self.sample_log.folder / f".probe-{self.comm.rank}"
                 probe.touch()
                 probe.unlink()
         except OSError as error:
             raise UserError(
-                f"{error.filename} can't be written ({error.strerror}): {cure(error)} or name another place (run.out, data.sample_log)."
+                f"{error.filename} can't be written ({error.strerror}): {cure(error)} or set run.out or data.sample_log to another folder."
             ) from error
         if steps:
-            self.commit(steps)  # a crash may have come between the checkpoint and this
+            self.commit(steps)  # a crash may have prevented the commit after this checkpoint
 
     def rows(self, step: int, rows: Sequence[Row]) -> None:
-        """Notes the rows of a step that is done."""
+        """Records the rows of a finished step."""
         for row in rows:
             self.events.extend(row.events)
             if self.sample_log is not None:
-                from swav_platform.rows.make import view_hashes  # brings image libraries with it
+                from swav_platform.rows.make import view_hashes  # imports image libraries
 
                 self.sample_log.append(step, row, view_hashes(row))
 
@@ -66,20 +66,20 @@ class Journal:
             self.metrics.flush()
         except OSError as error:
             raise UserError(
-                f"{self.metrics.name} can't be written ({error.strerror or error}): {cure(error)}, then go on with --resume. "
-                f"Checkpoints are untouched."
+                f"{self.metrics.name} can't be written ({error.strerror or error}): {cure(error)}, then resume with --resume. "
+                f"Checkpoints are not affected."
             ) from error
 
     def gather(self) -> Ledger:
-        """The ledger of all ranks, on each; in the order of positions, so it is the same for any number of ranks."""
+        """Returns the ledger of all ranks, on each rank. Its order is by position, so it does not depend on the number of ranks."""
         parts = gather_bytes(pickle.dumps(self.events), self.comm)
-        events = [event for part in parts for event in pickle.loads(part)]  # written by our own ranks a moment ago
+        events = [event for part in parts for event in pickle.loads(part)]  # safe: the bytes come from ranks of this run
         self.ledger.add(sorted(events, key=lambda e: (e.position, e.attempt)))
         self.events = []
         return self.ledger
 
     def flush(self) -> None:
-        """Brings to the disk what the checkpoint that follows vouches for. Raises UserError when the disk is full."""
+        """Flushes to disk what the next checkpoint refers to. Raises UserError when the disk is full."""
         if self.sample_log is not None:
             self.sample_log.flush()
         if self.metrics is not None:
@@ -87,11 +87,11 @@ class Journal:
                 os.fsync(self.metrics.fileno())
             except OSError as error:
                 raise UserError(
-                    f"{self.metrics.name} can't be written ({error.strerror}): {cure(error)}, then go on with --resume."
+                    f"{self.metrics.name} can't be written ({error.strerror}): {cure(error)}, then resume with --resume."
                 ) from error
 
     def commit(self, steps: int) -> None:
-        """After the checkpoint of `steps` steps is there (rank 0)."""
+        """Makes the records valid after the checkpoint of `steps` steps was written (rank 0)."""
         if self.comm.rank == 0:
             self.write_ledger()
             if self.sample_log is not None:
@@ -107,7 +107,7 @@ class Journal:
 
 
 def open_metrics(path: Path, steps: int) -> TextIO:
-    """metrics.jsonl cut back to its first `steps` steps, open to go on. Raises UserError when it can't be written."""
+    """Truncates metrics.jsonl to its first `steps` steps and opens it for appending. Raises UserError when it can't be written."""
     kept = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -115,6 +115,6 @@ def open_metrics(path: Path, steps: int) -> TextIO:
                 if json.loads(line)["step"] < steps:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
-                break  # the end of a line that a crash cut off
+                break  # a line that a crash truncated
     write_text(path, "".join(kept))
     return path.open("a")

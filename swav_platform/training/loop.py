@@ -1,4 +1,4 @@
-"""The training loop: rows in, steps, checkpoints. A plain function of this rank; Ray Train, torchrun and tests call the same."""
+"""The training loop of one rank, from rows to checkpoints. Ray Train, torchrun and tests call the same function."""
 
 from __future__ import annotations
 
@@ -21,39 +21,43 @@ from swav_platform.training.checkpoints.resume import Run, begin, identity
 from swav_platform.training.collectives import gather_bytes
 from swav_platform.training.counters import Counters, from_sum, to_sum
 from swav_platform.training.device import preparer, set_torch
-from swav_platform.training.health import quarantine_error, too_many_quarantined
 from swav_platform.training.journal import Journal
+from swav_platform.training.learner import Learner, build_learner
 from swav_platform.training.meter import Meter
 from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.passes import Prepare
-from swav_platform.training.step import Learner, StepReport, train_step
+from swav_platform.training.step import StepReport, train_step
 
 if TYPE_CHECKING:
     from swav_platform.rows.layout import Row
 
+_FEWEST_POSITIONS = 1000  # a share of fewer positions is not reliable
+
 Rows = Callable[[int, int], "Iterator[Row]"]
-"""rows(first, last): this rank's rows of [first, last) in order, those k with (k - first) % size == rank."""
+"""rows(first, last): in order, the rows k of [first, last) with (k - first) % size == rank."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A step that is done. `metrics` has MLflow's names and is empty between two steps that are logged."""
+    """A finished step. metrics: by MLflow name; empty for a step that is not logged."""
 
     step: int  # 0-based
     loss: float
     lr: float
     metrics: dict[str, float]
-    images_per_second: float  # since the last logged step, all ranks
-    wait_share: float  # of the time since then, spent waiting for rows (rank 0)
-    collectives: dict[str, int]  # of the step, by what they were for
-    counters: Counters  # of the step's rows, all ranks
+    images_per_second: float  # of all ranks since the last logged step
+    wait_share: float  # share of that time that rank 0 waited for rows
+    collectives: dict[str, int]  # of the step, by purpose
+    counters: Counters  # of the step's rows on all ranks
     waited: float  # seconds that rank 0 waited for the step's rows
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """steps, images, losses and quarantined (positions whose own sample was refused) of the run from its start; seconds and
-    images_per_second of this call."""
+    """seconds and images_per_second are those of this call, everything else counts from the start of the run.
+
+    quarantined: number of positions whose own sample was refused.
+    """
 
     steps: int
     images: int
@@ -78,17 +82,18 @@ def train(
     device: str | torch.device = "cpu",
     prepare: Prepare | None = None,
 ) -> TrainResult:
-    """Trains to the end of the run, or raises.
+    """Trains until the run is finished.
 
-    samples: of the index; the number of steps follows from it. rows: called once, from the first row that no checkpoint has.
-    on_progress: called by rank 0 after each step. prepare: how a row becomes the network's input; absent, as
-    `config.data.photometric` says. Sets torch's threads and choice of kernels, and on a CPU what becomes of freed memory, for the whole process.
-    Raises UserError: a run is there and not to be resumed, or another configuration's; a stream out of order; a loss that is no
-    number; too many unreadable images; something that can't be written. What was committed stays.
+    samples: size of the index, from which the number of steps follows. rows: called once, with the first row after the newest
+    checkpoint. on_progress: called on rank 0 after each step. prepare: converts a row to the network's input; by default as
+    `config.data.photometric` requires. Changes threads, kernels and (on a CPU) memory allocation of the process; see `set_torch`.
+
+    Raises UserError for an existing run without `resume`, a run with another configuration or index, and a stream out of order. Also
+    for a loss that is not finite, too many unusable images, and files that can't be written. Checkpoints stay valid in all cases.
     """
     began, device, folder = time.perf_counter(), torch.device(device), run_dir / "checkpoints"
     set_torch(config, device)
-    learner, who = snapshots.build_learner(config, device, comm.size), identity(config, index_digest)
+    learner, who = build_learner(config, device, comm.size), identity(config, index_digest)
     together = config.model.normalisation == "step"
     if together:
         normalisation.across(learner.network, comm)
@@ -123,7 +128,7 @@ def train(
                 metrics=logged,
             )
             counters = from_sum(report.extra)
-            meter.step(config.train.batch, counters, fresh=logged)
+            meter.step(config.train.batch, counters, reset=logged)
             progress = _after(run, report, lr, counters, meter, logged)
             journal.rows(step, own)
             journal.line({"step": step, "loss": report.loss, "lr": lr} | progress.metrics)
@@ -137,7 +142,7 @@ def train(
 
 
 def _result(run: Run, made: int, batch: int, seconds: float) -> TrainResult:
-    assert run.checkpoint is not None  # the last step wrote one, or there was one to begin with
+    assert run.checkpoint is not None  # written by the last step, or found at the start
     return TrainResult(
         steps=run.steps,
         images=run.steps * batch,
@@ -151,7 +156,7 @@ def _result(run: Run, made: int, batch: int, seconds: float) -> TrainResult:
 
 
 def _checked(rows: Rows, start: int, total: int, per_step: int, comm: Comm) -> Iterator[list[Row]]:
-    """This rank's rows, step by step. Raises UserError for any but the expected one."""
+    """This rank's rows of each step. Raises UserError for a row other than the expected one."""
     first = start * per_step
     stream = rows(first, total * per_step) if start < total else iter(())
     for step in range(start, total):
@@ -163,14 +168,14 @@ def _expect(row: Row | None, number: int, rank: int) -> Row:
     if row is None or row.row != number:
         got = "the stream ended" if row is None else f"row {row.row} came"
         raise UserError(
-            f"Worker {rank} expected row {number} of the stream, but {got}; the run was ended before a wrong row was trained on. "
-            f"This is a fault of the data stream: go on with --resume, and report it if it comes again."
+            f"Worker {rank} expected row {number} of the stream, but {got}, so the run stopped before the step. "
+            f"This is a fault of the data stream: resume with --resume, and report it if it happens again."
         )
     return row
 
 
 def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: Meter, logged: bool) -> Progress:
-    """Brings `run` up to the step that is done and says how it went."""
+    """Adds the finished step to `run` and returns its progress."""
     step, run.steps, run.loss_last = run.steps, run.steps + 1, report.loss
     run.loss_first = report.loss if step == 0 else run.loss_first
     run.quarantined += counters.quarantined
@@ -191,16 +196,22 @@ def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: M
 
 
 def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) -> None:
+    """Raises UserError if too large a share of the positions had an unusable sample, from 1000 positions or one epoch on."""
     limit, positions = config.data.max_quarantine_fraction, run.steps * config.train.batch
-    if not too_many_quarantined(run.quarantined, positions, samples, limit):
+    if positions < min(_FEWEST_POSITIONS, samples) or run.quarantined <= limit * positions:
         return
     ledger = journal.gather()
     journal.write_ledger()
-    raise quarantine_error(run.quarantined, positions, limit, next(iter(ledger.outcomes())), ledger.shards()[0][0])
+    reason, shard = next(iter(ledger.outcomes())), ledger.shards()[0][0]
+    raise UserError(
+        f"{run.quarantined:,} of the first {positions:,} images can't be used, more than data.max_quarantine_fraction={limit:g} allows. "
+        f"The most frequent reason is {reason}; the worst shard is {shard}. Inspect the run with `swav ledger`, then remove bad shards, "
+        f"relax data.images, or raise data.max_quarantine_fraction."
+    )
 
 
 def _checkpoint(config: Config, run: Run, learner: Learner, journal: Journal, who: Mapping[str, str], folder: Path) -> None:
-    """All ranks gather, rank 0 writes; all go on or end together."""
+    """All ranks gather, and rank 0 writes. If one rank fails, all fail."""
     comm = journal.comm
     ledger = journal.gather()
     snapshot = snapshots.take(learner, run.steps, run.state(config, who), ledger.to_bytes(), comm)
@@ -211,13 +222,13 @@ def _checkpoint(config: Config, run: Run, learner: Learner, journal: Journal, wh
             journal.commit(run.steps)
             checkpoints.prune(folder, config.train.keep_checkpoints)
 
-    _all_or_none(journal.flush, comm)  # on every rank before the checkpoint that vouches for it
+    _all_or_none(journal.flush, comm)  # on every rank, before the checkpoint that refers to it
     _all_or_none(write, comm)
     run.checkpoint = folder / f"step-{run.steps:09d}"
 
 
 def _all_or_none(work: Callable[[], None], comm: Comm) -> None:
-    """Does `work` on each rank; where it fails on one, every rank raises that UserError."""
+    """Runs `work` on each rank. If it fails on one rank, every rank raises that UserError."""
     problem = b""
     try:
         work()

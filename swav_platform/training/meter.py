@@ -1,4 +1,4 @@
-"""How fast a run goes, and what it waits for."""
+"""Speed of a run, and the time that it waits."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from swav_platform.training.counters import Counters
 
 
 class Meter:
-    """Images per second, shares of time spent waiting for rows and in collectives, and what data cost, since the last fresh start."""
+    """Images per second, shares of time spent on waiting for rows and on collectives, and costs of data, since the last reset."""
 
     images_per_second = wait_share = 0.0
-    collective_share: float | None = 0.0  # None where it can't be told
-    waited_last = 0.0  # seconds that the last step's rows were waited for
+    collective_share: float | None = 0.0  # None where it is unknown: on GPUs
+    waited_last = 0.0  # seconds of waiting for the last step's rows
     data = Counters()
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
-        self._afresh()
+        self._reset()
 
-    def _afresh(self) -> None:
+    def _reset(self) -> None:
         self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
         self.communicated = self._communicated()
         self._data = Counters()
@@ -34,16 +34,16 @@ class Meter:
         self.waited_last = time.perf_counter() - before
         self.waited += self.waited_last
 
-    def step(self, images: int, counters: Counters, fresh: bool) -> None:
-        """Counts a step's images and what its data cost; with `fresh`, counting starts anew after it."""
+    def step(self, images: int, counters: Counters, reset: bool) -> None:
+        """Adds a step's images and data costs. reset: start counting from zero after this step."""
         self.images += images
         self.data = self._data = self._data + counters
         spent = max(time.perf_counter() - self.began, 1e-9)
         self.images_per_second, self.wait_share = self.images / spent, self.waited / spent
         now = self._communicated()
         self.collective_share = None if now is None or self.communicated is None else (now - self.communicated) / spent
-        if fresh:
-            self._afresh()
+        if reset:
+            self._reset()
 
     def _communicated(self) -> float | None:
         seconds: float | None = getattr(self.comm, "seconds", 0.0)

@@ -1,4 +1,4 @@
-"""A step's rows through the network and back: with all graphs held until codes are known, or one row's at a time."""
+"""Forward and backward passes of a step: with all graphs kept until the codes are known, or with one row's graph at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swav_platform.rows.layout import Row
 
 Prepare = Callable[["Row"], list[Tensor]]
-"""A row to what the network takes: per resolution [V_g * R, 3, H, W] on the device, view by view."""
+"""Converts a row to the network's input: per resolution [V_g * R, 3, H, W] on the device, view by view."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Accumulate = Literal["hold", "recompute"]
@@ -27,9 +27,11 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Passes:
-    """How rows go through `network`. accumulate: what of them is kept between `look` and `backward`. together: all in one pass,
-    for a batch norm over the step; each row for itself otherwise. learns: some weight is to move; where none is, rows go
-    forward alone, once (`hold`), without graphs."""
+    """How rows pass through `network`.
+
+    accumulate: whether graphs are kept between `look` and `backward`. together: one pass for all rows, for batch normalisation over
+    the step; otherwise one pass per row. learns: whether any weight is trained; if not, rows pass forward only, without graphs.
+    """
 
     network: nn.Module
     prepare: Prepare
@@ -39,8 +41,11 @@ class Passes:
     learns: bool = True
 
     def look(self, rows: Sequence[Row]) -> tuple[RowOutputs, ...]:
-        """What codes are made from. With `recompute` there is no graph and running statistics stay: all views take part even so,
-        since the projection head's batch norm sees them together, and codes are to be those of `hold` to the last bit."""
+        """The outputs that codes are computed from.
+
+        With `recompute` there is no graph and running statistics do not change. All views take part even so: the projection head's
+        batch norm sees them together, and the codes must be bit-equal to those of `hold`.
+        """
         with ExitStack() as stack:
             if self.accumulate == "recompute" or not self.learns:
                 stack.enter_context(torch.no_grad())
@@ -51,8 +56,8 @@ class Passes:
     def backward(
         self, method: Method, rows: Sequence[Row], outputs: StepOutputs, targets: Targets, batch: int, scaler: GradScaler
     ) -> Tensor:
-        """Adds up gradients, where a weight is to move, and returns this rank's part of the loss. Row by row, so that a row's
-        graph is gone before the next one's gradients are made."""
+        """Accumulates gradients if any weight is trained, and returns this rank's part of the loss. Works row by row, so that a row's
+        graph is freed before the next backward pass."""
         graphs = self._again(rows) if self.accumulate == "recompute" else iter(outputs.rows)
         if self.together:
             return self._backward([(row, method.loss(row, targets)) for row in graphs], batch, scaler)
@@ -64,7 +69,7 @@ class Passes:
     def _backward(self, losses: Sequence[tuple[RowOutputs, Tensor]], batch: int, scaler: GradScaler) -> Tensor:
         loss = torch.stack([(row.weight * of_image).sum() for row, of_image in losses]).sum() / batch
         if self.learns:
-            scaler.scale(loss).backward()
+            torch.autograd.backward(scaler.scale(loss))
         return loss.detach()
 
     def _again(self, rows: Sequence[Row]) -> Iterator[RowOutputs]:
@@ -77,7 +82,7 @@ class Passes:
             sizes = [len(row.weight) for row in group]
             views = _joined([self.prepare(row) for row in group], sizes)
             device = views[0].device
-            # Before the group's network: a copy from here to a GPU waits for all that was queued.
+            # Before the forward pass: a copy to a GPU waits for all queued kernels.
             samples = [torch.tensor(row.sample, device=device) for row in group]
             weights = [torch.tensor(row.weight, dtype=torch.float32, device=device) for row in group]
             low = _LOW.get(self.precision, torch.bfloat16)
@@ -89,7 +94,7 @@ class Passes:
 
 
 def _joined(rows: Sequence[list[Tensor]], sizes: Sequence[int]) -> list[Tensor]:
-    """Views of several rows as those of one: per resolution [V_g * sum of sizes, 3, H, W], view by view."""
+    """Concatenates the views of several rows: per resolution [V_g * sum of sizes, 3, H, W], view by view."""
     if len(rows) == 1:
         return rows[0]
     groups = zip(*rows, strict=True)

@@ -1,4 +1,4 @@
-"""What a run will be, worked out before it begins: steps, memory, traffic, and what looks wrong about its settings."""
+"""Forecast of a run from its settings: steps, memory, traffic, and warnings about questionable settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from swav_platform.training.optimisation.schedules import warmup_steps
 
 _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
 _LARGEST_EXPONENT_ERROR = 0.25
-_USUAL_LR = {"lars": 0.3 / 256, "sgd": 0.05 / 256}  # an image of the batch: Caron et al. 2020, Koohpayegani et al. 2021
+_USUAL_LR = {"lars": 0.3 / 256, "sgd": 0.05 / 256}  # per image of the batch: Caron et al. 2020, Koohpayegani et al. 2021
 _FEWEST_IN_ROW = 16
-_FREEZE = ("swav", "sela")  # methods whose prototypes stand still at first
+_FREEZE = ("swav", "sela")  # methods that freeze their prototypes at first
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps and images are None while samples, those of the index, are not known, epoch_steps (of an epoch of it) likewise;
-    freeze_prototypes for methods that freeze none; queue_in_use_from without a queue."""
+    """Steps, images and learning rates of a run.
+
+    samples: size of the index. None: steps, images and epoch_steps when they depend on an unknown `samples`; freeze_prototypes for
+    methods that freeze none; queue_in_use_from without a queue.
+    """
 
     samples: int | None
     steps: int | None
@@ -38,6 +41,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Preflight:
+    """What `swav pretrain --dry-run` prints."""
+
     schedule: Schedule
     memory: Memory
     communication: Communication
@@ -48,12 +53,13 @@ class Preflight:
 
 
 def preflight(config: Config, samples: int | None = None) -> Preflight:
-    """samples: of the index, if there is one. Raises UsageError for names of encoders or methods that do not exist."""
+    """samples: size of the index, if known. Raises UsageError for an unknown encoder or method."""
     of_run = schedule(config, samples)
     return Preflight(of_run, *footprint(config), list(warnings(config, of_run)))
 
 
 def schedule(config: Config, samples: int | None) -> Schedule:
+    """samples: size of the index, if known."""
     train, known = config.train, samples is not None or config.train.steps is not None or config.train.images is not None
     steps = config.steps(samples or 1) if known else None
     queue = config.method.queue_length // train.batch if config.method.name == "swav" else 0
@@ -75,7 +81,7 @@ def schedule(config: Config, samples: int | None) -> Schedule:
 
 
 def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
-    """One sentence or two each: what, why, what to do."""
+    """Warnings of at most three sentences: what, why, and what to do."""
     if config.method.name == "swav":
         yield from _codes(config, of_run)
     if config.method.name in _FREEZE:
@@ -95,50 +101,50 @@ def _codes(config: Config, of_run: Schedule) -> Iterator[str]:
     queue, most = method.queue_length // batch * batch, max(method.heads)
     if batch + queue < most:
         yield (
-            f"Codes are shared out over {batch + queue:,} samples (train.batch + method.queue_length), fewer than the {most:,} prototypes: "
-            f"most of these get none. Take method.prototypes of at most that, or a queue of {_whole(most * 4 // 3 - batch, batch):,} or more."
+            f"A step has {batch + queue:,} samples (train.batch + method.queue_length) for {most:,} prototypes, so most prototypes get no "
+            f"sample. Lower method.prototypes, or set method.queue_length to {_whole(most * 4 // 3 - batch, batch):,} or more."
         )
     if method.queue_length % batch:
-        yield f"method.queue_length={method.queue_length:,} is cut to {queue:,}, whole batches of {batch:,}."
+        yield f"method.queue_length={method.queue_length:,} is rounded down to {queue:,}, a multiple of train.batch={batch:,}."
     error = _UNIT_ROUNDOFF[config.train.precision] / method.epsilon
     if error > _LARGEST_EXPONENT_ERROR:
         yield (
-            f"method.epsilon={method.epsilon:g} is small for train.precision={config.train.precision}: rounding of the features moves exponents "
-            f"of the codes by up to {error:.2f}. Take a larger epsilon, or fp32."
+            f"method.epsilon={method.epsilon:g} is small for train.precision={config.train.precision}: rounding of the features changes the "
+            f"exponents of the codes by up to {error:.2f}. Raise method.epsilon, or set train.precision=fp32."
         )
     if of_run.steps is not None and of_run.queue_in_use_from is not None and of_run.queue_in_use_from >= of_run.steps:
-        yield f"The queue is never used: it would be from step {of_run.queue_in_use_from:,} on, and the run has {of_run.steps:,}."
+        yield f"The queue is never used: it is full at step {of_run.queue_in_use_from:,}, but the run has {of_run.steps:,} steps."
 
 
 def _frozen(config: Config, of_run: Schedule) -> Iterator[str]:
     method = config.method
     if of_run.steps is not None and method.learn_prototypes and method.freeze_prototypes >= of_run.steps:
-        yield f"Prototypes never learn: method.freeze_prototypes={method.freeze_prototypes:,} of {of_run.steps:,} steps."
+        yield f"Prototypes never learn: method.freeze_prototypes={method.freeze_prototypes:,} covers all {of_run.steps:,} steps."
 
 
 def _memories(config: Config, of_run: Schedule) -> Iterator[str]:
     if of_run.steps is not None and of_run.epoch_steps is not None and of_run.steps <= of_run.epoch_steps:
         yield (
-            f"No weight will move: in its first epoch, of {of_run.epoch_steps:,} steps, {config.method.name} only looks, and the run has "
-            f"{of_run.steps:,}. Take more of train.epochs (or train.steps), or method.name=swav."
+            f"No weight changes: {config.method.name} does not train in its first epoch of {of_run.epoch_steps:,} steps, and the run has "
+            f"{of_run.steps:,}. Raise train.epochs or train.steps, or set method.name=swav."
         )
 
 
 def _few(config: Config, samples: int) -> Iterator[str]:
     most = max(config.method.heads)
     if samples < config.train.batch:
-        yield f"{samples:,} images are fewer than train.batch={config.train.batch:,}: a step sees some of them more than once. Take a smaller batch."
+        yield f"{samples:,} images are fewer than train.batch={config.train.batch:,}, so a step repeats images. Lower train.batch."
     if samples < most and config.method.name in ("swav", "deepcluster", "sela"):
-        yield f"{most:,} prototypes for {samples:,} images: some get none. Take method.prototypes of a tenth of the images or fewer."
+        yield f"{most:,} prototypes for {samples:,} images: some prototypes get no image. Set method.prototypes to at most a tenth of the images."
 
 
 def _bank(config: Config) -> Iterator[str]:
     method, batch = config.method, config.train.batch
     held = max(1, method.bank_length // batch) * batch
     if held < method.neighbours:
-        yield f"The bank holds {held:,} embeddings, whole steps, fewer than method.neighbours={method.neighbours:,}: all are neighbours."
+        yield f"The bank holds {held:,} embeddings (whole steps), fewer than method.neighbours={method.neighbours:,}, so all are neighbours."
     elif held != method.bank_length:
-        yield f"method.bank_length={method.bank_length:,} is made {held:,}, whole steps of {batch:,}."
+        yield f"method.bank_length={method.bank_length:,} is rounded to {held:,}, a multiple of train.batch={batch:,}."
 
 
 def _rate(config: Config, of_run: Schedule) -> Iterator[str]:
@@ -146,13 +152,13 @@ def _rate(config: Config, of_run: Schedule) -> Iterator[str]:
     usual = _USUAL_LR.get(options.name, 0.0) * batch
     if usual and not usual / 8 <= options.lr <= usual * 8:
         yield (
-            f"train.optimiser.lr={options.lr:g} is far from what {options.name} usually takes at a batch of {batch:,}, about {usual:.3g} "
-            f"(in proportion to the batch; eight times more or less goes unsaid)."
+            f"train.optimiser.lr={options.lr:g} differs more than eightfold from the usual rate of {options.name} at a batch of {batch:,}, "
+            f"about {usual:.3g} (proportional to the batch)."
         )
     if options.name == "adamw" and options.lr > 0.01:
-        yield f"train.optimiser.lr={options.lr:g} is large for adamw, which usually takes 0.0005 to 0.003."
+        yield f"train.optimiser.lr={options.lr:g} is large for adamw; usual rates are 0.0005 to 0.003."
     if of_run.steps is not None and of_run.warmup_steps >= of_run.steps:
-        yield f"The learning rate never comes down: the warm-up takes {of_run.warmup_steps:,} of {of_run.steps:,} steps."
+        yield f"The learning rate never decreases: the warm-up takes {of_run.warmup_steps:,} of {of_run.steps:,} steps."
 
 
 def _ranks(config: Config) -> Iterator[str]:
@@ -160,24 +166,25 @@ def _ranks(config: Config) -> Iterator[str]:
     most = -(-rows // workers)
     if rows % workers:
         yield (
-            f"{rows} rows a step on {workers} workers: some have {most} and some {rows // workers}, so {100 * rows / (most * workers):.0f} % of the "
-            f"machine is used at best. Take a number of workers that divides {rows}."
+            f"{rows} rows per step on {workers} workers: some have {most} and some {rows // workers}, so at most "
+            f"{100 * rows / (most * workers):.0f} % of the workers' time is used. Set train.workers to a divisor of {rows}."
         )
     if config.train.accumulate == "recompute" and most == 1:
-        yield "train.accumulate=recompute saves nothing with one row a worker, and costs a forward pass; take hold."
+        yield "train.accumulate=recompute saves nothing with one row per worker and costs a forward pass. Set train.accumulate=hold."
     if config.model.normalisation == "step" and most > 1:
         yield (
-            f"model.normalisation=step holds the graphs of all {most} rows of a worker at once. Take more workers, model.activation_checkpointing, "
-            f"or model.normalisation=row, with which train.accumulate=recompute goes."
+            f"model.normalisation=step keeps the graphs of all {most} rows of a worker at once. To save memory, use more workers, "
+            f"model.activation_checkpointing, or model.normalisation=row with train.accumulate=recompute."
         )
     if config.train.compile and config.model.normalisation == "step" and workers > 1:
         yield (
-            "train.compile gains nothing with model.normalisation=step on several workers: each batch norm waits for the others, and ends "
-            "a compiled graph. Take model.normalisation=row, or train.compile=false."
+            "train.compile has no benefit with model.normalisation=step on several workers, since each batch norm waits for the other "
+            "workers and breaks the graph. Set model.normalisation=row, or train.compile=false."
         )
     if config.model.normalisation == "row" and config.data.row_size < _FEWEST_IN_ROW:
-        yield f"Batch statistics of {config.data.row_size} images (data.row_size) are rough; take rows of {_FEWEST_IN_ROW} or more, or model.normalisation=step."
+        yield f"Batch statistics of {config.data.row_size} images (data.row_size) are noisy. Use rows of {_FEWEST_IN_ROW} or more, or model.normalisation=step."
 
 
 def _whole(number: int, batch: int) -> int:
+    """Rounds up to a multiple of `batch`."""
     return -(-number // batch) * batch

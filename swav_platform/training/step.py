@@ -1,7 +1,8 @@
-"""One step: this rank's rows through the network, codes over all ranks, one sum of gradients, new weights."""
+"""One training step: forward passes of this rank's rows, codes over all ranks, one sum of gradients, an optimiser step."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
-from swav_platform.methods.method import Method, StepOutputs
+from swav_platform.methods.method import StepOutputs
 from swav_platform.models import normalisation
 from swav_platform.training.collectives import sum_together
-from swav_platform.training.health import check_finite
-from swav_platform.training.optimisation.averages import Averages
-from swav_platform.training.optimisation.optimisers import AnyOptimiser
+from swav_platform.training.learner import Learner
 from swav_platform.training.optimisation.sharding import is_split, own, total_norm
 from swav_platform.training.passes import Accumulate, Passes, Precision, Prepare
 
@@ -27,20 +27,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Learner:
-    """All that learns. scaler: of the loss under fp16, else switched off."""
-
-    network: nn.Module
-    method: Method
-    optimiser: AnyOptimiser
-    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
-    averages: Averages | None = None
-
-
-@dataclass(frozen=True)
 class StepReport:
-    """loss: mean over the step's images; extra: sums over ranks of what was given; metrics: only where asked for;
-    collectives: how many there were of the method, of gradients, of normalisation."""
+    """loss: mean over the step's images. extra: sums over ranks of `extra`. metrics: empty unless requested. collectives: number of
+    collectives of the method, of gradients and of normalisation."""
 
     loss: float
     extra: list[float]
@@ -64,13 +53,15 @@ def train_step(
     extra: Sequence[float] = (),
     metrics: bool = False,
 ) -> StepReport:
-    """Moves the weights by the step whose rows `rows` are this rank's share of. Where all are frozen, rows go forward only.
+    """Updates the weights. rows: this rank's share of the step's rows. If all weights are frozen, rows pass forward only.
 
     The loss is the sum over images of weight x loss, divided by `batch` (images of the step on all ranks). Losses, gradients and
-    statistics are functions of the step's rows: ranks may hold different numbers of them.
-    together: all rows in one pass (batch norm over the step). clip: length to which the step's gradient is cut.
-    extra: numbers to sum over ranks on the way, in float32: whole ones are exact up to 2^24. Raises UserError, before any weight
-    moves, for a loss or a gradient that is no number; under fp16 such a gradient only lowers the scale of the loss, and no weight moves.
+    statistics are functions of the step's rows, however these are divided among ranks.
+    together: one pass for all rows (batch norm over the step). clip: largest norm of the step's gradient. extra: numbers to sum over
+    ranks in float32; integers up to 2^24 are exact.
+
+    Raises UserError before the update if the loss or the gradient is not finite. Under fp16 an infinite gradient only lowers the scale
+    of the loss and skips the update.
     """
     network, method, optimiser, scaler = learner.network, learner.method, learner.optimiser, learner.scaler
     network.train()
@@ -99,7 +90,7 @@ def train_step(
         scaler.unscale_(optimiser)  # type: ignore[arg-type]
     value = loss.item()
     grad_norm = total_norm(_gradients(moving))
-    check_finite(step, value, grad_norm.item(), lr, scaler)
+    _check_finite(step, value, grad_norm.item(), lr, scaler)
     if clip is not None and moving:
         torch._foreach_mul_([own(g) for g in _gradients(moving)], (clip / (grad_norm + 1e-6)).clamp_max(1))
 
@@ -115,6 +106,17 @@ def train_step(
     if learner.averages is not None:
         learner.averages.update(network, frozen)
     return StepReport(value, counts.tolist(), found, dict(calls))
+
+
+def _check_finite(step: int, loss: float, grad_norm: float, lr: float, scaler: GradScaler) -> None:
+    """An enabled scaler tolerates an infinite gradient until its scale falls below 1."""
+    overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= 1
+    if not math.isfinite(loss + grad_norm) and not overflow:
+        raise UserError(
+            f"The loss of step {step} is {loss} and the norm of its gradient is {grad_norm} (learning rate {lr:.4g}), so the run stopped. "
+            f"The last checkpoint is not affected. Lower train.optimiser.lr, lengthen train.optimiser.warmup_steps or set "
+            f"train.precision=fp32, under another run.name."
+        )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def test_the_plain_loop_learns_what_ours_does(root: Path, monkeypatch: pytest.Mo
     from plain_loop import PlainLoop
 
     from swav_platform.methods.comm import LocalComm
-    from swav_platform.training.checkpoints.snapshots import build_learner
+    from swav_platform.training.learner import build_learner
 
     config = train_step.SETTINGS["toy"].config("model.name=resnet_tiny", "model.projection_hidden=16", "model.projection_dim=8")
     cpu = torch.device("cpu")

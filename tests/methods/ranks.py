@@ -29,6 +29,7 @@ from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.models.initialise import initialise
 from swav_platform.models.normalisation import RowBatchNorm
 from swav_platform.rows.layout import Costs
+from swav_platform.training import learner as learner_module
 from swav_platform.training import loop
 from swav_platform.training.collectives import joined
 
@@ -142,7 +143,7 @@ def train(case: str, folder: Path, comm: Comm, isolated: bool = False, **options
         initialise(made, seed, "encoder")
         return made
 
-    build, build_encoder = loop.snapshots.build_learner, loop.snapshots.build_encoder
+    build, build_encoder = loop.build_learner, learner_module.build_encoder
     across = loop.normalisation.across
 
     def build_double(*args: Any) -> Any:
@@ -152,15 +153,15 @@ def train(case: str, folder: Path, comm: Comm, isolated: bool = False, **options
             isolate(learner.method)
         return learner
 
-    loop.snapshots.build_learner = build_double
-    loop.snapshots.build_encoder = encoder  # type: ignore[assignment]
+    loop.build_learner = build_double
+    learner_module.build_encoder = encoder  # type: ignore[assignment]
     if isolated and over_step:
         loop.normalisation.across = lambda network, ranks: across(network, Isolated(ranks))
     given = {"samples": SAMPLES, "index_digest": "i", "rows": rows, "prepare": lambda r: r.views, "resume": False}
     try:
         return loop.train(settings, comm=comm, run_dir=folder / case, **(given | options))
     finally:
-        loop.snapshots.build_learner, loop.snapshots.build_encoder = build, build_encoder
+        loop.build_learner, learner_module.build_encoder = build, build_encoder
         loop.normalisation.across = across
 
 

@@ -21,6 +21,7 @@ from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.images.views import photometric
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.rows.layout import Row, RowLayout
+from swav_platform.training import learner as learner_module
 from swav_platform.training import loop
 from swav_platform.training.collectives import joined
 from swav_platform.training.optimisation.sharding import own
@@ -101,7 +102,7 @@ def train(settings: Config, folder: Path, comm: Comm | None = None, double: bool
     given = {"samples": _samples(settings), "index_digest": "i", "rows": stream, "resume": False} | options
     if not double:
         return loop.train(settings, comm=comm, run_dir=folder, **given)
-    build, shard, given["prepare"] = loop.snapshots.build_learner, loop.snapshots.shard, in_float64
+    build, shard, given["prepare"] = loop.build_learner, learner_module.shard, in_float64
 
     def build_double(*args: Any) -> Any:
         learner = build(*args)
@@ -110,11 +111,11 @@ def train(settings: Config, folder: Path, comm: Comm | None = None, double: bool
         return learner
 
     try:
-        loop.snapshots.build_learner = build_double
-        loop.snapshots.shard = lambda network, *rest: shard(network.double(), *rest)
+        loop.build_learner = build_double
+        learner_module.shard = lambda network, *rest: shard(network.double(), *rest)
         return loop.train(settings, comm=comm, run_dir=folder, **given)
     finally:
-        loop.snapshots.build_learner, loop.snapshots.shard = build, shard
+        loop.build_learner, learner_module.shard = build, shard
 
 
 def in_float64(given: Row) -> list[torch.Tensor]:
@@ -173,7 +174,7 @@ def resnet18(scope: str, lr: float | None = None) -> Config:
 
 def initial(settings: Config) -> dict[str, torch.Tensor]:
     """Weights before the first step."""
-    network = loop.snapshots.build_learner(settings, torch.device("cpu"), 1).network
+    network = loop.build_learner(settings, torch.device("cpu"), 1).network
     return {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
@@ -193,7 +194,7 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
             train_split(name, folder / f"split_{name}", comm)
         if size == 2:
             train_split("sgd", folder / "split_later", comm, resume=True)
-            network = loop.snapshots.build_learner(split("sgd"), torch.device("cpu"), size).network
+            network = loop.build_learner(split("sgd"), torch.device("cpu"), size).network
             torch.save({name: own(p.detach()).clone() for name, p in network.named_parameters()}, folder / f"held-{rank}.pt")
         uneven = comm.gather_in_order(torch.arange(rank + 1) + 10 * rank).tolist()
         lengths = [len(part) for part in loop.gather_bytes(b"x" * (rank * 3), comm)]

@@ -153,7 +153,7 @@ def test_a_stream_out_of_order_ends_the_run(rig: ModuleType, tmp_path: Path, fau
     settings = rig.config()
     numbers = {"skipped": [0, 1, 3], "repeated": [0, 1, 1], "short": [0, 1]}[fault]
     message = {"skipped": "row 3 came", "repeated": "row 1 came", "short": "the stream ended"}[fault]
-    with pytest.raises(UserError, match=f"expected row 2 .*{message}"):
+    with pytest.raises(UserError, match=f"row 2 .*{message}"):
         rig.train(settings, tmp_path, rows=lambda first, last: (rig.row(settings, k) for k in numbers))
 
 
@@ -208,9 +208,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(rig: ModuleType, whole: Path, copie
         return real(path, data)
 
     monkeypatch.setattr(checkpoints, "_write", full)
-    with pytest.raises(
-        UserError, match=r"step-000000008 can't be written \(No space left on device\): free some space.*--resume"
-    ):
+    with pytest.raises(UserError, match=r"step-000000008.*No space left on device.*--resume"):
         rig.train(rig.config(), copied, resume=True)
     monkeypatch.undo()
     assert latest_valid(copied / "checkpoints").name == "step-000000004"

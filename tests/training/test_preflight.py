@@ -40,19 +40,19 @@ def test_the_published_recipe_is_fine() -> None:
     [
         (["method.prototypes=5000"], "4,096 samples.*5,000 prototypes.*4,096 or more"),
         (["method.prototypes=[3000, 5000]"], "5,000 prototypes"),
-        (["method.queue_length=5000", "method.queue_start=5"], "queue_length=5,000 is cut to 4,096"),
+        (["method.queue_length=5000", "method.queue_start=5"], "queue_length=5,000 .*4,096"),
         (["method.queue_length=8192", "method.queue_start=31299"], "never used.*31,301"),
         (["method.epsilon=0.01", "train.precision=bf16"], r"epsilon=0\.01 is small for train\.precision=bf16.*0\.39"),
         (["method.freeze_prototypes=31300"], "Prototypes never learn"),
-        (["train.optimiser.lr=0.3"], r"lr=0\.3 is far.*about 4\.8"),
-        (["train.optimiser.name=sgd", "train.optimiser.lr=10"], r"sgd usually.*about 0\.8"),
+        (["train.optimiser.lr=0.3"], r"lr=0\.3 .*usual.*about 4\.8"),
+        (["train.optimiser.name=sgd", "train.optimiser.lr=10"], r"usual.* of sgd .*about 0\.8"),
         (["train.optimiser.name=adamw"], "large for adamw"),
-        (["train.steps=3130"], "never comes down"),
-        (["train.workers=60"], "some have 2 and some 1, so 53 %"),
+        (["train.steps=3130"], "learning rate never"),
+        (["train.workers=60"], "some have 2 and some 1.*53 %"),
         (["train.accumulate=recompute"], "saves nothing"),
-        (["model.normalisation=step", "train.workers=32"], "all 2 rows of a worker"),
+        (["model.normalisation=step", "train.workers=32"], "normalisation=step .*2 rows of a worker"),
         (["method.name=sela", "method.freeze_prototypes=31300"], "Prototypes never learn"),
-        (["method.name=mean_shift", "method.bank_length=4000"], "bank_length=4,000 is made 4,096"),
+        (["method.name=mean_shift", "method.bank_length=4000"], "bank_length=4,000 .*4,096"),
         (
             ["method.name=mean_shift", "method.bank_length=4096", "method.neighbours=5000"],
             "holds 4,096 embeddings.*neighbours=5,000",
@@ -78,7 +78,7 @@ def test_what_looks_wrong_about_an_epoch_of_memories() -> None:
         return list(warnings(config, schedule(config, samples)))
 
     assert told(1_281_167) == []
-    assert "in its first epoch, of 313 steps" in told(1_281_167, "train.steps=313")[0]
+    assert "first epoch of 313 steps" in told(1_281_167, "train.steps=313")[0]
     assert told(1_281_167, "train.steps=314", "train.optimiser.warmup_steps=0") == []
     few = " ".join(told(2_000))
     assert "3,000 prototypes for 2,000 images" in few
@@ -140,7 +140,7 @@ def test_a_dry_run_knows_the_length_over_small_local_data(root, shards, capsys: 
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["schedule"]["steps"] == found["schedule"]["epoch_steps"] > 0
     assert found["schedule"]["freeze_prototypes"] is None
-    assert any("No weight will move" in warning for warning in found["warnings"])
+    assert any("No weight changes" in warning for warning in found["warnings"])
 
 
 def test_a_dry_run_says_what_is_not_there(root, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def test_a_refused_run_leaves_what_is_there_as_it_was(
     before = {name: (folder / name).read_bytes() for name in ("config.yaml", "run.json")}
     command = [sys.executable, "-m", "swav_platform.training", str(folder.parent / "empty.yaml"), "--data", str(shards / "*.tar")]
     command += ["--name", "r", "--out", str(folder.parent), *tiny, "data.tasks=1", "method.temperature=0.5"]
-    for more, code, said in (([], 2, "by --resume"), (["--resume"], 1, "method.temperature: 0.1 -> 0.5")):
+    for more, code, said in (([], 2, "with --resume"), (["--resume"], 1, "method.temperature: 0.1 -> 0.5")):
         found = subprocess.run(
             [*command, *more], env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=300
         )

@@ -120,14 +120,14 @@ def test_fp16_goes_on_from_a_checkpoint_with_its_scale(rig: ModuleType, tmp_path
 
 
 def test_fp16_lowers_its_scale_where_gradients_overflow(rig: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from swav_platform.training.checkpoints import snapshots
+    from swav_platform.training import learner
 
-    build = snapshots.GradScaler
-    monkeypatch.setattr(snapshots, "GradScaler", lambda device, enabled: build(device, init_scale=2.0**40, enabled=enabled))
+    build = learner.GradScaler
+    monkeypatch.setattr(learner, "GradScaler", lambda device, enabled: build(device, init_scale=2.0**40, enabled=enabled))
     rig.train(rig.config(**FEW, train__precision="fp16", train__steps=4), tmp_path)
     assert final(tmp_path).state["loss_scale"]["scale"] == 2.0**36
     assert final(tmp_path).optimizer == {}, "no weight has moved yet"
-    monkeypatch.setattr(snapshots, "GradScaler", lambda device, enabled: build(device, init_scale=0.5, enabled=enabled))
+    monkeypatch.setattr(learner, "GradScaler", lambda device, enabled: build(device, init_scale=0.5, enabled=enabled))
     spoilt = rig.config(
         **FEW, train__precision="fp16", train__optimiser__lr=1e30, train__optimiser__warmup_steps=0, train__steps=3
     )
@@ -167,7 +167,7 @@ def test_weights_that_nothing_moves_are_not_averaged(rig: ModuleType, tmp_path: 
 def test_long_gradients_are_cut(rig: ModuleType, tmp_path: Path) -> None:
     plain = rig.config(train__steps=1, train__optimiser__momentum=0, train__optimiser__weight_decay=0)
     cut = plain.model_copy(update={"train": plain.train.model_copy(update={"clip": 0.01})})
-    start = rig.loop.snapshots.build_learner(plain, torch.device("cpu")).network.state_dict()
+    start = rig.loop.build_learner(plain, torch.device("cpu")).network.state_dict()
     moved = []
     for name, settings in (("plain", plain), ("cut", cut)):
         rig.train(settings, tmp_path / name)

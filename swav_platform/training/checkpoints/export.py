@@ -1,4 +1,4 @@
-"""From a checkpoint to the package that is registered and served."""
+"""Converts a checkpoint to a model package, which can be registered and served."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swav_platform.training.optimisation.averages import split
 
 
 def export_package(folder: RunFolder, checkpoint: Path) -> Path:
-    """Writes the run's model package from one of its checkpoints, averaged weights where it kept them; returns its folder."""
+    """Writes the model package of a run and returns its folder. Uses averaged weights if the checkpoint has them."""
     info, snapshot = folder.info(), checkpoints.load(checkpoint)
     averages, _ = split(snapshot.optimizer)
     return save_package(

@@ -1,6 +1,7 @@
-"""Checkpoints: `step-000001234/` with three safetensors files, ledger.parquet, state.json and, last of all, MANIFEST.json.
+"""Checkpoint files: `step-000001234/` with three safetensors files, ledger.parquet, state.json and MANIFEST.json.
 
-Without a manifest that fits its files a checkpoint does not exist, so a crash at any moment leaves the one before it.
+The manifest is written last. A checkpoint is valid only if its files match the manifest, so a crash during a write leaves the previous
+checkpoint as the newest valid one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NAME = re.compile(r"step-\d{9}")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that the step after `steps` finished ones needs."""
+    """The state of a run after `steps` finished steps."""
 
     steps: int
     model: Mapping[str, Tensor]
@@ -41,9 +42,9 @@ class Snapshot:
 
 
 def save(folder: Path, snapshot: Snapshot) -> Path:
-    """Writes `folder`/step-…, flushed to the disk; returns its path. What half-written or older thing has its name goes first.
+    """Writes `folder`/step-…, flushed to disk, and returns its path. Replaces an older or incomplete checkpoint of that name.
 
-    Raises UserError when the disk is full or the folder can't be written to; earlier checkpoints stay as they are.
+    Raises UserError when the disk is full or the folder is not writable; earlier checkpoints are not affected.
     """
     path = folder / f"step-{snapshot.steps:09d}"
     try:
@@ -64,14 +65,14 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise UserError(
-            f"The checkpoint {path} can't be written ({error.strerror or error}): {cure(error)}, then go on with --resume. "
-            f"Earlier checkpoints are untouched; train.keep_checkpoints says how many are kept."
+            f"The checkpoint {path} can't be written ({error.strerror or error}): {cure(error)}, then resume with --resume. "
+            f"Earlier checkpoints are not affected; train.keep_checkpoints sets how many are kept."
         ) from error
     return path
 
 
 def is_valid(path: Path) -> bool:
-    """Whether the manifest is there and every file has the size and the sha256 that it names."""
+    """Whether the manifest exists and every file has the size and SHA-256 in it."""
     try:
         files = json.loads((path / MANIFEST).read_bytes())["files"]
         return len(files) > 0 and all(
@@ -82,32 +83,32 @@ def is_valid(path: Path) -> bool:
 
 
 def steps_of(path: Path) -> int:
-    """Finished steps, from the name."""
+    """Number of finished steps, from the folder's name."""
     return int(path.name.removeprefix("step-"))
 
 
 def latest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder`; damaged and half-written ones are passed over, with a warning.
+    """The newest valid checkpoint in `folder`, or None. Skips damaged and incomplete checkpoints with a warning.
 
-    Raises UserError if there are some that were whole once, but none any more: a run is not to be lost in silence.
+    Raises UserError if all complete checkpoints are damaged, so that a run does not restart silently from step 0.
     """
     damaged = []
     for path in reversed(_all(folder)):
         if is_valid(path):
             return path
-        log.warning("%s is half-written or damaged and is passed over.", path)
+        log.warning("Skipping %s: it is incomplete or damaged.", path)
         if (path / MANIFEST).exists():
             damaged.append(str(path))
     if damaged:
         raise UserError(
-            f"No checkpoint of this run is whole any more: {', '.join(damaged)} differ from their manifests. Bring one back from a "
-            f"copy, or delete {folder} to start the run anew."
+            f"All checkpoints of this run are damaged: {', '.join(damaged)} differ from their manifests. Restore one from a copy, "
+            f"or delete {folder} to restart the run from scratch."
         )
     return None
 
 
 def load(path: Path) -> Snapshot:
-    """A checkpoint that `is_valid`, in host memory."""
+    """Reads a valid checkpoint into host memory."""
     state = json.loads((path / "state.json").read_bytes())
     model, optimizer, method = (
         safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "method")
@@ -116,11 +117,11 @@ def load(path: Path) -> Snapshot:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Takes away all but the newest `keep` checkpoints that have a manifest, and what is older than these."""
+    """Deletes every checkpoint older than the newest `keep` with a manifest, including incomplete ones."""
     kept = [path for path in _all(folder) if (path / MANIFEST).exists()][-keep:]
     for path in _all(folder):
         if kept and path < kept[0]:
-            (path / MANIFEST).unlink(missing_ok=True)  # first, so that it is never half there
+            (path / MANIFEST).unlink(missing_ok=True)  # first, so that an interrupted deletion leaves no valid checkpoint
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Weights to start from: another run's, torchvision's, or those published with SwAV."""
+"""Loads initial encoder weights: of another run, of torchvision, or as published with SwAV."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _HEADS = ("fc.", "projection_head.", "prototypes.", "head.", "heads.", "momentum
 
 
 def load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Gives `encoder` the weights in `path`: a .safetensors file, a .pth file of tensors, or the folder of a model package.
+    """Loads the weights in `path` into `encoder`. path: a .safetensors file, a .pth file, or the folder of a model package.
 
-    Names are torchvision's, bare or behind `module.`, `encoder.` or `backbone.`; weights of heads are left out. Every weight of the
-    encoder must be there in its shape. Raises UsageError for a file that is not there, UserError for one that does not fit.
+    Names are those of torchvision, optionally with the prefix `module.`, `encoder.` or `backbone.`. Weights of heads are ignored. Every
+    weight of the encoder must be present in its shape. Raises UsageError for a missing file, UserError for weights that do not fit.
     """
     found = {_bare(name): t for name, t in _read(path).items()}
     wanted = encoder.state_dict()
@@ -29,11 +29,11 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     other = [name for name, t in needed.items() if name in found and found[name].shape != t.shape]
     strange = [name for name in found if name not in wanted and not name.startswith(_HEADS)]
     if missing or other or strange:
-        kinds = {"missing": missing, "of another shape": other, "not the encoder's": strange}
-        said = "; ".join(f"{len(names)} {kind}, as {names[0]}" for kind, names in kinds.items() if names)
+        kinds = {"missing": missing, "of another shape": other, "unknown to the encoder": strange}
+        said = "; ".join(f"{len(names)} {kind}, such as {names[0]}" for kind, names in kinds.items() if names)
         raise UserError(
-            f"The weights in {path} (model.init) do not fit the encoder: {said}. Take the model.name and model.stem that they were made "
-            f"with, or other weights."
+            f"The weights in {path} (model.init) do not fit the encoder: {said}. Set model.name and model.stem to those of the weights, "
+            f"or choose other weights."
         )
     encoder.load_state_dict({name: found.get(name, t) for name, t in wanted.items()})
 
@@ -46,14 +46,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         tree: Any = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(
-            f"There are no weights at {file}; model.init must name a .safetensors or .pth file, or a package's folder."
+            f"There are no weights at {file}; set model.init to a .safetensors or .pth file, or to the folder of a model package."
         ) from None
-    except Exception as error:  # the reader of .pth files raises whatever it stumbles over
+    except Exception as error:  # torch.load raises many types of errors
         raise UserError(f"The weights in {file} (model.init) can't be read: {' '.join(str(error).split())[:300]}.") from error
     for key in ("state_dict", "model"):
         tree = tree.get(key, tree) if isinstance(tree, Mapping) else tree
     if not isinstance(tree, Mapping) or not all(isinstance(t, Tensor) for t in tree.values()):
-        raise UserError(f"{file} (model.init) holds no mapping of names to tensors; save a state_dict of the encoder.")
+        raise UserError(f"{file} (model.init) is not a mapping of names to tensors; save the state_dict of the encoder.")
     return tree
 
 

@@ -1,4 +1,4 @@
-"""LARS, SGD, AdamW; and their state as tensors by parameter name."""
+"""LARS, SGD and AdamW, and their state as tensors by parameter name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from swav_platform.training.optimisation.sharding import is_split, norms, own, s
 class Lars:
     """SGD with momentum on gradients of layer-wise adapted size (You et al. 2017, eq. 6), as published with SwAV.
 
-    g <- trust ||p|| / (||g|| + weight_decay ||p||) (g + weight_decay p). Where ||p|| or ||g|| is 0 the gradient stays as it is,
-    without weight decay: a fresh bias makes a large first step. Groups of parameters with `adapted` false: plain SGD.
-    clip: the layer moves at that rate or at the learning rate, whichever is smaller (LARC, as in NVIDIA apex).
+    g <- trust ||p|| / (||g|| + weight_decay ||p||) (g + weight_decay p). If ||p|| or ||g|| is 0, the gradient is used unchanged and
+    without weight decay, so a zero bias makes a large first step. Parameter groups with `adapted` false use plain SGD.
+    clip: use the smaller of that rate and the learning rate (LARC, as in NVIDIA apex).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Lars:
         adapted = (p_norm > 0) & (g_norm > 0)
         rate = self.trust * p_norm / (g_norm + p_norm * self.weight_decay + 1e-8)
         rate = torch.where(adapted, (rate / lr).clamp_max(1) if self.clip else rate, 1.0)
-        rates, which = rate.tolist(), adapted.tolist()  # a GPU is waited for once, and all that follows is two kernels
+        rates, which = rate.tolist(), adapted.tolist()  # synchronises with a GPU once; what follows is two kernels
         decayed = [(g, p) for g, p, one in zip(gradients, parameters, which, strict=True) if one]
         if decayed and self.weight_decay:
             torch._foreach_add_([g for g, _ in decayed], [p for _, p in decayed], alpha=self.weight_decay)
@@ -62,7 +62,7 @@ AnyOptimiser = torch.optim.Optimizer | Lars
 
 
 def build_optimiser(parameters: Iterable[nn.Parameter], options: config.Optimiser) -> AnyOptimiser:
-    """Over all parameters, weight decay on each; with `exclude_1d` neither decay nor adaptation on those of one dimension."""
+    """An optimiser of all parameters. `exclude_1d` turns off weight decay and adaptation for one-dimensional ones."""
     groups = _groups(list(parameters), options)
     if options.name == "lars":
         lars = {"momentum": options.momentum, "weight_decay": options.weight_decay, "trust": options.trust}
@@ -73,7 +73,7 @@ def build_optimiser(parameters: Iterable[nn.Parameter], options: config.Optimise
 
 
 def _groups(parameters: list[nn.Parameter], options: config.Optimiser) -> list[dict[str, Any]]:
-    """Whole parameters and split ones apart, since no kernel takes both."""
+    """Parameter groups. Whole and split parameters are in different groups, since no foreach kernel accepts both."""
     kinds = [[p for p in parameters if is_split(p) == kind] for kind in (False, True)]
     if all(kinds):
         return [group for kind in kinds for group in _groups(kind, options)]
@@ -85,7 +85,7 @@ def _groups(parameters: list[nn.Parameter], options: config.Optimiser) -> list[d
 
 
 def optimiser_tensors(optimiser: AnyOptimiser, network: nn.Module) -> dict[str, Tensor]:
-    """State of every parameter that has one: `<parameter>/<quantity>` -> tensor."""
+    """State of all parameters that have one, as `<parameter>/<quantity>` -> tensor."""
     tensors = {}
     for name, p in network.named_parameters():
         for key, value in optimiser.state.get(p, {}).items():
@@ -95,11 +95,11 @@ def optimiser_tensors(optimiser: AnyOptimiser, network: nn.Module) -> dict[str, 
 
 
 def load_optimiser_tensors(optimiser: AnyOptimiser, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `optimiser_tensors`."""
+    """Restores the state that `optimiser_tensors` returned."""
     parameters = dict(network.named_parameters())
     for full, value in tensors.items():
         name, key = full.rsplit("/", 1)
         p = parameters[name]
-        # Quantities of the parameter's shape take its memory layout too: the order of later sums hangs on it.
+        # Quantities of the parameter's shape need its memory layout too, which decides the order of later sums.
         kept = torch.empty_like(p).copy_(split_like(p, value)).detach() if value.shape == p.shape else value.clone()
         optimiser.state[p][key] = kept

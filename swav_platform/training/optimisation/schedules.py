@@ -8,10 +8,10 @@ from swav_platform.config import Optimiser
 
 
 def learning_rate(step: int, total: int, options: Optimiser, batch: int = 1) -> float:
-    """Linear warm-up over `warmup_steps`, then half a cosine down to `final_lr` (Loshchilov and Hutter 2017, eq. 5).
+    """Linear warm-up, then half a cosine down to `final_lr` (Loshchilov and Hutter 2017, eq. 5).
 
-    Step 0 has `start_lr`, the last step of the warm-up has `lr`, and so has the one after it; as in the published code.
-    batch: images of a step, for a warm-up that is given in images.
+    Step 0 has `start_lr`. The last step of the warm-up and the step after it have `lr`, as in the published code.
+    batch: images of a step, for a warm-up in images.
     """
     warm = warmup_steps(options, batch)
     if step < warm:
@@ -21,4 +21,5 @@ def learning_rate(step: int, total: int, options: Optimiser, batch: int = 1) -> 
 
 
 def warmup_steps(options: Optimiser, batch: int) -> int:
+    """Steps of the warm-up; `warmup_images` takes precedence."""
     return options.warmup_steps if options.warmup_images is None else options.warmup_images // batch

@@ -89,7 +89,7 @@ def test_what_can_not_be_written_leaves_the_older_one(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UserError, match=r"step-000000002 can't be written \(File too large\): raise .*--resume"):
+        with pytest.raises(UserError, match=r"step-000000002.*File too large.*--resume"):
             save(tmp_path, snapshot(2, size=100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

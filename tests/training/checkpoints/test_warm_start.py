@@ -40,7 +40,7 @@ def test_weights_that_do_not_fit_are_told_by_name(weights: dict[str, torch.Tenso
     changed["conv1.weight"] = torch.zeros(32, 3, 3, 3)
     changed["layer5.0.conv1.weight"] = torch.zeros(1)
     torch.save(changed, tmp_path / "w.pth")
-    said = r"1 missing, as bn1\.weight; 1 of another shape, as conv1\.weight; 1 not the encoder's, as layer5"
+    said = r"1 missing, .*bn1\.weight; 1 of another shape, .*conv1\.weight; 1 unknown .*layer5"
     with pytest.raises(UserError, match=said):
         load_encoder(build_encoder(Model(name="resnet_tiny")), tmp_path / "w.pth")
 
@@ -54,5 +54,5 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="can't be read"):
             load_encoder(encoder, tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="no mapping"):
+    with pytest.raises(UserError, match="not a mapping"):
         load_encoder(encoder, tmp_path / "list.pth")
