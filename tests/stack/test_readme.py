@@ -47,8 +47,9 @@ def commands(text: str) -> list[str]:
 
 
 def spans(text: str) -> list[str]:
-    """Code between single backquotes."""
-    return re.findall(r"`([^`\n]+)`", _FENCED.sub("", text))
+    """Code between single backquotes, also of spans that continue on the next line."""
+    paragraphs = re.split(r"\n\s*\n", _FENCED.sub("", text))
+    return [span for text in paragraphs for span in re.findall(r"`([^`]+)`", " ".join(text.split()))]
 
 
 @dataclass(frozen=True)
