@@ -38,13 +38,13 @@ from PIL import Image, ImageOps
 from swav_platform.config import ImagePolicy
 from swav_platform.data.index.build import build_index
 from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.magic import format_of
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.errors import UserError
 from swav_platform.images.decoding import confined
 from swav_platform.images.decoding.decode import Decoded, decode_reduced
 from swav_platform.images.decoding.refused import Refused
-from swav_platform.images.decoding.sniff import format_of
 
 POLICY = ImagePolicy(min_side=1, max_aspect=1e9)
 HANG = 2.0  # CPU seconds, which do not depend on other programs of the machine

@@ -71,7 +71,6 @@ def _varieties(name: str, rng: np.random.Generator) -> list[bytes]:
             add(image(mode))
         for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_deflate"):
             add(image(), compression=compression)
-        add(image("1"), compression="group4")
         add(_deep(image("L")))
         add(image("L").convert("F"))
         add(image(), big_tiff=True, exif=exif)

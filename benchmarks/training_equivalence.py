@@ -48,11 +48,13 @@ from swav_platform.evaluation.knn import evaluate_knn
 from swav_platform.evaluation.report import curve
 from swav_platform.images.views import photometric
 from swav_platform.methods.comm import LocalComm
+from swav_platform.rows.job import RowJob, open_index
 from swav_platform.rows.layout import Row
+from swav_platform.rows.produce import rows as rows_of
 from swav_platform.rows.table import from_table, to_table
 from swav_platform.runs.folder import RunFolder
 from swav_platform.training.checkpoints.export import export_package
-from swav_platform.training.local_rows import RowTables, local_rows
+from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import TrainResult, train
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "cifar10_cpu.yaml"
@@ -61,16 +63,16 @@ COMPARED = ("knn_top1", "knn_top1_all", "loss_end")
 
 
 class RecipeTables(Dataset[pa.Table]):
-    """Rows as in RowTables, with the recipe's views, photometric changes included, as uint8 (before ToTensor)."""
+    """Rows as `rows_of` makes them, with the recipe's views, photometric changes included, as uint8 (before ToTensor)."""
 
     def __init__(self, config: Config, index: Path) -> None:
-        self.config, self.ours = config, RowTables(config, index)
+        self.config, self.job = config, RowJob(config, str(index))
 
     def __getitem__(self, number: int) -> pa.Table:
-        row = from_table(self.ours[number])
+        row = next(rows_of(self.job, number, number + 1))
         packed = row.packed.copy()
         views = row.layout.views(packed)
-        lines = self.ours.index.lines(sorted(set(row.sample.tolist())))
+        lines = open_index(self.job.index).lines(sorted(set(row.sample.tolist())))
         contents = read_samples(lines)
         for slot in row.weight.nonzero()[0]:
             data = contents[int(row.sample[slot])]
@@ -136,7 +138,7 @@ def pretrain(config: Config, arm: str, folder: RunFolder) -> TrainResult:
         config,
         samples=index.samples,
         index_digest=index.digest,
-        rows=recipe_rows(config, index.path) if arm == "recipe" else local_rows(config, index.path, comm),
+        rows=recipe_rows(config, index.path) if arm == "recipe" else local_rows(RowJob(config, str(index.path)), comm),
         comm=comm,
         run_dir=folder.path,
         resume=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _PERTURB = -1, -3, -6  # parameters of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST_EVERYWHERE = 2**25  # older versions of glibc refuse more
 
 
@@ -21,9 +21,3 @@ def keep_freed(largest: int, total: int) -> None:
         if not mallopt(_MMAP_THRESHOLD, largest):
             mallopt(_MMAP_THRESHOLD, _LARGEST_EVERYWHERE)
         mallopt(_TRIM_THRESHOLD, total)
-
-
-def fill(value: int) -> None:
-    """Fills freed memory with `value` (1 to 255) and newly allocated memory with its complement; 0 turns this off."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_PERTURB, value)

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "atomic": 0,
     "malloc": 0,
+    "child_process": 0,
     "client": 0,
     "data": 1,
     "runs": 1,
@@ -48,6 +49,7 @@ NO_TORCH = (
     "swav_platform/config/",
     "swav_platform/runs/",
     "swav_platform/malloc.py",
+    "swav_platform/child_process.py",
 )
 TORCH_ALLOWED = ("swav_platform/images/views/photometric.py",)
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from swav_platform.cli import console
 from swav_platform.config import ImagePolicy, Train
-from swav_platform.data.index import naming
+from swav_platform.data.index import magic, naming
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.sources import expand, is_shard
 from swav_platform.errors import UsageError
 from swav_platform.images.decoding.header import cost_of
 from swav_platform.images.decoding.refused import Refused
-from swav_platform.images.decoding.sniff import format_of
 
 PER_PHOTO = {"train": 450, "query": 60}
 FEWEST_STEPS = 20
@@ -97,7 +96,7 @@ def _is_image(path: Path) -> bool:
     if (kind := naming.extension(name)) in naming.IMAGES:
         return True
     with contextlib.suppress(OSError), path.open("rb") as file:
-        return kind not in naming.COMPANIONS and naming.kind_of(file.read(16)) is not None
+        return kind not in naming.COMPANIONS and magic.extension_of(file.read(16)) is not None
     return False
 
 
@@ -134,7 +133,7 @@ def affordable_steps(shards: Shards, index_folder: Path, recipe: Train) -> int:
 
 def _pixels(image: bytes) -> int:
     """Pixels according to the header; 0 for images that data tasks reject by their header."""
-    name = format_of(image)
+    name = magic.format_of(image)
     with contextlib.suppress(Refused):
         cost = cost_of(image, name) if name else None
         return cost.width * cost.height if cost else 0

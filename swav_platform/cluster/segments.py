@@ -177,7 +177,7 @@ def _buffered_blocks(config: Config) -> int:
 
 
 def _make_tables(work: pa.Table, job: RowJob, segments: Any) -> Iterator[pa.Table]:
-    from swav_platform.rows.produce import guarded_tables, tables  # imports decoders, which the scheduling loop does not need
+    from swav_platform.rows.produce import isolated_tables, tables  # imports decoders, which the scheduling loop does not need
 
     for first, last in chain.from_iterable(work["chunks"].to_pylist()):
         numbers = range(first, last, job.config.data.streams)
@@ -185,7 +185,7 @@ def _make_tables(work: pa.Table, job: RowJob, segments: Any) -> Iterator[pa.Tabl
         if attempt == 1:
             yield from tables(job, numbers, killers)
             continue
-        for table, found in guarded_tables(job, numbers, killers):
+        for table, found in isolated_tables(job, numbers, killers):
             if found:
                 segments.add_killers.remote(found)
             yield table

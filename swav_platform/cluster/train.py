@@ -15,7 +15,6 @@ from swav_platform.atomic import write_text
 from swav_platform.cluster.session import cluster_resources
 from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config, from_tree
-from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UserError
 from swav_platform.runs.folder import RunFolder
 
@@ -167,12 +166,13 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
 
     from swav_platform.cluster.stream import open_streams, rank_rows
     from swav_platform.rows.job import RowJob
+    from swav_platform.training.checkpoints.store import known_killers
 
     def rows(first: int, last: int) -> Iterator[Any]:
         streams: list[Any] = [None]
         if rank == 0:
             data = config.data.model_copy(update={"tasks": job.tasks})
-            known = _known_killers(RunFolder(Path(job.run_dir)))
+            known = known_killers(RunFolder(Path(job.run_dir)).checkpoints)
             row_job = RowJob(config.model_copy(update={"data": data}), job.index, known)
             streams = [open_streams(row_job, first, last, ranks)]
         if ranks > 1:
@@ -180,12 +180,3 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
         return rank_rows(streams[0], rank)
 
     return rows
-
-
-def _known_killers(folder: RunFolder) -> dict[int, Any]:
-    """Samples that kill their decoder, as recorded in the ledger of the newest checkpoint."""
-    from swav_platform.rows.isolation import killers_among
-    from swav_platform.training.checkpoints import store as checkpoints
-
-    newest = checkpoints.latest_valid(folder.checkpoints)
-    return {} if newest is None else killers_among(Ledger.read(newest / "ledger.parquet").events())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swav_platform.atomic import replacing
-from swav_platform.data.index import naming
+from swav_platform.data.index import magic, naming
 from swav_platform.data.index.shard import Skipped
 from swav_platform.errors import UsageError, UserError
 
@@ -142,7 +142,7 @@ def _image(path: bytes, name: bytes) -> _Image | str:
         return "special_file"
     kind: str | None = naming.extension(name)
     if kind not in naming.IMAGES:
-        kind = None if kind in naming.COMPANIONS else naming.kind_of(_head(path))
+        kind = None if kind in naming.COMPANIONS else magic.extension_of(_head(path))
     return _Image(path, name, kind, status.st_size) if kind else "not_an_image"
 
 

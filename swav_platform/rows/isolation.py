@@ -1,157 +1,144 @@
-"""A row made in a child process, so that an image which kills its decoder takes the child and nothing else."""
+"""Makes rows in a child process, and finds the samples that kill it. This is the parent's side."""
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
-import os
-import resource
+import pickle
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from swav_platform.child_process import ChildProcess, Died, start_with_retries
 from swav_platform.config import Config
-from swav_platform.data.index.lookup import IndexLine
 from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.data.order.plan import RowSpec
 from swav_platform.data.samples import Killers, ReadFailure
-from swav_platform.rows.make import Fetch, Replacement, make_row
-from swav_platform.rows.table import to_table
+from swav_platform.errors import UserError
+from swav_platform.images.decoding.confined import NoDecoderError
+from swav_platform.rows.fetch import Fetch, Replacement, without
 
 DEATHS = 2
-"""Children that a sample may kill; then a stand-in takes its place."""
+"""Children that a sample may kill before a replacement sample takes its place."""
+
+SILENCE = 120.0
+"""Seconds after which a child that does not answer is killed. Decoding one image takes two at most (`images/decoding`)."""
 
 MEMORY = 4 * 2**30
-"""Bytes that a child may take beyond those of its parent: more than any image within the default policy needs."""
+"""Bytes of address space that a child may add to its own: more than any image within the default policy needs."""
 
-_GREW = 2**30  # a child that was killed with so much more memory than its parent was killed for it
+_GREW = 2**30  # a child that SIGKILL ended after it grew by so much was killed for its memory
 _UNEXPLAINED = 5
+_CHILD = "swav_platform.rows.child"
 
 
-def make_row_guarded(
-    spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Config, killers: Killers
-) -> tuple[pa.Table, Killers]:
-    """`to_table(make_row(…))` in a child process, and the samples that killed two children.
+class IsolatedMaker:
+    """Makes rows in one child process, which is started on first use and kept warm. Belongs to one thread, except for `close`."""
 
-    Those in `killers` are not decoded. Which ones are found depends on the samples alone: a child that somebody else killed is
-    one death of the sample in its hands, not two. Only decoding is done in the child; bytes are read by this process.
-    Raises RuntimeError if children die before they have a sample in their hands.
-    """
-    found: Killers = {}
-    deaths: Counter[int | None] = Counter()
-    while True:
-        table, sample, why = _attempt(spec, spared(fetch, killers | found), replacement, config)
-        if table is not None:
-            return table, found
-        deaths[sample] += 1
-        if sample is not None and deaths[sample] == DEATHS:
-            found[sample] = why
-        if deaths[None] == _UNEXPLAINED:
-            raise RuntimeError(
-                f"a process that makes row {spec.row} ended {_UNEXPLAINED} times before its first sample: {why.detail}"
-            )
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._child: ChildProcess | None = None
+        self._closed = False
+        self._sample: int | None = None  # being decoded
+        self._peak = 0  # bytes of memory, when decoding began
 
+    def table(self, spec: RowSpec, fetch: Fetch, replacement: Replacement, killers: Killers) -> tuple[pa.Table, Killers]:
+        """`to_table(make_row(…))`, and the samples that killed two children. Those in `killers` are not decoded.
 
-def spared(fetch: Fetch, killers: Mapping[int, ReadFailure]) -> Fetch:
-    """`fetch`, but samples known to kill come as the reason why they are not decoded."""
-    if not killers:
-        return fetch
-
-    def fetch_others(numbers: Sequence[int]) -> dict[int, tuple[IndexLine, bytes | ReadFailure]]:
-        return {n: (line, killers.get(n, data)) for n, (line, data) in fetch(numbers).items()}
-
-    return fetch_others
-
-
-def killers_among(events: Iterable[Event]) -> Killers:
-    """What a ledger tells of samples that kill."""
-    deadly = (Outcome.DECODE_CRASH, Outcome.DECODE_MEMORY)
-    return {event.sample: ReadFailure(event.detail, event.outcome) for event in events if event.outcome in deadly}
-
-
-def _attempt(
-    spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Config
-) -> tuple[pa.Table | None, int | None, ReadFailure]:
-    """The row's table, or none and the sample in whose hands the child died, with what can be said about its end."""
-    ours, theirs = Pipe()
-    child = os.fork()
-    if child == 0:
-        ours.close()
-        _be_child(theirs, lambda asking: to_table(make_row(spec, asking, replacement, config)))
-    theirs.close()
-    table, sample = None, None
-    try:
+        Which samples are found depends on the samples alone: if something else kills a child, that counts as one death of the
+        sample being decoded. The child only decodes; this process reads the bytes. Raises RuntimeError if children repeatedly
+        die before they decode anything, UserError if none can be started.
+        """
+        found: Killers = {}
+        deaths: Counter[int | None] = Counter()
         while True:
-            what, value = ours.recv()
-            if what == "decode":
-                sample = value
-            elif what == "fetch":
-                ours.send(fetch(value))
-            elif what == "error":
-                raise value
-            else:
-                table = value
-    except (EOFError, ConnectionError):
-        pass
-    finally:
-        ours.close()
-        if table is None:
-            os.kill(child, signal.SIGKILL)  # it may wait for an answer that failed
-        _, status, usage = os.wait4(child, 0)
-    return table, sample, _reason(status, usage.ru_maxrss * 1024)
+            try:
+                return self._attempt(spec, without(fetch, killers | found), replacement), found
+            except Died as died:
+                self._child = None
+                why = _reason(died, self._peak)
+            if self._closed:
+                raise RuntimeError("the maker of rows was closed")
+            deaths[self._sample] += 1
+            if self._sample is not None and deaths[self._sample] == DEATHS:
+                found[self._sample] = why
+            if deaths[None] == _UNEXPLAINED:
+                raise RuntimeError(
+                    f"The process that makes row {spec.row} died {_UNEXPLAINED} times before it decoded a sample: {why.detail}"
+                )
+
+    def close(self) -> None:
+        """Kills the child. A call of `table` in another thread raises RuntimeError."""
+        self._closed = True
+        if (child := self._child) is not None:
+            child.kill()
+
+    def _attempt(self, spec: RowSpec, fetch: Fetch, replacement: Replacement) -> pa.Table:
+        """Raises Died; then `_sample` is the sample that was being decoded, None if there was none."""
+        self._sample, self._peak = None, 0
+        child = self._child = self._child or self._start()
+        try:
+            child.send({}, pickle.dumps(spec), SILENCE)
+            while True:
+                head, body = child.receive(SILENCE)
+                if head["is"] == "row":
+                    return _table(body)
+                if head["is"] == "decoding":
+                    self._sample, self._peak = int(head["sample"]), int(head["peak"])
+                else:
+                    child.send({}, pickle.dumps(_answer(head, body, spec, fetch, replacement), 5), SILENCE)
+        except Died:
+            raise
+        except BaseException:
+            self._child = None
+            child.kill()  # it may wait for an answer that failed
+            child.end()
+            raise
+
+    def _start(self) -> ChildProcess:
+        try:
+            child = start_with_retries(lambda: ChildProcess(_CHILD, (MEMORY,), isolated=False))
+        except OSError as error:
+            raise UserError(
+                f"No process that makes rows can be started on this machine ({error}). "
+                "Check its limits and free memory with `ulimit -a`, `free` and `swav doctor`."
+            ) from None
+        child.send({}, pickle.dumps(self._config), SILENCE)
+        return child
 
 
-def _be_child(pipe: Connection, make: Callable[[Fetch], pa.Table]) -> None:
-    """Never returns: nothing that the parent would do at its end may be done twice."""
-    try:
-        faulthandler.disable()  # its end is told by the ledger, not by a trace on the console
-        _limit_memory()
-
-        def fetch(numbers: Sequence[int]) -> Mapping[int, Any]:
-            pipe.send(("fetch", [int(n) for n in numbers]))
-            return _Announced(pipe.recv(), pipe)
-
-        pipe.send(("row", make(fetch)))
-    except BaseException as error:
-        pipe.send(("error", error))
-    finally:
-        os._exit(0)
+def _answer(head: Mapping[str, Any], body: np.ndarray, spec: RowSpec, fetch: Fetch, replacement: Replacement) -> object:
+    match head["is"]:
+        case "fetch":
+            return dict(fetch(head["samples"]))
+        case "replacement":
+            return replacement(head["position"], head["attempt"])
+        case "no decoder":
+            raise NoDecoderError(body.tobytes().decode())
+        case _:
+            raise RuntimeError(f"Making row {spec.row} failed: {body.tobytes().decode()}")
 
 
-class _Announced(Mapping[int, Any]):
-    """What was fetched; a sample is announced when it is looked up, which `make_row` does just before it decodes it."""
-
-    def __init__(self, fetched: Mapping[int, Any], pipe: Connection) -> None:
-        self._fetched, self._pipe = fetched, pipe
-
-    def __getitem__(self, sample: int) -> Any:
-        self._pipe.send(("decode", int(sample)))
-        return self._fetched[sample]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._fetched)
-
-    def __len__(self) -> int:
-        return len(self._fetched)
+def _table(body: np.ndarray) -> pa.Table:
+    with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
+        return reader.read_all()
 
 
-def _reason(status: int, peak: int) -> ReadFailure:
-    """What ended a child, by the status that it left and its peak of memory in bytes."""
-    if not os.WIFSIGNALED(status):
-        return ReadFailure(
-            f"ended the process that decoded it (exit code {os.waitstatus_to_exitcode(status)})", Outcome.DECODE_CRASH
-        )
-    name = signal.Signals(os.WTERMSIG(status)).name
-    grew = os.WTERMSIG(status) == signal.SIGKILL and peak - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _GREW
+def _reason(died: Died, peak: int) -> ReadFailure:
+    """Why a sample is not decoded. peak: bytes of memory that the child had used before the sample."""
+    if died.late:
+        detail = f"did not decode within {SILENCE:g} s, so the decoding process was killed"
+        return ReadFailure(detail, Outcome.DECODE_CRASH)
+    if died.code >= 0:
+        return ReadFailure(f"ended the process that decoded it (exit code {died.code})", Outcome.DECODE_CRASH)
+    grew = died.code == -signal.SIGKILL and died.peak - peak > _GREW
+    name = signal.Signals(-died.code).name
     return ReadFailure(f"killed the process that decoded it ({name})", Outcome.DECODE_MEMORY if grew else Outcome.DECODE_CRASH)
 
 
-def _limit_memory() -> None:
-    with contextlib.suppress(OSError, ValueError):  # no /proc here, or a lower limit already
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            held = int(statm.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+def killers_among(events: Iterable[Event]) -> Killers:
+    """The samples that a ledger knows to kill their decoder."""
+    deadly = (Outcome.DECODE_CRASH, Outcome.DECODE_MEMORY)
+    return {event.sample: ReadFailure(event.detail, event.outcome) for event in events if event.outcome in deadly}

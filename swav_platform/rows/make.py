@@ -5,28 +5,22 @@ from __future__ import annotations
 import functools
 import posixpath
 import time
-from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
 
 from swav_platform.config import Config, ImagePolicy, ViewGroup
-from swav_platform.data.index.lookup import IndexLine
 from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.data.order.plan import RowSpec
 from swav_platform.data.samples import ReadFailure
 from swav_platform.images.decoding.confined import NoDecoderError
 from swav_platform.images.decoding.decode import decode_reduced, thumbnail
 from swav_platform.images.decoding.refused import Refused
-from swav_platform.images.views import crops, params
+from swav_platform.images.views import colour_kernel, crops, params
 from swav_platform.images.views.randomness import uniforms
+from swav_platform.rows.fetch import Fetch, Replacement
 from swav_platform.rows.layout import Costs, Row, RowLayout
 from swav_platform.rows.table import from_table, to_table
-
-try:  # compiled, or read from the cache, as soon as a data worker imports this
-    from swav_platform.images.views import colour_kernel
-except ImportError:  # no numba
-    colour_kernel = None  # type: ignore[assignment]
 
 __all__ = ["Row", "RowLayout", "from_table", "make_row", "to_table", "view_hashes"]
 
@@ -38,8 +32,6 @@ GREY = 128
 _TOO_DEAR = (Outcome.DECODE_TIMEOUT, Outcome.DECODE_MEMORY, Outcome.DECODE_CRASH)
 """What ended so has no thumbnail: trying for one would cost the same again."""
 
-Fetch = Callable[[Sequence[int]], Mapping[int, tuple[IndexLine, bytes | ReadFailure]]]
-Replacement = Callable[[int, int], int]
 Chance = list[list[list[crops.Proposal]]]
 """Proposals of crops, [group][R][V]."""
 
@@ -194,12 +186,7 @@ def _turn_grey(row: Row, slot: int) -> None:
 def _photometrics(row: Row) -> None:
     """Does in place what `device` mode leaves to the trainer."""
     for views, columns in zip(row.views, row.params, strict=True):
-        if colour_kernel:
-            colour_kernel.to_uint8(views, columns, out=views)
-        else:
-            from swav_platform.images.views import photometric  # torch: only where there is no other way
-
-            photometric.to_uint8(views, columns, out=views)
+        colour_kernel.to_uint8(views, columns, out=views)
 
 
 def view_hashes(row: Row) -> np.ndarray:

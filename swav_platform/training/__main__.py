@@ -24,10 +24,12 @@ from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of
 from swav_platform.data.index.lookup import Index
 from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
+from swav_platform.rows.job import RowJob
 from swav_platform.runs.folder import RunFolder, runs_folder
 from swav_platform.training import preflight
 from swav_platform.training.checkpoints.export import export_package
 from swav_platform.training.checkpoints.resume import known_run
+from swav_platform.training.checkpoints.store import known_killers
 from swav_platform.training.collectives import joined
 from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import Progress, train
@@ -80,7 +82,7 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(config, index.path, comm),
+            rows=local_rows(RowJob(config, str(index.path), known_killers(folder.checkpoints)), comm),
             comm=comm,
             run_dir=folder.path,
             resume=resume,

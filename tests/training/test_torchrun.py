@@ -18,6 +18,7 @@ from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.sources import expand
 from swav_platform.methods.comm import LocalComm
 from swav_platform.models.package import load_package
+from swav_platform.rows.job import RowJob
 from swav_platform.runs.folder import RunFolder
 from swav_platform.training.local_rows import local_rows
 
@@ -64,9 +65,10 @@ def test_two_ranks_learn_what_one_does(runs: Callable[[int], Path]) -> None:
 def test_rows_are_those_of_the_plan(shards: Path, tiny: list[str], tmp_path: Path) -> None:
     config = load(None, [*tiny, "data.tasks=2"])
     build_index(expand([str(shards / "*.tar")]), tmp_path)
-    found = list(local_rows(config, tmp_path, LocalComm())(3, 8))
+    job = RowJob(config, str(tmp_path))
+    found = list(local_rows(job, LocalComm())(3, 8))
     assert [row.row for row in found] == [3, 4, 5, 6, 7]
-    again = next(iter(local_rows(config, tmp_path, LocalComm())(5, 6)))
+    again = next(iter(local_rows(job, LocalComm())(5, 6)))
     assert np.array_equal(again.packed, found[2].packed)
 
 

@@ -42,28 +42,3 @@ def without_extension(name: bytes) -> bytes:
 def is_hidden(name: bytes) -> bool:
     """Whether a file is hidden or desktop metadata: .DS_Store, ._photo.jpg, __MACOSX/."""
     return name[name.rfind(b"/") + 1 :].startswith(b".") or b"__MACOSX/" in name
-
-
-def kind_of(head: bytes) -> str | None:
-    """The image extension that the first 16 bytes of a file speak for, or None."""
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
-        return "bmp"
-    if head[4:8] == b"ftyp":
-        return {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}.get(head[8:12])
-    return None
-
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "jpg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF8", "gif"),
-    (b"II*\0", "tif"),
-    (b"MM\0*", "tif"),
-    (b"\0\0\0\x0cJXL ", "jxl"),
-    (b"\0\0\0\x0cjP  ", "jp2"),
-)

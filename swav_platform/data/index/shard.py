@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from obstore.exceptions import BaseError, NotSupportedError
 
-from swav_platform.data.index import naming
+from swav_platform.data.index import magic, naming
 from swav_platform.data.index.tar import Member, NotATar, scan_file
 from swav_platform.data.storage.cache import is_command, local_copy
 from swav_platform.data.storage.errors import explain
@@ -156,7 +156,7 @@ def _image_kind(member: Member, file: Ranges) -> str | None:
         return extension
     if extension in naming.COMPANIONS:
         return None
-    return naming.kind_of(_content(file, member, 16))
+    return magic.extension_of(_content(file, member, 16))
 
 
 def _note_imageless(members: list[Member], images: list[tuple[Member, str]], skipped: Skipped) -> None:

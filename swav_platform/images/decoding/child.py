@@ -1,16 +1,13 @@
-"""The process that decodes what its parent would rather not: reads requests from a pipe, answers on another, for ever.
+"""The process that decodes untrusted bytes for its parent: receives requests and answers them until its input ends.
 
-A message is two lengths (uint32), a JSON object and bytes. A request holds the format, the policy and the image; an
-answer the outcome, and pixels or a thumbnail. Errors in codecs end this process; its parent makes that an outcome.
+A request holds the format, the policy and the image. An answer holds the outcome, and pixels or a thumbnail. An error in a codec
+ends this process; its parent turns that into an outcome.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import signal
-import struct
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
@@ -18,45 +15,41 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from swav_platform.child_process import ParentPipe
 from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
-from swav_platform.images.decoding.decode import plain_jpeg
 from swav_platform.images.decoding.pillow import small_jpeg, to_rgb, with_pillow
+from swav_platform.images.decoding.plain_jpeg import plain_jpeg
 from swav_platform.images.decoding.refused import Refused
 from swav_platform.images.decoding.sandbox import give_up
 from swav_platform.malloc import keep_freed
 
-LENGTHS = struct.Struct("<II")
 Answer = tuple[dict[str, Any], Any]
 
 _PLUGINS = ("Jpeg", "Mpo", "Png", "Gif", "Tiff", "Bmp", "WebP", "Avif")
 """Of Pillow's forty formats, the readers that are loaded."""
 
 
-def serve(memory: int) -> None:
-    """Answers on standard output until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent, whose end closes the pipe
+def main(memory: int) -> None:
+    """Serves requests. memory: bytes of address space that decoding may add."""
+    parent = ParentPipe()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    keep_freed(largest=2**25, total=2**26)  # getting an image's memory anew costs a millisecond
+    keep_freed(largest=2**25, total=2**26)  # taking an image's memory from the kernel again costs a millisecond
     _warm_up()
     give_up(memory)
-    _write(b"up")
-    while lengths := _read(LENGTHS.size):
-        size, length = LENGTHS.unpack(lengths)
-        request = json.loads(_read(size))
-        image = bytes(_read(length))
-        # Of the processor's time, not the clock's: a busy machine must not change outcomes. Its signal ends the process.
+    parent.ready()
+    while message := parent.receive():
+        request, image = message
+        # CPU time, not wall-clock time: a busy machine must not change outcomes. The signal ends this process.
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
-        head, pixels = answer(request, image)
+        head, pixels = answer(request, bytes(image))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        text = json.dumps(head).encode()
-        _write(LENGTHS.pack(len(text), len(pixels)) + text)
-        _write(pixels)
-        del image, pixels
+        parent.send(head, pixels)
+        del message, image, pixels
 
 
 def answer(request: Mapping[str, Any], data: bytes) -> Answer:
-    """What there is to say of an image; never raises."""
+    """The answer to a request for an image; never raises."""
     name, policy = request["format"], ImagePolicy(**request["policy"])
     try:
         if request["side"]:
@@ -67,13 +60,13 @@ def answer(request: Mapping[str, Any], data: bytes) -> Answer:
     except Refused as refused:
         return {"outcome": refused.outcome, "detail": refused.detail}, b""
     except MemoryError:
-        return {"outcome": Outcome.DECODE_MEMORY, "detail": f"{name} needs more memory than a decoder gets"}, b""
+        return {"outcome": Outcome.DECODE_MEMORY, "detail": f"{name} needs more memory than a decoder may use"}, b""
     except Exception as error:
         return {"outcome": Outcome.CORRUPT, "detail": f"{name}: {type(error).__name__}: {str(error)[:200]}"}, b""
 
 
 def _warm_up() -> None:
-    """Loads what Python and Pillow load on first use: later no file can be opened."""
+    """Loads what Python and Pillow load on first use, because later no file can be opened."""
     for module in ("ImageCms", "ImageColor", "ImageFilter", "ImagePalette", *(f"{plugin}ImagePlugin" for plugin in _PLUGINS)):
         importlib.import_module(f"PIL.{module}")
     for name in ImagePolicy().formats:
@@ -88,21 +81,3 @@ def _warm_up() -> None:
             answer(request | {"side": side}, out.getvalue()[:-8])
     for mode in ("LAB", "CMYK", "PA", "F"):
         to_rgb(Image.new(mode, (1, 1)))
-
-
-def _read(size: int) -> bytearray:
-    """So many bytes, or none at the end of the input."""
-    data = bytearray(size)
-    view, at = memoryview(data), 0
-    while at < size:
-        got = os.readv(0, [view[at:]])
-        if not got:
-            return bytearray()
-        at += got
-    return data
-
-
-def _write(data: Any) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]

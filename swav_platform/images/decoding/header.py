@@ -1,7 +1,7 @@
-"""What decoding an image will cost, told by its header. Nothing is decoded here, and no codec is asked.
+"""Estimates from an image's header what decoding will cost. Nothing is decoded here, and no codec is used.
 
-Each reader looks at a few bytes of untrusted data with bounded work. What it can't make sense of is None: then
-Pillow has a look, in the child.
+Each reader looks at a few bytes of untrusted data with bounded work. It returns None for a header that it does not understand;
+such an image is left to Pillow, in the child.
 """
 
 from __future__ import annotations
@@ -9,32 +9,34 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NoReturn
 
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.images.decoding.jpeg import segments
 from swav_platform.images.decoding.refused import Refused
 
 MAX_SECONDS = 1.5
-"""Estimated CPU time; more is a bomb of time."""
+"""Limit of the estimated CPU time."""
 
 MAX_MEMORY = 640 * 2**20
-"""Estimated bytes that the decoder holds at its peak; more is a bomb of memory."""
+"""Limit of the bytes that the decoder is estimated to hold at its peak."""
 
 MAX_INFLATED = 16 * 2**20
-"""Texts and colour profiles of one PNG may inflate to this much. Pillow's own limit, 1 MiB, refuses good photographs."""
+"""Bytes to which the texts and colour profiles of one PNG may inflate. Pillow's own limit, 1 MiB, refuses good photographs."""
 
 MAX_PARTS = 16_384
-"""Chunks of a PNG. They are read one by one in Python; 64 MiB in libpng's pieces are 8,192."""
+"""Limit of the chunks of a PNG, which Pillow reads one by one in Python. 64 MiB in libpng's chunks are 8,192."""
 
 MAX_FRAMES = 50_000
-"""Frames in the first 4 MiB of a GIF. Only the first is decoded, but no photograph looks like that."""
+"""Limit of the frames in the first 4 MiB of a GIF. Only the first is decoded, but no photograph has so many."""
 
-_DEFLATE_RATIO = 1032  # what a byte of deflate can become at most
+_DEFLATE_RATIO = 1032  # bytes that a byte of deflate inflates to at most
+_FAX = (2, 3, 4, 32771)  # TIFF compressions that are CCITT fax codes
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Size in pixels; `seconds` of CPU and `memory` in bytes are estimates, rather too high than too low."""
+    """Size in pixels; `seconds` of CPU time and `memory` in bytes are estimates, and rather too high than too low."""
 
     width: int
     height: int
@@ -42,17 +44,17 @@ class Cost:
     memory: int
 
     def check(self) -> None:
-        """Raises Refused for an image that is too expensive on any machine, whatever the clock says."""
+        """Raises Refused for an image that is too expensive. The estimate does not depend on the machine."""
         if self.seconds > MAX_SECONDS:
-            raise Refused(Outcome.DECODE_TIMEOUT, f"{self.width}x{self.height} pixels would take some {self.seconds:.1f} s")
+            raise Refused(Outcome.DECODE_TIMEOUT, f"{self.width}x{self.height} pixels would take about {self.seconds:.1f} s")
         if self.memory > MAX_MEMORY:
             raise Refused(Outcome.DECODE_MEMORY, f"{self.width}x{self.height} pixels would take {self.memory / 2**20:.0f} MiB")
 
 
 def cost_of(data: bytes, name: str) -> Cost | None:
-    """What an image of this format costs, by its header; None if that can't be told.
+    """The cost of an image of this format, by its header; None if the header does not say.
 
-    Raises Refused for bombs that are no matter of size: texts that inflate, endless chunks or frames.
+    Raises Refused for images whose size is harmless but whose content is not: texts that inflate, endless chunks or frames, fax codes.
     """
     reader = _READERS.get(name)
     try:
@@ -62,7 +64,7 @@ def cost_of(data: bytes, name: str) -> Cost | None:
 
 
 def _linear(width: int, height: int, nanoseconds: float, memory: float) -> Cost:
-    """Cost of so much per pixel. Figures: measured on one core at 16 megapixels, noise; seconds × 1.0-1.5."""
+    """Cost proportional to the pixels. Callers' figures were measured on one core with 16 megapixels of noise, times 1.0-1.5."""
     pixels = width * height
     return Cost(width, height, pixels * nanoseconds * 1e-9, int(pixels * memory))
 
@@ -93,7 +95,7 @@ def _check_chunks(data: bytes) -> None:
 
 
 def _inflated(chunk: bytes, kind: bytes, limit: int) -> int:
-    """Bytes that a compressed text becomes, never less: counted only where it could be more than `limit`."""
+    """Upper bound of the bytes that a compressed text inflates to; counted exactly only where it could exceed `limit`."""
     _, _, rest = chunk[:80].partition(b"\0")
     start = len(chunk[:80]) - len(rest) + 1  # after the keyword and the byte that names the method
     if kind == b"iTXt":
@@ -111,23 +113,23 @@ def _inflated(chunk: bytes, kind: bytes, limit: int) -> int:
                 piece = inflater.unconsumed_tail
                 done = begin + 2**14 - len(piece) - start
                 if count > MAX_INFLATED // 4 and count * (len(chunk) - start) > 2 * limit * done:
-                    return limit + 1  # clear enough, if the rest is like that
+                    return limit + 1  # at this ratio the rest exceeds it by far
     except zlib.error:
-        pass  # the decoder will find that out too
+        pass  # the decoder will fail on it too
     return count
 
 
 def _gif(data: bytes) -> Cost:
-    # Each frame but the first follows a block's end: 00 2C. In compressed pixels the pair is as rare as any other.
+    # Each frame but the first follows a block's end: 00 2C. In compressed pixels this pair is as rare as any other.
     frames = data.count(b"\0,", 0, 2**22)
     if frames > MAX_FRAMES:
-        raise Refused(Outcome.DECODE_TIMEOUT, f"GIF: {frames:,} frames and more")
+        raise Refused(Outcome.DECODE_TIMEOUT, f"GIF: {frames:,} frames or more")
     width, height = struct.unpack_from("<HH", data, 6)
     return _linear(width, height, nanoseconds=20, memory=9)
 
 
 def _webp(data: bytes) -> Cost | None:
-    """The decoder takes memory for the whole canvas, twice, as soon as it is opened."""
+    """The decoder allocates the whole canvas twice as soon as it is opened."""
     chunk = data[12:16]
     if chunk == b"VP8X" and len(data) >= 30:
         size = int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -147,13 +149,13 @@ def _bmp(data: bytes) -> Cost:
         return _linear(width, height, nanoseconds=12, memory=7)
     width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
     cost = _linear(abs(width), abs(height), nanoseconds=12, memory=7)
-    if compression in (1, 2):  # run lengths: Pillow unpacks them in Python, pair by pair
+    if compression in (1, 2):  # run lengths, which Pillow expands in Python
         return Cost(cost.width, cost.height, cost.seconds + len(data) * 3e-7, cost.memory + cost.width * cost.height)
     return cost
 
 
 def _tiff(data: bytes) -> Cost | None:
-    """From the first directory, classic or BigTIFF."""
+    """By the first directory, of classic TIFF or BigTIFF. Raises Refused for fax codes."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in struct.unpack_from(order + "H", data, 2)
     place = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
@@ -162,15 +164,22 @@ def _tiff(data: bytes) -> Cost | None:
     for number in range(min(count, 1000)):
         entry = place + (8 + 20 * number if big else 2 + 12 * number)
         tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in (256, 257) and kind in (3, 4):
+        if tag in (256, 257, 259) and kind in (3, 4):
             tags[tag] = struct.unpack_from(order + " HI"[kind - 2], data, entry + (12 if big else 8))[0]
-    if len(tags) < 2:
+    if tags.get(259) in _FAX:
+        refuse_fax()
+    if 256 not in tags or 257 not in tags:
         return None
     return _linear(tags[256], tags[257], nanoseconds=22, memory=9)
 
 
+def refuse_fax() -> NoReturn:
+    """libtiff takes a bad code for the end of the picture, and leaves the rest as uninitialised memory."""
+    raise Refused(Outcome.UNSUPPORTED_FORMAT, "TIFF with fax compression (CCITT group 3 or 4) can't be decoded here: convert it")
+
+
 def _avif(data: bytes) -> Cost | None:
-    """The largest size that its items or tracks have (the boxes `ispe`)."""
+    """By the largest of its items or tracks (the boxes `ispe`)."""
     head, at = data[: 2**16], -1
     sizes: list[tuple[int, int]] = []
     while (at := head.find(b"ispe", at + 1)) >= 0 and len(sizes) < 1000:

@@ -1,7 +1,7 @@
-"""Pillow's side of decoding: every format but ordinary JPEG, and whatever is odd about a JPEG.
+"""Decoding with Pillow: every format but ordinary JPEG, and unusual JPEG.
 
-These functions read what anybody may have made with code that has had errors. They run in the child
-(`images/confined.py`); nothing that holds credentials calls them on bytes from outside.
+These functions run codecs that have had errors on untrusted bytes. They run in the child process (`confined.py`); a process that
+holds credentials must not call them on such bytes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
-from swav_platform import malloc
 from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
-from swav_platform.images.decoding.header import MAX_INFLATED
+from swav_platform.images.decoding.header import MAX_INFLATED, refuse_fax
+from swav_platform.images.decoding.orientation import upright
 from swav_platform.images.decoding.refused import Refused, check_size
-from swav_platform.images.decoding.sniff import ends_early
+from swav_platform.images.decoding.truncation import ends_early
 
 _ORIENTATION = 0x0112
 _FAX = ("group3", "group4", "tiff_ccitt", "tiff_raw_16")
 _BAND = 2**20
 """Pixels that are converted at a time, so that a large image is not held in three forms at once."""
 
-# Pillow warns of what ends in an outcome here anyway, and once per image.
+# Pillow warns, once per image, of what becomes an outcome here anyway.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
@@ -38,9 +38,9 @@ PngImagePlugin.MAX_TEXT_CHUNK = MAX_INFLATED
 
 if not features.check("avif"):
     with suppress(ImportError):
-        import pillow_avif  # noqa: F401  registers itself in the place of Pillow's reader without a codec
+        import pillow_avif  # noqa: F401  replaces the reader of a Pillow that was built without AVIF
 AVIF: Any = sys.modules.get("pillow_avif.AvifImagePlugin") or AvifImagePlugin
-AVIF.DEFAULT_MAX_THREADS = 1  # the child can't start threads, and data workers want none
+AVIF.DEFAULT_MAX_THREADS = 1  # the child can't start threads
 
 
 def with_pillow(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
@@ -60,8 +60,7 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
     try:
         with Image.open(BytesIO(data), formats=(name,)) as image:
             check_size(*image.size, policy)
-            if getattr(image, "_compression", "") in _FAX:
-                _load_fax(data, image)
+            _check_compression(image)
             image.load()
             return upright(to_rgb(image), orientation(image))
     except (Refused, MemoryError):
@@ -70,46 +69,34 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
         raise _reason(error, data, name) from None
 
 
-def _load_fax(data: bytes, image: Image.Image) -> None:
-    """Loads an image of fax lines. Raises Refused if it looks another when malloc gives bytes of another value (glibc).
-
-    libtiff takes a bad code for the end, and leaves the rest of the picture as the memory that it was given: chance, or
-    another image.
-    """
-    try:
-        malloc.fill(0xFF)
-        image.load()
-        malloc.fill(0x5A)
-        with Image.open(BytesIO(data), formats=("TIFF",)) as again:
-            if again.tobytes() != image.tobytes():
-                raise Refused(Outcome.CORRUPT, "TIFF: part of its fax lines can't be read")
-    finally:
-        malloc.fill(0)
+def _check_compression(image: Image.Image) -> None:
+    if getattr(image, "_compression", "") in _FAX:
+        refuse_fax()
 
 
 def _reason(error: Exception, data: bytes, name: str) -> Refused:
-    unreadable = isinstance(error, UnidentifiedImageError)  # its message holds an address, different in each process
+    unreadable = isinstance(error, UnidentifiedImageError)  # its message holds an address, which differs between processes
     text = f"{name}: " + ("its header can't be read" if unreadable else f"{type(error).__name__}: {str(error)[:200]}")
     if isinstance(error, Image.DecompressionBombError):
         return Refused(Outcome.TOO_MANY_PIXELS, text)
     if "too large for PngImagePlugin" in text or "Too much memory used in text chunks" in text:
         return Refused(Outcome.DECODE_MEMORY, text)
     if unreadable and not has_codec(name):
-        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without {name}")
+        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow was built without {name}")
     if isinstance(error, ImportError) or text.endswith("not available"):
-        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow is built without a part that it needs ({text})")
+        return Refused(Outcome.UNSUPPORTED_FORMAT, f"this Pillow was built without a required part ({text})")
     if "truncated" in text.lower() or ends_early(data, name):
         return Refused(Outcome.TRUNCATED, text)
     return Refused(Outcome.CORRUPT, text)
 
 
 def has_codec(name: str) -> bool:
-    """Whether there is a decoder for a format that Pillow may be built without."""
+    """Whether this Pillow has a decoder for a format; only AVIF and WebP are optional."""
     return bool(AVIF.SUPPORTED) if name == "AVIF" else name != "WEBP" or bool(features.check("webp"))
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Pixels uint8 [H, W, 3] of a loaded Pillow image of any mode; what is transparent lies on white."""
+    """Pixels uint8 [H, W, 3] of a loaded Pillow image of any mode; transparent pixels are blended onto white."""
     levels = _levels(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, band in _bands(image):
@@ -137,9 +124,9 @@ def _on_white(image: Image.Image) -> np.ndarray:
 
 
 def _levels(image: Image.Image) -> tuple[float, float] | None:
-    """Which numbers are black and white, None for modes of 8 bits.
+    """The values of black and white, None for modes of 8 bits.
 
-    Numbers without a declared range: 0-1, 8 or 16 bits if they fit and need it, else from the least to the greatest.
+    Values without a declared range get the first of 0-1, 0-255 and 0-65535 that holds them all, else their minimum and maximum.
     """
     if image.mode.startswith("I;16"):
         return 0, 65535
@@ -166,7 +153,7 @@ def _from_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1-8; 1 for none, a senseless one, or metadata that can't be read."""
+    """EXIF orientation 1-8; 1 where it is missing, invalid or unreadable."""
     try:
         number = image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -174,22 +161,8 @@ def orientation(image: Image.Image) -> int:
     return number if number in range(1, 9) else 1
 
 
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [H, W, 3] stored under an EXIF orientation, as they should be seen."""
-    if orientation == 1:
-        return pixels
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    return np.ascontiguousarray(pixels[tuple(slice(None, None, -1 if back else 1) for back in mirrored(orientation))])
-
-
-def mirrored(orientation: int) -> tuple[bool, bool]:
-    """Whether the rows, and the columns, of the upright image run backwards through those of the file."""
-    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-
-
 class _TruncatedAccepted(threading.local):
-    """Stands for Pillow's LOAD_TRUNCATED_IMAGES, a global of the process, with a value of its own in each thread."""
+    """Replaces Pillow's process-wide LOAD_TRUNCATED_IMAGES by a value for each thread."""
 
     value = False
 
@@ -202,7 +175,7 @@ _accepted = _TruncatedAccepted()
 
 @contextmanager
 def truncated_accepted() -> Iterator[None]:
-    """Within it, and in this thread alone, Pillow fills up images that end early instead of raising."""
+    """Within this context, and in this thread only, Pillow pads truncated images instead of raising."""
     ImageFile.LOAD_TRUNCATED_IMAGES = _accepted  # type: ignore[assignment]
     _accepted.value = True
     try:
@@ -212,9 +185,10 @@ def truncated_accepted() -> Iterator[None]:
 
 
 def small_jpeg(data: bytes, name: str, policy: ImagePolicy, side: int) -> bytes:
-    """A JPEG of at most `side` pixels of whatever can be decoded of an image. Raises anything."""
+    """A JPEG of at most `side` pixels of whatever can be decoded of an image. Raises whatever Pillow raises."""
     with truncated_accepted(), Image.open(BytesIO(data), formats=(name,)) as image:
         check_size(*image.size, policy)
+        _check_compression(image)
         image.draft("RGB", (side, side))
         image.load()
         small = Image.fromarray(upright(to_rgb(image), orientation(image)))

@@ -1,8 +1,8 @@
-"""How kernels are compiled: once a machine, when their module is imported, never while images are waiting.
+"""Compiles kernels when their module is imported, once per machine.
 
-A kernel names its types, so numba compiles it (or reads it from its cache) when it is defined. The cache is a folder of
-the user's, named by numba's version, the CPU and the sources of the kernels: numba itself looks at the file of the
-kernel only, not at the functions that it calls. Importing this module raises ImportError where there is no numba.
+A kernel declares its types, so numba compiles it, or reads it from its cache, when it is defined. The cache is a folder in the
+user's home, named by numba's version, the CPU and the sources of all kernels. Numba itself checks only the kernel's own file, not the
+functions that it calls.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from numba.core import config as numba_config
 
 _SOURCES = ("colours.py", "colour_kernel.py", "compiled.py", "params.py", "resize_kernel.py")
 
-# Sums stay in the order in which they are written, so that every width of SIMD gives the same pixels; 1 / 0 is inf.
+# Sums keep their written order, so that every SIMD width gives the same pixels; 1 / 0 is inf.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A part of kernels: compiled with each kernel that calls it."""
-    return numba.njit(**_OPTIONS)(function)
+    """A part of kernels, compiled with each kernel that calls it."""
+    part: Callable[..., Any] = numba.njit(**_OPTIONS)(function)
+    return part
 
 
 def kernel(signature: str, *, neighbours: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles a function for these types now, or takes it from the cache. It runs without the interpreter's lock.
+    """Compiles a function for these types now, or reads it from the cache. It runs without the GIL.
 
-    neighbours: whether statements beside each other become SIMD too. Where loops should, that is in their way.
+    neighbours: whether adjacent statements are vectorised too (SLP). That prevents the vectorising of some loops.
     """
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +45,7 @@ def kernel(signature: str, *, neighbours: bool = False) -> Callable[[Callable[..
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept; None if the user has no folder to write to, so that each process compiles."""
+    """The folder of compiled kernels; None if the user has no writable folder, so that each process compiles."""
     here = Path(__file__).parent
     sources = hashlib.sha256(b"".join((here / name).read_bytes() for name in _SOURCES)).hexdigest()[:12]
     features = llvmlite.binding.get_host_cpu_features().flatten()
@@ -60,7 +61,7 @@ def cache_folder() -> Path | None:
 
 @contextmanager
 def _settings(**values: Any) -> Iterator[None]:
-    """Numba's settings belong to the whole process: they are ours while a kernel is compiled only."""
+    """Sets numba's process-wide settings while a kernel is compiled, and restores them."""
     before = {name: getattr(numba_config, name) for name in values}
     try:
         for name, value in values.items():

@@ -1,6 +1,6 @@
-"""The geometry of views: which box of the image, and the box resized into its place in the row.
+"""The geometry of views: chooses a box of the image and resizes it into its place in the row.
 
-RandomResizedCrop of torchvision, decision by decision, from numbers that are given to it.
+The same decisions as torchvision's RandomResizedCrop, from random numbers that the caller passes in.
 """
 
 from __future__ import annotations
@@ -10,27 +10,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from swav_platform.config import ViewGroup
-from swav_platform.images.decoding.decode import Decoded
-from swav_platform.images.views import params
-
-try:
-    from swav_platform.images.views import resize_kernel
-except ImportError:  # no numba
-    resize_kernel = None  # type: ignore[assignment]
-
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
+from swav_platform.images.decoding.plain_jpeg import Decoded
+from swav_platform.images.views import params, resize_kernel
 
 SPARE = 1.6
-"""Pixels of a reduced image for each pixel of a view. A reduced JPEG is nearly, not quite, the mean of its pixels:
-with so many the view differs by less than half a level on average, 99 of 100 numbers by two or less."""
+"""Pixels of a reduced image for each pixel of a view. A reduced JPEG is nearly the mean of its pixels. At this ratio views differ
+by less than half a level on average, and 99 of 100 numbers by two or less."""
 
 
 class Proposal(NamedTuple):
-    """What chance proposes for a view, before the image's size is known."""
+    """The random proposal for a view, made before the image's size is known."""
 
     areas: Sequence[float]  # shares of the image's area, one per try
     ratios: Sequence[float]  # width / height, one per try
@@ -78,7 +69,7 @@ def choose(height: int, width: int, proposal: Proposal, ratio: tuple[float, floa
 
 
 def reduction(boxes: Sequence[Sequence[Crop]], groups: Sequence[ViewGroup]) -> int:
-    """By how much an image may be smaller (1, 2, 4 or 8) before a view of it lacks pixels: boxes of each group."""
+    """By how much an image may be reduced (1, 2, 4 or 8) before a view lacks pixels. boxes: those of each group."""
     spare = min(min(box.height, box.width) / group.size for group, mine in zip(groups, boxes, strict=True) for box in mine)
     return next(parts for parts in (8, 4, 2, 1) if parts == 1 or spare >= parts * SPARE)
 
@@ -86,19 +77,9 @@ def reduction(boxes: Sequence[Sequence[Crop]], groups: Sequence[ViewGroup]) -> i
 def cut(image: Decoded, crop: Crop, flip: bool, interpolation: str, out: np.ndarray) -> None:
     """Writes the crop of an image, resized with antialiasing and mirrored if asked, into out: uint8 [H, W, 3].
 
-    The filter (`bilinear` or `bicubic`) sees the box alone, as if it had been cut out first. Without numba Pillow does it,
-    which rounds twice: by less than one level more.
+    The filter (`bilinear` or `bicubic`) sees only the box, as if it had been cut out first.
     """
     top, left, height, width = crop
     pixels, parts, (above, beside) = image.pixels, image.parts, image.before
     box = ((top + above) / parts, (left + beside) / parts, height / parts, width / parts)
-    if resize_kernel:
-        lines = pixels.reshape(len(pixels), -1)
-        resize_kernel.resize(lines, *box, flip, interpolation == "bicubic", out)
-        return
-    first, last = (int(box[0]), int(box[1])), (math.ceil(box[0] + box[2]), math.ceil(box[1] + box[3]))
-    part = Image.fromarray(pixels[first[0] : last[0], first[1] : last[1]])
-    y, x = box[0] - first[0], box[1] - first[1]
-    inside = (x, y, min(x + box[3], part.width), min(y + box[2], part.height))
-    view = np.asarray(part.resize(out.shape[1::-1], RESAMPLE[interpolation], inside))
-    out[...] = view[:, ::-1] if flip else view
+    resize_kernel.resize(pixels.reshape(len(pixels), -1), *box, flip, interpolation == "bicubic", out)

@@ -1,10 +1,9 @@
-"""Colour changes of views, batched: jitter, grey, blur, solarise, then normalisation.
+"""Colour changes of views in batches: jitter, grey, blur, solarise, then normalisation.
 
-What each change is stands in `colours`; the order is the published one (Caron et al. 2020, appendix A). Views in the
-memory of the CPU go through the compiled kernel; on an accelerator, and without numba, through tensor operations here.
-Everything is a function of the views and their parameters, and an image's result does not depend on the images beside it.
-Here, pixels are planes float32 [3, N, H, W]: each colour is contiguous. Parameters stay on the CPU, where it
-is decided which images need what.
+`colours` defines each change; the order is the published one (Caron et al. 2020, appendix A). Views in CPU memory go through the
+compiled kernel, views on an accelerator through the tensor operations of this file. The result is a function of the views and
+their parameters; an image's result does not depend on the other images. Pixels are planes float32 [3, N, H, W], so that each
+colour is contiguous. Parameters stay on the CPU, which decides which images need what.
 """
 
 from __future__ import annotations
@@ -17,24 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swav_platform.images.views import colours
+from swav_platform.images.views import colour_kernel, colours
 from swav_platform.images.views.colours import BRIGHTNESS, CONTRAST, HUE, MEAN, REACH, SATURATION, STD
 from swav_platform.images.views.params import COLUMN, ORDERS
 
-try:
-    from swav_platform.images.views import colour_kernel
-except ImportError:  # no numba
-    colour_kernel = None  # type: ignore[assignment]
-
-__all__ = ["MEAN", "STD", "apply", "normalise", "to_uint8"]
+__all__ = ["MEAN", "STD", "apply", "normalise"]
 
 _TENSORS = SimpleNamespace(number=float, clip=lambda x: x.clamp(0, 1), least=torch.minimum, most=torch.maximum, where=torch.where)
 _luma, _blend, _turn_hue, _solarise = colours.formulas(_TENSORS)
 _NOTHING = 4  # after the four changes of jitter
-# Rows are read-only memory, and nothing here writes into them.
+# Rows are read-only memory, and this file never writes into them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
 
-_BLOCK = 2**19  # numbers worked on at once: what fits the cache of a core
+_BLOCK = 2**19  # numbers processed at once, so that they fit the cache of a core
 
 
 @torch.no_grad()
@@ -45,10 +39,16 @@ def apply(views: Tensor | np.ndarray, params: Tensor | np.ndarray, dtype: torch.
     left on the CPU. Whatever the dtype, colours are changed in float32.
     """
     pixels = torch.as_tensor(views)
-    if colour_kernel and pixels.device.type == "cpu":
+    if pixels.device.type == "cpu":
         numbers = colour_kernel.to_float(pixels.contiguous().numpy(), torch.as_tensor(params).cpu().numpy())
         return torch.from_numpy(numbers).to(dtype).permute(0, 3, 1, 2)
-    pixels = pixels.flatten(0, 1)
+    return by_tensors(pixels, params, dtype)
+
+
+@torch.no_grad()
+def by_tensors(views: Tensor, params: Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
+    """`apply` with tensor operations, on any device."""
+    pixels = views.flatten(0, 1)
     out = torch.empty(pixels.shape, dtype=dtype, device=pixels.device)
     for part, planes in _changed(pixels, params):
         for plane, mean, std in zip(planes, MEAN, STD, strict=True):
@@ -58,17 +58,8 @@ def apply(views: Tensor | np.ndarray, params: Tensor | np.ndarray, dtype: torch.
 
 
 @torch.no_grad()
-def to_uint8(views: np.ndarray, params: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Changed views rounded back to uint8 [V, R, H, W, 3]; out may be the views. For workers without numba."""
-    pixels, target = torch.from_numpy(views).flatten(0, 1), torch.from_numpy(out).flatten(0, 1)
-    for part, planes in _changed(pixels, params):
-        target[part] = planes.mul_(255).add_(0.5).permute(1, 2, 3, 0).to(torch.uint8)
-    return out
-
-
-@torch.no_grad()
 def normalise(views: Tensor | np.ndarray) -> Tensor:
-    """Views uint8 [V, R, H, W, 3] as they are, normalised: float32 [V * R, 3, H, W] in channels_last memory."""
+    """Unchanged views uint8 [V, R, H, W, 3], normalised: float32 [V * R, 3, H, W] in channels_last memory."""
     pixels = torch.as_tensor(views).flatten(0, 1)
     mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
@@ -97,8 +88,8 @@ def _change(x: Tensor, flag: Tensor, change: Callable[[Tensor], Tensor]) -> None
 def _jitter(x: Tensor, columns: Tensor) -> None:
     """Brightness, contrast, saturation and hue of planes [3, N, H, W], in place, in each image's own order.
 
-    The first three are one formula; images whose turn it is not are blended with a factor of 1, which leaves them
-    exactly as they are.
+    The first three changes share one formula. Images that are not due for one of them are blended with a factor of 1, which
+    leaves them exactly as they are.
     """
     jitter = columns[:, COLUMN["jitter"]] > 0
     if not jitter.any():
@@ -118,7 +109,7 @@ def _jitter(x: Tensor, columns: Tensor) -> None:
 
 
 def _other(x: Tensor, change: Tensor) -> Tensor:
-    """[N, H, W]: what each image is blended with, black, its mean grey or its grey."""
+    """[N, H, W]: what each image is blended with: black, its mean grey or its grey."""
     if (change <= BRIGHTNESS).all():
         return torch.zeros_like(x[0])
     grey = _luma(*x)
@@ -127,7 +118,7 @@ def _other(x: Tensor, change: Tensor) -> Tensor:
 
 
 def _each(numbers: Tensor, x: Tensor) -> Tensor:
-    """One number for each image, [N] -> [N, 1, 1] where x is."""
+    """One number for each image, [N] -> [N, 1, 1], on the device of x."""
     return numbers[:, None, None].to(x.device)
 
 
@@ -136,7 +127,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor) -> None:
-    """Gaussian blur of planes [3, N, H, W], in place; sigma [N] in pixels, 0 for none; edges are continued."""
+    """Gaussian blur of planes [3, N, H, W], in place; sigma [N] in pixels, 0 for none; edge pixels are repeated."""
     chosen = sigma.nonzero().flatten()
     if not len(chosen):
         return
@@ -149,15 +140,14 @@ def _blur(x: Tensor, sigma: Tensor) -> None:
 
 
 def gaussian(sigma: Tensor, size: int) -> Tensor:
-    """Matrices float32 [n, size, size] that blur `size` pixels in a line, whose first and last go on for ever.
+    """Matrices float32 [n, size, size] that blur a line of `size` pixels, whose first and last are repeated.
 
-    As dense matrices the blur is two matrix products, whatever sigma is: as fast as short kernels on a CPU, faster
-    on a GPU.
+    Dense matrices make the blur two matrix products for every sigma: as fast as short kernels on a CPU, faster on a GPU.
     """
     distance = torch.arange(2 * size + 1, device=sigma.device, dtype=torch.float32)
     weight = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2) * (distance <= torch.ceil(REACH * sigma[:, None]))
     weight /= 2 * weight.sum(1, keepdim=True) - 1
-    beyond = weight.flip(1).cumsum(1).flip(1)[:, 1 : size + 1]  # [n, i]: all that lies more than i away, on one side
+    beyond = weight.flip(1).cumsum(1).flip(1)[:, 1 : size + 1]  # [n, i]: the weight more than i away, on one side
     place = torch.arange(size, device=sigma.device)
     matrix = weight[:, (place[:, None] - place).abs()]
     matrix[:, :, 0] += beyond

@@ -21,7 +21,10 @@ import safetensors.torch
 from torch import Tensor
 
 from swav_platform.atomic import cure
+from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.samples import Killers
 from swav_platform.errors import UserError
+from swav_platform.rows.isolation import killers_among
 
 MANIFEST = "MANIFEST.json"
 log = logging.getLogger("swav")
@@ -152,3 +155,9 @@ def _sync(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_killers(folder: Path) -> Killers:
+    """Samples that the newest checkpoint knows to kill their decoder; a resumed run does not decode them again."""
+    newest = latest_valid(folder)
+    return {} if newest is None else killers_among(Ledger.read(newest / "ledger.parquet").events())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from swav_platform import child_process
 from swav_platform.config import ImagePolicy, load
 from swav_platform.data.index.lookup import IndexLine
 from swav_platform.data.ledger.outcomes import Outcome
@@ -30,7 +32,7 @@ def png(value: int = 7, side: int = 32) -> bytes:
 
 
 def process() -> int:
-    return confined._here.child._process.pid
+    return confined._here.child.pid
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +42,21 @@ def own_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hostile(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """From now on children run `code` in place of Pillow, on a thing called data."""
-    start = confined._START.replace("serve({memory})", "")
     body = "".join(f"    {line}\n" for line in code.splitlines())
-    program = f"{start}\nimport ctypes, json, socket, time\nfrom swav_platform.images import child, refused\ndef bad(data, name, policy):\n{body}\n"
-    program = program.replace("{path!r}", "\0").replace("{", "{{").replace("}", "}}").replace("\0", "{path!r}")
-    program += "child.give_up = lambda memory, real=child.give_up: (setattr(child, 'with_pillow', bad), real(memory))\n"
-    monkeypatch.setattr(confined, "_START", program + "serve({memory})")
+    before_main(
+        monkeypatch,
+        f"import ctypes, json, socket, time\n"
+        f"from swav_platform.images.decoding import child, refused\n"
+        f"def bad(data, name, policy):\n{body}\n"
+        f"child.give_up = lambda memory, real=child.give_up: (setattr(child, 'with_pillow', bad), real(memory))\n",
+    )
+
+
+def before_main(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """From now on children run `code` before their own."""
+    head, tail = child_process._START.split("from importlib")
+    code = code.replace("{", "{{").replace("}", "}}")
+    monkeypatch.setattr(child_process, "_START", f"{head}\n{code}\nfrom importlib{tail}")
 
 
 def refused(data: bytes, policy: ImagePolicy = POLICY) -> Refused:
@@ -102,10 +113,9 @@ def test_it_has_no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what
 
 @pytest.mark.stack
 def test_nothing_risky_is_decoded_where_the_filter_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = confined._START.replace("serve({memory})", "from swav_platform.images import sandbox; ")
-    start += "sandbox._SEES = dict.fromkeys(sandbox._SEES, (0, 99999)); "  # no call of Linux
-    monkeypatch.setattr(confined, "_START", start + "serve({memory})")
-    monkeypatch.setattr(confined, "START_PAUSES", ())
+    no_call = "sandbox._SEES = dict.fromkeys(sandbox._SEES, (0, 99999))"  # Linux has no such number
+    before_main(monkeypatch, f"from swav_platform.images.decoding import sandbox\n{no_call}\n")
+    monkeypatch.setattr(child_process, "START_PAUSES", ())
     with pytest.raises(NoDecoderError):
         decode(png(), POLICY)
 
@@ -119,7 +129,7 @@ def test_nothing_risky_is_decoded_where_the_filter_is_not_taken(monkeypatch: pyt
         ("while True: pass", Outcome.DECODE_TIMEOUT),
         ("return [bytearray(2**24) for _ in range(100)]", Outcome.DECODE_MEMORY),
         ("import os; os.write(1, b'x' * 100)", Outcome.DECODE_CRASH),
-        ("import os; os.write(1, b'\\x02\\0\\0\\0\\0\\0\\0\\0[]')", Outcome.DECODE_CRASH),
+        ("import os; os.write(1, b'\\x02' + bytes(15) + b'[]')", Outcome.DECODE_CRASH),
         ("import numpy as np; return np.zeros((9000, 9000, 3), np.uint8)", Outcome.DECODE_CRASH),
         ("import numpy as np; return np.zeros((3, 3, 2), np.uint8)", Outcome.DECODE_CRASH),
         ("raise KeyError('?')", Outcome.CORRUPT),
@@ -145,14 +155,14 @@ def test_a_child_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_one_that_cannot_be_started_says_nothing_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     paused: list[float] = []
-    monkeypatch.setattr(confined.sys, "executable", "/nowhere/python")
-    monkeypatch.setattr(confined.time, "sleep", paused.append)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(time, "sleep", paused.append)
     with pytest.raises(NoDecoderError, match="/nowhere/python"):
         decode(png(), POLICY)
-    assert paused == list(confined.START_PAUSES)
+    assert paused == list(child_process.START_PAUSES)
     with pytest.raises(NoDecoderError):
         thumbnail(png(), POLICY)
-    assert paused == list(confined.START_PAUSES), "who asks again soon is told at once"
+    assert paused == list(child_process.START_PAUSES), "who asks again soon is told at once"
     spec = RowSpec(0, np.arange(1), np.zeros(1, np.int64), np.zeros(1, bool))
     line = IndexLine(0, "grey", "/data/shard.tar", 512, len(png()), "png", None)
     with pytest.raises(NoDecoderError):
@@ -161,8 +171,8 @@ def test_one_that_cannot_be_started_says_nothing_of_the_image(monkeypatch: pytes
 
 def test_one_that_cannot_be_started_at_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sys.executable
-    monkeypatch.setattr(confined.sys, "executable", "/nowhere/python")
-    monkeypatch.setattr(confined.time, "sleep", lambda seconds: monkeypatch.setattr(confined.sys, "executable", real))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(time, "sleep", lambda seconds: monkeypatch.setattr(sys, "executable", real))
     assert decode(png(), POLICY).max() == 7
 
 

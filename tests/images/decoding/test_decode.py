@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from swav_platform.config import ImagePolicy
+from swav_platform.data.index.magic import format_of
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.images.decoding import confined
 from swav_platform.images.decoding.decode import codec_fingerprint, decode, thumbnail
 from swav_platform.images.decoding.pillow import truncated_accepted, with_pillow
 from swav_platform.images.decoding.refused import Refused
-from swav_platform.images.decoding.sniff import format_of
 from tests.makers import encoded, png_header
 
 POLICY = ImagePolicy()
@@ -236,6 +236,19 @@ def test_truncated_is_accepted_in_one_thread_only() -> None:
         assert bool(ImageFile.LOAD_TRUNCATED_IMAGES)
     assert found == [Outcome.TRUNCATED]
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_fax_codes_are_refused(compression: str) -> None:
+    """Decoded, a damaged one would show memory that libtiff has not written."""
+    data = encoded(photograph().convert("1"), "TIFF", compression=compression)
+    with pytest.raises(Refused, match="convert it") as by_header:
+        decode(data, POLICY)
+    with pytest.raises(Refused) as by_pillow:
+        with_pillow(data, "TIFF", POLICY)
+    assert by_header.value.outcome == by_pillow.value.outcome == Outcome.UNSUPPORTED_FORMAT
+    assert by_header.value.detail == by_pillow.value.detail
+    assert thumbnail(data, POLICY) is None
 
 
 def test_damaged_images_are_corrupt() -> None:

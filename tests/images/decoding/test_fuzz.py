@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from swav_platform.config import ImagePolicy
+from swav_platform.data.index.magic import format_of
 from swav_platform.images.decoding import confined
 from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.header import MAX_INFLATED, cost_of
 from swav_platform.images.decoding.refused import Refused
-from swav_platform.images.decoding.sniff import format_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IMAGES, TARS = 300, 30
