@@ -137,7 +137,7 @@ class ChildProcess:
         return data
 
     def kill(self) -> None:
-        """Safe from any thread: whoever waits for the child gets Died."""
+        """Kills the child. Safe from any thread; a thread that waits for the child gets Died."""
         if self.owner == os.getpid() and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,72 @@ def _fault(place: str, name: str) -> str | None:
     if top == "swav_platform" and FLOORS.get(_room(name), 99) > FLOORS[here]:
         return f"imports {name} (floor {FLOORS.get(_room(name), '?')}) from floor {FLOORS[here]}"
     return None
+
+
+def cycles(root: Path) -> list[list[str]]:
+    """Groups of modules that import each other in a circle. A module that is named in a string counts as imported."""
+    files = {
+        _module(path.relative_to(root)): path for house in ("swav_platform", "services") for path in (root / house).rglob("*.py")
+    }
+    graph = {name: _uses(name, path, files) for name, path in files.items()}
+    reached = {name: _reached(name, graph) for name in graph}
+    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph if name in reached[name]}
+    return sorted(sorted(group) for group in groups)
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _uses(name: str, path: Path, files: Collection[str]) -> set[str]:
+    """Modules of this project that a file imports, at its top or inside of functions, or names in a string constant."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    named = [imported for _, imported in imports(tree, package)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named += re.findall(r"\b(?:swav_platform|services)(?:\.\w+)+", node.value)
+    found = set()
+    for full in named:
+        while full and full not in files:
+            full = full.rpartition(".")[0]
+        if full.count(".") and full != name:
+            found.add(full)
+    return found
+
+
+def _reached(start: str, graph: Mapping[str, set[str]]) -> set[str]:
+    """Modules that can be reached from one, itself among them only by a circle."""
+    reached: set[str] = set()
+    waiting = [start]
+    while waiting:
+        fresh = graph[waiting.pop()] - reached
+        reached |= fresh
+        waiting += fresh
+    return reached
+
+
+def test_no_import_cycle(root: Path) -> None:
+    assert cycles(root) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("swav_platform/data/order/plan.py", "from swav_platform.data.order import streams"),
+        ("swav_platform/data/order/plan.py", "def late():\n    from swav_platform.data.order.streams import Streams"),
+        ("swav_platform/images/decoding/pillow.py", "START = 'from swav_platform.images.decoding.confined import decode'"),
+        ("swav_platform/images/decoding/child.py", "import importlib; importlib.import_module('swav_platform.rows.make')"),
+    ],
+)
+def test_planted_cycle_is_reported(root: Path, tmp_path: Path, place: str, line: str) -> None:
+    for house in ("swav_platform", "services"):
+        shutil.copytree(root / house, tmp_path / house, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / place).open("a", encoding="utf-8") as file:
+        file.write(f"\n\n{line}\n")
+    [found] = cycles(tmp_path)
+    assert _module(Path(place)) in found
+    assert len(found) > 1
 
 
 def test_floors_are_kept(root: Path) -> None:

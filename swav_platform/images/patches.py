@@ -1,7 +1,7 @@
-"""An evaluation set out of a few photographs: patches whose photograph is the label, for evaluation only.
+"""Makes an evaluation set from a few photographs: patches, each labelled with its photograph.
 
-Patches for learning and the bank come from the left part of each photograph, queries from the rest, and each is
-flipped and its colours changed when it is made, so that neither place nor colour alone gives the photograph away.
+Patches for training and for the bank come from the left part of each photograph, queries from the rest. Each patch is flipped and
+recoloured at random, so that neither position nor colour alone identifies its photograph.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from swav_platform.errors import UserError
 from swav_platform.images.decoding.decode import decode
 
 SIDE = 48
-LEFT = 0.6  # share of a photograph's width that patches for learning come from
+LEFT = 0.6  # share of a photograph's width from which training patches come
 SIDES = (48, 96)  # a patch's side in the photograph, pixels
 
-# Photographs that scikit-image and scikit-learn carry inside their wheels.
+# Photographs inside the wheels of scikit-image and scikit-learn.
 _PHOTOGRAPHS = (
     (
         "skimage",
@@ -55,7 +55,7 @@ class Patch:
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """Name -> uint8 [H, W, 3] of those that are installed. Raises UserError when they are fewer than eight."""
+    """Name -> uint8 [H, W, 3] of each installed photograph. Raises UserError if they are fewer than eight."""
     found = {}
     for package, folder, names in _PHOTOGRAPHS:
         spec = importlib.util.find_spec(package)
@@ -67,14 +67,14 @@ def photographs() -> dict[str, np.ndarray]:
                 found[path.stem] = decode(path.read_bytes(), ImagePolicy())
     if len(found) < 8:
         raise UserError(
-            f"The demo takes its photographs from the installed packages scikit-image and scikit-learn, but found only {len(found)} of 18. "
-            f"Run `make setup` again, or give it images of your own with --data."
+            f"The demo takes its photographs from the packages scikit-image and scikit-learn, but found only {len(found)} of 18. "
+            "Run `make setup` again, or pass your own images with --data."
         )
     return found
 
 
 def patches(photos: dict[str, np.ndarray], per_photo: int, *, left: bool, seed: int) -> Iterator[Patch]:
-    """`per_photo` patches of each photograph in turn, from the left part of it or from the rest."""
+    """`per_photo` patches of each photograph in turn, from its left part or from the rest."""
     for number in range(per_photo):
         for place, (name, photo) in enumerate(photos.items()):
             rng = np.random.Generator(np.random.Philox(key=[seed, (number * len(photos) + place) * 2 + left]))
@@ -85,7 +85,7 @@ def patches(photos: dict[str, np.ndarray], per_photo: int, *, left: bool, seed: 
 
 
 def _cut(photo: np.ndarray, left: bool, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [SIDE, SIDE, 3]: a square of the part, brought to size and flipped at random."""
+    """uint8 [SIDE, SIDE, 3]: a random square of the part, resized and flipped at random."""
     border = round(photo.shape[1] * LEFT)
     part = photo[:, :border] if left else photo[:, border:]
     side = int(rng.integers(min(SIDES[0], *part.shape[:2]), min(SIDES[1], *part.shape[:2]) + 1))
@@ -96,10 +96,11 @@ def _cut(photo: np.ndarray, left: bool, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coloured(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness and contrast x 0.5-1.5, saturation x 0-1.6, channels permuted half of the time."""
+    """Brightness and contrast x 0.5-1.5, saturation x 0-1.6, channels permuted with probability 0.5."""
     x = patch.astype(np.float32) * rng.uniform(0.5, 1.5)
     x = (x - x.mean()) * rng.uniform(0.5, 1.5) + x.mean()
     grey = x.mean(axis=2, keepdims=True)
     x = grey + (x - grey) * rng.uniform(0.0, 1.6)
     order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
-    return np.clip(x[..., order], 0, 255).astype(np.uint8)
+    coloured: np.ndarray = np.clip(x[..., order], 0, 255).astype(np.uint8)
+    return coloured

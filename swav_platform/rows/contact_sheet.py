@@ -1,4 +1,4 @@
-"""A page that shows views as they are trained on, each with the parameters that made it, and where in its image it lies."""
+"""An HTML page that shows views as training sees them, with the parameters of each and its box in the image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from swav_platform.images.views.params import COLUMN, ORDERS
 from swav_platform.rows.layout import Row
 
 POSITIONS = 16
-"""Most positions of a page."""
+"""Limit of the positions on a page."""
 
 SIDE = 320
-"""Most pixels of a side of the images that the views are cut from."""
+"""Limit, in pixels, of the sides of the images on a page."""
 
 _BOX = ("left", "top", "width", "height", "source_width", "source_height")
 _CHANGES = ("brightness", "contrast", "saturation", "hue")
@@ -36,9 +36,9 @@ rect { stroke: var(--group) } figcaption[class] { border-top: 3px solid var(--gr
 
 
 def contact_sheet(row: Row, config: Config, images: Sequence[bytes | None]) -> str:
-    """HTML, complete in itself: the views of a row's first positions, whose colours are changed already.
+    """A self-contained HTML page of a row's first positions. The colours of the views must have been changed already.
 
-    images: small JPEGs of what fills those positions, None where there is none.
+    images: a small JPEG of the image that fills each of those positions, None where no image does.
     """
     parts = [_settings(config), *(_position(row, config, slot, image) for slot, image in enumerate(images))]
     title = f"Views of seed {config.seed}"
@@ -51,7 +51,7 @@ def contact_sheet(row: Row, config: Config, images: Sequence[bytes | None]) -> s
 def _settings(config: Config) -> str:
     tree = config.model_dump(mode="json")
     text = yaml.safe_dump({"views": tree["views"], "data": {"images": tree["data"]["images"]}}, sort_keys=False)
-    return f"<details><summary>What they are made by</summary><pre>{html.escape(text)}</pre></details>"
+    return f"<details><summary>Settings</summary><pre>{html.escape(text)}</pre></details>"
 
 
 def _position(row: Row, config: Config, slot: int, image: bytes | None) -> str:
@@ -64,14 +64,14 @@ def _position(row: Row, config: Config, slot: int, image: bytes | None) -> str:
             figures.append(f'<figure><img alt="" src="{_png(views[view, slot])}">{said}</figure>')
     own = next((event.detail for event in row.events if event.position == row.position[slot]), "")
     why = f"{Outcome(int(row.outcome[slot])).word}: {own}"
-    notes = [f"stands in for {row.stand_in_for[slot]} ({why})"] if row.stand_in_for[slot] else []
-    notes += [f"no image could be had ({why}): grey, without weight"] if not row.weight[slot] else []
+    notes = [f"replaces {row.stand_in_for[slot]} ({why})"] if row.stand_in_for[slot] else []
+    notes += [f"no usable image ({why}): grey, with weight 0"] if not row.weight[slot] else []
     where = html.escape(" · ".join([row.key[slot], row.shard[slot], *notes]))
     return f'<h2>Position {row.position[slot]} <small>{where}</small></h2><div class="views">{"".join(figures)}</div>'
 
 
 def _source(row: Row, config: Config, slot: int, image: bytes) -> str:
-    """The image, and the boxes of its views on it, a colour for each group."""
+    """The image with the boxes of its views, one colour for each group."""
     boxes: list[str] = []
     size = [0.0, 0.0]
     for number, (name, params) in enumerate(zip(config.views, row.params, strict=True)):
@@ -83,11 +83,11 @@ def _source(row: Row, config: Config, slot: int, image: bytes) -> str:
             )
     picture = f'<image width="{size[0]:g}" height="{size[1]:g}" preserveAspectRatio="none" href="data:image/jpeg;base64,{base64.b64encode(image).decode()}"/>'
     svg = f'<svg viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="boxes of the views">{picture}{"".join(boxes)}</svg>'
-    return f"<figure>{svg}<figcaption>the image, and boxes of its views in the colours below them</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>The image and the boxes of its views, in the colours of their groups</figcaption></figure>"
 
 
 def describe(params: np.ndarray) -> str:
-    """Parameters of one view, float32 [P], in words: what was cut out, and the changes in their order."""
+    """Parameters of one view, float32 [P], in words: the crop, then the changes in their order."""
     p = {name: float(params[column]) for name, column in COLUMN.items()}
     if not p["source_height"]:
         return "no image"

@@ -1,7 +1,7 @@
-"""The shape of a row: R positions in one buffer, with what became of each of them.
+"""The layout of a row: R positions in one buffer, and the outcome of each position.
 
 The buffer holds the views of each group, uint8 [V, R, H, W, 3], and then the parameters of each group, float32
-[V, R, P] with the columns of `params.PARAMS`. It travels as one Arrow value and is never copied on its way.
+[V, R, P] with the columns of `params.PARAMS`. It is sent as one Arrow value without being copied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ALIGN = 64
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where things are in a row's buffer. groups: (size, count) of each group of views."""
+    """The parts of a row's buffer. groups: (size, count) of each group of views."""
 
     row_size: int
     groups: tuple[tuple[int, int], ...]
@@ -63,20 +63,20 @@ class RowLayout:
 
 @dataclass
 class Costs:
-    """Of one row, in its data task, by the attempt that made it. Equal rows may differ in it."""
+    """The cost of making one row, in the attempt that succeeded. Otherwise equal rows may differ in it."""
 
-    read_seconds: float = 0.0  # until the bytes were there; the first row of a window reads for all
+    read_seconds: float = 0.0  # waiting for bytes; the first row of a window reads for all
     decode_seconds: float = 0.0
-    views_seconds: float = 0.0  # the rest: crops, and photometrics where the data task does them
-    read_bytes: float = 0.0  # encoded bytes of the images tried
+    views_seconds: float = 0.0  # the rest: crops, and colour changes where workers make them
+    read_bytes: float = 0.0  # encoded bytes of all images tried
 
 
 @dataclass
 class Row:
-    """R positions. `sample`, `key` and `shard` are of the image that fills a position.
+    """R positions. `sample`, `key` and `shard` belong to the image that fills a position, `outcome` to the position's own sample.
 
-    `stand_in_for` is the key of the position's own sample where another one fills it. A position for which even
-    the stand-ins failed keeps its own names, is grey and has weight 0. `outcome` is of the own sample.
+    `stand_in_for` is the key of the own sample where a replacement sample fills the position. A position whose replacement
+    samples failed too keeps its own names, is grey and has weight 0.
     """
 
     row: int

@@ -1,4 +1,4 @@
-"""From the samples of a row to the row: decoded, cropped, resized in place, with a stand-in for what fails."""
+"""Makes a row of its samples: decodes, crops and resizes them in place, and uses replacement samples for those that fail."""
 
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ from swav_platform.rows.table import from_table, to_table
 __all__ = ["Row", "RowLayout", "from_table", "make_row", "to_table", "view_hashes"]
 
 ATTEMPTS = 4
-"""The position's own sample and three stand-ins."""
+"""The position's own sample and three replacement samples."""
 
 GREY = 128
 
-_TOO_DEAR = (Outcome.DECODE_TIMEOUT, Outcome.DECODE_MEMORY, Outcome.DECODE_CRASH)
-"""What ended so has no thumbnail: trying for one would cost the same again."""
+_EXPENSIVE = (Outcome.DECODE_TIMEOUT, Outcome.DECODE_MEMORY, Outcome.DECODE_CRASH)
+"""Outcomes without a thumbnail, because making one would cost as much again."""
 
-Chance = list[list[list[crops.Proposal]]]
-"""Proposals of crops, [group][R][V]."""
+Proposals = list[list[list[crops.Proposal]]]
+"""[group][R][V]."""
 
 
 def make_row(spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Config) -> Row:
-    """The row of a plan's specification.
+    """Makes the row that a plan specifies.
 
-    fetch(samples) gives line and bytes of each sample; it is called once for the row and once for each round of
-    stand-ins. replacement(position, attempt) names the sample that takes the place of one that failed.
-    The pixels of a position depend on its own randomness and on the image that fills it, on nothing else.
-    No image can make this raise: what fails is an event of the row. Raises NoDecoderError where this machine can't decode.
+    fetch is called once for the row and once for each round of replacement samples. The pixels of a position depend only on its own
+    random numbers and on the image that fills it. No image makes this function raise: a failure becomes an event of the row.
+    Raises NoDecoderError if this machine can't decode.
     """
     began = time.perf_counter()
     row = _blank(spec, RowLayout.of(config))
-    chance = _draw(row, config)
+    proposals = _draw(row, config)
     tries = [(slot, int(sample)) for slot, sample in enumerate(spec.samples)]
     for attempt in range(ATTEMPTS):
-        tries = _attempt(row, tries, attempt, fetch, chance, config)
+        tries = _attempt(row, tries, attempt, fetch, proposals, config)
         if not tries or attempt + 1 == ATTEMPTS:
             break
         tries = [(slot, replacement(int(row.position[slot]), attempt + 1)) for slot, _ in tries]
@@ -63,7 +62,7 @@ def make_row(spec: RowSpec, fetch: Fetch, replacement: Replacement, config: Conf
 
 
 def _blank(spec: RowSpec, layout: RowLayout) -> Row:
-    packed = np.zeros(layout.nbytes, np.uint8)  # what lies between its parts is the same in every row
+    packed = np.zeros(layout.nbytes, np.uint8)  # zeros, so that the gaps between its parts are equal in every row
     count = layout.row_size
     return Row(
         row=spec.row,
@@ -82,23 +81,23 @@ def _blank(spec: RowSpec, layout: RowLayout) -> Row:
     )
 
 
-def _draw(row: Row, config: Config) -> Chance:
-    """All that is random about the row: photometric parameters go into it, the crops' proposals are returned."""
+def _draw(row: Row, config: Config) -> Proposals:
+    """Draws all that is random: writes the photometric parameters into the row and returns proposals for the crops."""
     groups = list(config.views.values())
     numbers = uniforms(config.seed, row.position, sum(group.count for group in groups), params.SLOTS)
-    chance, first = [], 0
+    proposals, first = [], 0
     for group, columns in zip(groups, row.params, strict=True):
         mine = numbers[:, first : first + group.count]
-        chance.append(crops.proposals(mine, group))
+        proposals.append(crops.proposals(mine, group))
         columns[..., len(params.GEOMETRY) :] = params.photometric_params(mine, group.photometric).swapaxes(0, 1)
         first += group.count
-    return chance
+    return proposals
 
 
 def _attempt(
-    row: Row, tries: list[tuple[int, int]], attempt: int, fetch: Fetch, chance: Chance, config: Config
+    row: Row, tries: list[tuple[int, int]], attempt: int, fetch: Fetch, proposals: Proposals, config: Config
 ) -> list[tuple[int, int]]:
-    """Fills slots with samples; returns the (slot, sample) that failed, after noting why."""
+    """Fills slots with samples. Records an event for each (slot, sample) that failed, and returns them."""
     began = time.perf_counter()
     fetched = fetch([sample for _, sample in tries])
     row.costs.read_seconds += time.perf_counter() - began
@@ -108,10 +107,12 @@ def _attempt(
         shard = posixpath.basename(line.shard)
         if attempt == 0:
             row.key[slot], row.shard[slot] = line.key, shard
-        refused = _fill(row, slot, data, chance, config)
+        refused = _fill(row, slot, data, proposals, config)
         if refused is not None:
             failed.append((slot, sample))
-            small = None if isinstance(data, ReadFailure) or refused.outcome in _TOO_DEAR else thumbnail(data, config.data.images)
+            small = (
+                None if isinstance(data, ReadFailure) or refused.outcome in _EXPENSIVE else thumbnail(data, config.data.images)
+            )
             position = int(row.position[slot])
             row.events.append(Event(position, attempt, line.number, line.key, shard, refused.outcome, refused.detail, small))
             if attempt == 0:
@@ -122,28 +123,28 @@ def _attempt(
     return failed
 
 
-def _fill(row: Row, slot: int, data: bytes | ReadFailure, chance: Chance, config: Config) -> Refused | None:
-    """Writes the views of one image into a slot, or says why that can't be done."""
+def _fill(row: Row, slot: int, data: bytes | ReadFailure, proposals: Proposals, config: Config) -> Refused | None:
+    """Writes the views of one image into a slot, or returns the reason why not."""
     if isinstance(data, ReadFailure):
         return Refused(data.outcome, data.detail)
     row.costs.read_bytes += len(data)
     try:
-        proposals = [group[slot] for group in chance]
-        cut_views(data, proposals, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
+        proposed = [group[slot] for group in proposals]
+        cut_views(data, proposed, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
     except Refused as refused:
         return refused
     except NoDecoderError:
         raise
     except MemoryError:
         return Refused(Outcome.DECODE_MEMORY, "not enough memory for its views")
-    except Exception as error:  # one image must not take the row with it
+    except Exception as error:  # one image must not fail the row
         return Refused(Outcome.CORRUPT, f"{type(error).__name__}: {error}")
     return None
 
 
 def cut_views(
     data: bytes,
-    chance: list[list[crops.Proposal]],
+    proposed: list[list[crops.Proposal]],
     policy: ImagePolicy,
     groups: list[ViewGroup],
     views: list[np.ndarray],
@@ -151,14 +152,14 @@ def cut_views(
     slot: int,
     costs: Costs,
 ) -> None:
-    """Writes an image's views [V, R, H, W, 3] and the geometry among its parameters [V, R, P] into a slot of a row.
+    """Writes an image's views [V, R, H, W, 3] and the geometry columns of its parameters [V, R, P] into a slot of a row.
 
-    chance: proposals of each group and view. costs: the decoder's time is added. Raises Refused for an image that gives no sample.
+    proposed: proposals of each group and view. Adds the decoder's time to `costs`. Raises Refused for an image that gives no sample.
     """
 
     @functools.cache
     def chosen(height: int, width: int) -> list[list[crops.Crop]]:
-        each = zip(groups, chance, strict=True)
+        each = zip(groups, proposed, strict=True)
         return [[crops.choose(height, width, proposal, group.ratio) for proposal in mine] for group, mine in each]
 
     began = time.perf_counter()
@@ -168,7 +169,7 @@ def cut_views(
         costs.decode_seconds += time.perf_counter() - began
     size = image.height, image.width
     for number, (group, boxes) in enumerate(zip(groups, chosen(*size), strict=True)):
-        flips = [proposal.flip for proposal in chance[number]]
+        flips = [proposal.flip for proposal in proposed[number]]
         for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
             crops.cut(image, box, flip, group.interpolation, views[number][view, slot])
         geometry = [(*box, flip, *size) for box, flip in zip(boxes, flips, strict=True)]
@@ -184,13 +185,13 @@ def _turn_grey(row: Row, slot: int) -> None:
 
 
 def _photometrics(row: Row) -> None:
-    """Does in place what `device` mode leaves to the trainer."""
+    """Changes the colours in place; in `device` mode the trainer does this."""
     for views, columns in zip(row.views, row.params, strict=True):
         colour_kernel.to_uint8(views, columns, out=views)
 
 
 def view_hashes(row: Row) -> np.ndarray:
-    """xxh3-64, uint64 [R], of each position's views and then its parameters, in the order of groups and views."""
+    """xxh3-64 hashes uint64 [R] of each position's views, then its parameters, in the order of groups and views."""
     hashes = np.empty(row.layout.row_size, np.uint64)
     parts = [part[view] for group in (row.views, row.params) for part in group for view in range(len(part))]
     hasher = xxhash.xxh3_64()

@@ -1,4 +1,4 @@
-"""What a run would be trained on first, to look at before it is started. No Ray is started."""
+"""Shows the first views that a run would train on, before the run starts. Does not use Ray."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from swav_platform.atomic import write_text
 from swav_platform.config import Config, ImagePolicy
 from swav_platform.data.datasets import open_or_build
 from swav_platform.data.index.lookup import Index
@@ -16,16 +17,13 @@ from swav_platform.rows.contact_sheet import POSITIONS, SIDE, contact_sheet
 from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import Row
 from swav_platform.rows.produce import rows
-from swav_platform.runs.folder import write_text
 
 
 def preview(config: Config, path: Path) -> dict[str, object]:
-    """Writes a contact sheet of the run's first positions, made by the code that makes its rows.
+    """Writes a contact sheet of the run's first positions, made by the code that makes the run's rows.
 
-    `bad` of the answer: how many images these positions met that could not be used, by reason.
-
-    Raises UsageError or UserError for sources without a sample, UserError if none of these positions has an image (the page
-    is written then, too).
+    The result's `bad` counts the images of these positions that could not be used, by reason. Raises UsageError or UserError for
+    sources without a sample. Raises UserError, after writing the page, if none of these positions has an image.
     """
     config = config.model_copy(update={"data": config.data.model_copy(update={"photometric": "worker"})})
     with tempfile.TemporaryDirectory() as folder:
@@ -38,14 +36,12 @@ def preview(config: Config, path: Path) -> dict[str, object]:
     bad = Counter({event.sample: event.outcome.word for event in row.events if event.position in shown}.values())
     if not row.weight[:POSITIONS].any():
         why = ", ".join(f"{count} {word}" for word, count in bad.most_common())
-        raise UserError(
-            f"None of the first {len(shown)} positions has an image that can be used, of those tried: {why}. Look at {path}."
-        )
+        raise UserError(f"None of the first {len(shown)} positions has a usable image; of those tried: {why}. See {path}.")
     return {"preview": str(path), "positions": len(shown), "bad": bad}
 
 
 def _images(index: Index, row: Row, policy: ImagePolicy) -> list[bytes | None]:
-    """Small JPEGs of the images that fill the positions of the page; none where nothing fills one."""
+    """Small JPEGs of the images that fill the positions of the page, None where no image does."""
     lines = index.lines(row.sample[:POSITIONS])
     contents = read_samples(lines, max_bytes=policy.max_bytes)
     found: list[bytes | None] = []

@@ -1,4 +1,4 @@
-"""A row as an Arrow table of one line, and back, without copying its buffer."""
+"""Converts a row to an Arrow table of one line and back, without copying its buffer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 
 
 def to_table(row: Row) -> pa.Table:
-    """The row as a table of one line with SCHEMA; its `packed` is the row's own buffer."""
+    """The row as a table of one line with SCHEMA. Its `packed` shares the row's buffer."""
     events = [dataclasses.asdict(event) | {"outcome": int(event.outcome)} for event in row.events]
     groups = [number for group in row.layout.groups for number in group]
     values: dict[str, Any] = {"row": row.row, "groups": groups, "events": events, "costs": dataclasses.astuple(row.costs)}
@@ -61,12 +61,12 @@ def _one_value(packed: np.ndarray) -> pa.LargeBinaryArray:
 
 
 def from_table(table: pa.Table) -> Row:
-    """The row of a table made by to_table; its arrays look, read-only, into the table's memory.
+    """The row of a table that to_table made. Its arrays are read-only views of the table's memory.
 
-    Raises ValueError for a table of another number of lines.
+    Raises ValueError unless the table has one line.
     """
     if table.num_rows != 1:
-        raise ValueError(f"a row is a table of one line, this one has {table.num_rows}")
+        raise ValueError(f"expected a table of one line, got {table.num_rows}")
     line = {name: table.column(name).combine_chunks() for name in SCHEMA.names if name != "packed"}
     position = _numbers(line["position"])
     groups = line["groups"][0].as_py()
@@ -91,14 +91,15 @@ def from_table(table: pa.Table) -> Row:
 
 
 def _bytes_of(table: pa.Table) -> np.ndarray:
-    """The buffer behind `packed`, uint8 [nbytes]. By way of its chunk: combining chunks or taking a scalar would copy."""
+    """The buffer behind `packed`, uint8 [nbytes]. Taken from its chunk, because combining chunks or taking a scalar copies."""
     chunk = next(chunk for chunk in table.column("packed").chunks if len(chunk))
     _, ends, data = chunk.buffers()
     start, stop = np.frombuffer(ends, np.int64, 2, chunk.offset * 8).tolist()
     packed = np.frombuffer(data, np.uint8, stop - start, start)
-    packed.flags.writeable = False  # others may look into the same memory
+    packed.flags.writeable = False  # other processes may map the same memory
     return packed
 
 
 def _numbers(column: pa.ListArray) -> np.ndarray:
-    return column[0].values.to_numpy(zero_copy_only=True)
+    numbers: np.ndarray = column[0].values.to_numpy(zero_copy_only=True)
+    return numbers

@@ -1,4 +1,4 @@
-"""The segments of a JPEG before its pixels, and the orientation that they tell. No codec is asked."""
+"""Parses the segments of a JPEG before its pixels, and its orientation. No codec is used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_SEGMENTS = 1000
-"""Segments before the pixels. A colour profile or a depth map may take some hundreds."""
+"""Limit of the segments before the pixels. A colour profile or a depth map may take some hundreds."""
 
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
 _EXIF = b"Exif\0\0"
@@ -17,7 +17,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 class Unusual(Exception):
-    """Something that is for Pillow to judge."""
+    """A JPEG that is left to Pillow."""
 
 
 class Segment(NamedTuple):
@@ -39,7 +39,7 @@ def segments(data: bytes) -> Iterator[Segment]:
         at = data.find(b"\xff", at) + 1
         if not at:
             return
-        while data[at : at + 1] == b"\xff":  # any number of them may fill up
+        while data[at : at + 1] == b"\xff":  # fill bytes
             at += 1
         if at + 3 > len(data) or data[at] in (0xD9, 0xDA):
             return
@@ -50,9 +50,9 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 
 def orientation(data: bytes) -> int:
-    """EXIF orientation 1-8 as Pillow finds it: in EXIF, else in XMP; 1 for none or a senseless one.
+    """EXIF orientation 1-8 as Pillow finds it: in EXIF, else in XMP; 1 where it is missing or invalid.
 
-    Raises Unusual for more segments than a photograph has, and for EXIF data that an ordinary program does not write.
+    Raises Unusual for too many segments, and for EXIF data that ordinary programs do not write.
     """
     exif, xmp = [], b""
     for number, (kind, start, end) in enumerate(segments(data)):

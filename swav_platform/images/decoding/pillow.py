@@ -30,7 +30,7 @@ _FAX = ("group3", "group4", "tiff_ccitt", "tiff_raw_16")
 _BAND = 2**20
 """Pixels that are converted at a time, so that a large image is not held in three forms at once."""
 
-# Pillow warns, once per image, of what becomes an outcome here anyway.
+# Pillow warns once per image of things that become outcomes here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
@@ -149,7 +149,8 @@ def _numbers(image: Image.Image) -> np.ndarray:
 
 
 def _from_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.rint((values - values.dtype.type(low)) * np.float32(255 / ((high - low) or 1))).astype(np.uint8)
+    rounded: np.ndarray = np.rint((values - values.dtype.type(low)) * np.float32(255 / ((high - low) or 1))).astype(np.uint8)
+    return rounded
 
 
 def orientation(image: Image.Image) -> int:

@@ -1,4 +1,4 @@
-"""An image that gives no sample."""
+"""The exception for an image that gives no sample, and the check of its size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from swav_platform.data.ledger.outcomes import Outcome
 
 
 class Refused(Exception):
-    """An image that gives no sample, with its outcome and what is known about the cause."""
+    """An image that gives no sample: the outcome, and a detail about the cause."""
 
     def __init__(self, outcome: Outcome, detail: str) -> None:
         super().__init__(outcome, detail)

@@ -1,7 +1,7 @@
-"""What a process gives up before it touches bytes from outside, so that a codec's error is worth little to anybody.
+"""Drops the rights of a process before it decodes untrusted bytes, so that an exploited codec gains little.
 
-It can't reach a file, a socket or another process, neither by opening it nor by its name; it has only its memory, two pipes
-and a bounded time. Linux gives all of that; elsewhere the limits that the system knows.
+Afterwards the process can't reach files, sockets or other processes, neither by opening them nor by name. It keeps its memory and
+two pipes. Linux enforces all of this; other systems only the resource limits that they support.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import struct
 import sys
 from pathlib import Path
 
-# Numbers of system calls (asm/unistd.h): all that decoding needs, and that reaches nothing outside this process but its pipes.
+# Numbers of the allowed system calls (asm/unistd.h): those that decoding needs. None reaches anything but this process and its pipes.
 _CALLS = {
     "x86_64": {
-        "bytes of what is open": (0, 1, 3, 5, 8, 17, 19, 20),  # read, write, close, fstat, lseek, pread64, readv, writev
+        "open files": (0, 1, 3, 5, 8, 17, 19, 20),  # read, write, close, fstat, lseek, pread64, readv, writev
         "memory": (9, 10, 11, 12, 25, 28),  # mmap, mprotect, munmap, brk, mremap, madvise
         "its signals": (13, 14, 15, 131, 219),  # rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack, restart_syscall
         "time": (35, 36, 38, 96, 98, 228, 229, 230),  # nanosleep, get- and setitimer, gettimeofday, getrusage, clock_*
@@ -28,7 +28,7 @@ _CALLS = {
         "its end": (60, 231),  # exit, exit_group
     },
     "aarch64": {
-        "bytes of what is open": (57, 62, 63, 64, 65, 66, 67, 80),
+        "open files": (57, 62, 63, 64, 65, 66, 67, 80),
         "memory": (214, 215, 216, 222, 226, 233),
         "its signals": (128, 132, 134, 135, 139),
         "time": (101, 102, 103, 113, 114, 115, 165, 169),
@@ -37,16 +37,16 @@ _CALLS = {
         "its end": (93, 94),
     },
 }
-_SEES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}  # the architecture as a filter is told it; number of seccomp
+_SEES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}  # the filter's number of the architecture; number of seccomp
 _X32 = 0x40000000
 
 
 def give_up(memory: int) -> None:
-    """Takes away from this process, for good: files, sockets, children, and all memory but `memory` bytes more than it has.
+    """Permanently denies this process files, sockets, children, and more than `memory` bytes beyond what it has.
 
-    Raises OSError where the system refuses to take them.
+    Raises OSError if the system refuses a limit.
     """
-    _worth_killing_first()
+    _be_first_victim_of_oom()
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
     for what, limit in (
         (resource.RLIMIT_CORE, 0),
@@ -59,17 +59,17 @@ def give_up(memory: int) -> None:
     _refuse_calls()
 
 
-def _worth_killing_first() -> None:
+def _be_first_victim_of_oom() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _refuse_calls() -> None:
-    """A seccomp filter: all calls but those listed fail with EPERM. Raises OSError if the kernel does not take it."""
+    """Installs a seccomp filter: calls that are not listed fail with EPERM. Raises OSError if the kernel rejects it."""
     if sys.platform != "linux" or platform.machine() not in _CALLS:
         return
     architecture, seccomp = _SEES[platform.machine()]
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # of a word; jump if; return
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # load a word; jump if; return
     refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, refuse), (load, 0, 0, 0), (at_least, 0, 1, _X32)]
     program.append((answer, 0, 0, refuse))
@@ -80,8 +80,8 @@ def _refuse_calls() -> None:
     held = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("@HP", len(program), ctypes.addressof(held))
     libc = ctypes.CDLL(None, use_errno=True)
-    # No new privileges, which a filter asks for. Then flag 4: without the kernel's brake on speculation, which makes decoding half
-    # as slow again and has nothing to guard here; kernels before 4.17 do not know it.
+    # A filter requires PR_SET_NO_NEW_PRIVS (38). Flag 4 (SECCOMP_FILTER_FLAG_SPEC_ALLOW) keeps speculation mitigations off, which make
+    # decoding half as slow again and protect nothing here. Kernels before 4.17 do not know the flag.
     taken = not libc.prctl(38, 1, 0, 0, 0) and any(not libc.syscall(seccomp, 1, flag, ctypes.c_char_p(header)) for flag in (4, 0))
     if not taken:
-        raise OSError(ctypes.get_errno(), "the kernel takes no seccomp filter")
+        raise OSError(ctypes.get_errno(), "the kernel rejected the seccomp filter")

@@ -1,7 +1,8 @@
-"""Changes of colours on a core: each view in at most two passes over its pixels, line by line.
+"""Colour changes on one CPU core: at most two passes over the pixels of a view, line by line.
 
-Lines are planes float32 [3, W] that stay in the CPU's first cache. The image's mean grey, which contrast needs, parts the
-passes: what comes before it, then all the rest, blur and rounding or normalisation included. `change` is all there is.
+Lines are planes float32 [3, W] that stay in the first-level cache. Contrast needs the image's mean grey, which separates the passes:
+the first makes the changes before contrast, the second all others, blur and rounding or normalisation included. `change` is the
+only kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from swav_platform.images.views.compiled import inlined, kernel
 from swav_platform.images.views.params import COLUMN, ORDERS
 
 F = np.float32
-U = np.uint64  # an index that can't be negative: numba leaves out its test, and LLVM sees neighbours
+U = np.uint64  # unsigned indices: numba omits the test for negative ones, and LLVM recognises adjacent elements
 
 
 @inlined
@@ -82,7 +83,7 @@ def _read(pixels, line):  # type: ignore[no-untyped-def]
 
 @inlined
 def _start(pixels, p, order, until, planes):  # type: ignore[no-untyped-def]
-    """The changes before contrast, into planes [H, 3, W]; returns the image's mean grey after them."""
+    """Writes the changes before contrast to planes [H, 3, W]; returns the mean grey after them."""
     sums = np.zeros(planes.shape[2], np.float32)
     total = 0.0
     for y in range(len(pixels)):
@@ -110,7 +111,7 @@ def _rest(line, p, order, done, mean):  # type: ignore[no-untyped-def]
 
 @inlined
 def _gaussian(sigma):  # type: ignore[no-untyped-def]
-    """Weights of the middle and of one side, float32 [1 + reach]."""
+    """Weights of the centre and of one side, float32 [1 + reach]."""
     reach = math.ceil(REACH * sigma)
     exact = np.empty(reach + 1, np.float64)
     for k in range(reach + 1):
@@ -120,7 +121,7 @@ def _gaussian(sigma):  # type: ignore[no-untyped-def]
 
 @inlined
 def _blur_down(planes, y, weights, line):  # type: ignore[no-untyped-def]
-    """line [3 W] = lines around y of planes [H, 3 W], weighted; the first and last line go on for ever."""
+    """line [3 W] = weighted sum of the lines around y of planes [H, 3 W]; the first and last line are repeated."""
     height, last = len(planes), len(weights) - 1
     middle = planes[y]
     for x in range(line.size):
@@ -180,8 +181,8 @@ def _store(line, normalised, floats, numbers):  # type: ignore[no-untyped-def]
 def change(views, params, normalised, floats, numbers):  # type: ignore[no-untyped-def]
     """views: uint8 [N, H, W, 3]; params: float32 [N, P] with the columns of params.PARAMS.
 
-    Writes floats [N, H, W, 3], changed and normalised, or else numbers [N, H, W, 3], changed and rounded to bytes
-    (which may be the views themselves). The other one is not touched.
+    Writes either floats [N, H, W, 3], changed and normalised, or numbers [N, H, W, 3], changed and rounded to bytes. `numbers` may be
+    the views themselves.
     """
     _, height, width = views.shape
     width //= 3
@@ -232,7 +233,7 @@ def to_float(views: np.ndarray, params: np.ndarray) -> np.ndarray:
 
 
 def _lines(views: np.ndarray) -> np.ndarray:
-    """[V, R, H, W, 3] -> [V * R, H, W * 3], the same memory."""
+    """[V, R, H, W, 3] -> [V * R, H, W * 3] in the same memory."""
     views_, row, height, width, _ = views.shape
     lines = views.reshape(views_ * row, height, width * 3)
     assert np.shares_memory(lines, views)

@@ -1,7 +1,7 @@
-"""What each change of colours is, once: for numbers (compiled for the CPU) and for tensors (on an accelerator).
+"""The formula of each colour change, for numbers (compiled for the CPU) and for tensors (on an accelerator).
 
-Colours are in [0, 1]; formulas are torchvision's for float images. `carrier` says how its own kind of number does what
-has no operator: `number` (a constant), `clip` (to [0, 1]), `least`, `most` and `where`.
+Colours are in [0, 1]; the formulas are torchvision's for float images. `carrier` provides what has no operator: `number` (a constant),
+`clip` (to [0, 1]), `least`, `most` and `where`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.228, 0.224, 0.225)
-"""The published code's; 0.229 is everybody else's."""
+"""The published code has 0.228 for red; 0.229 is common elsewhere."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 REACH = 5.0
-"""A Gaussian ends after this many sigma: what is left out is less than 1e-6 of it."""
+"""A Gaussian is cut off after this many sigma, which omits less than 1e-6 of it."""
 
 
 class Colours(NamedTuple):
@@ -39,10 +39,10 @@ def formulas(carrier: Any) -> Colours:
         return clip(x * factor + other * (one - factor))
 
     def turn_hue(red, green, blue, turn):  # type: ignore[no-untyped-def]
-        """The hue turned by `turn` (-0.5 to 0.5) of a circle; HSV value and chroma stay.
+        """Rotates the hue by `turn` (-0.5 to 0.5) of a circle; HSV value and chroma stay.
 
-        RGB -> HSV -> RGB without the detour over saturation: with the hue in sixths of a circle, each colour is
-        value - chroma + chroma * w, w a trapezium of the hue around that colour.
+        RGB -> HSV -> RGB without the saturation: with the hue in sixths of a circle, each colour is
+        value - chroma + chroma * w, where w is a trapezium of the hue around that colour.
         """
         value = most(most(red, green), blue)
         chroma = value - least(least(red, green), blue)

@@ -1,4 +1,4 @@
-"""What is drawn for a view: which uniform number decides what, and the columns in which it is kept."""
+"""The random parameters of a view: which uniform number decides what, and the columns that hold the results."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from swav_platform.config import Photometric
 
 TRIES = 10
-"""Crops that are proposed before the central one is taken (torchvision's RandomResizedCrop)."""
+"""Proposed crops before the central one is used (torchvision's RandomResizedCrop)."""
 
-# Uniform numbers of a view. The order is part of the stream's identity: append, never insert.
+# Uniform numbers of a view. Their order determines the stream: append, never insert.
 AREA, RATIO = slice(0, TRIES), slice(TRIES, 2 * TRIES)
 TOP, LEFT, FLIP = range(20, 23)
 JITTER, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SIGMA, SOLARISE = range(23, 33)
 SLOTS = SOLARISE + 1
 
 GEOMETRY = ("top", "left", "height", "width", "flip", "source_height", "source_width")
-"""The crop in pixels of the upright image, whether it was mirrored, and the size of that image."""
+"""The crop in pixels of the upright image, whether it is mirrored, and the size of that image."""
 
 PHOTOMETRIC = ("jitter", "order", "brightness", "contrast", "saturation", "hue", "grey", "blur_sigma", "solarise")
-"""Flags are 0 or 1; order numbers a permutation of ORDERS; blur_sigma is in pixels of the view, 0 for none."""
+"""Flags are 0 or 1; order is an index into ORDERS; blur_sigma is in pixels of the view, 0 for no blur."""
 
 PARAMS = GEOMETRY + PHOTOMETRIC
 COLUMN = {name: number for number, name in enumerate(PARAMS)}

@@ -114,7 +114,8 @@ def _other(x: Tensor, change: Tensor) -> Tensor:
         return torch.zeros_like(x[0])
     grey = _luma(*x)
     mean = grey.mean((1, 2), keepdim=True)
-    return grey * _each((change == SATURATION).float(), x) + mean * _each((change == CONTRAST).float(), x)
+    other: Tensor = grey * _each((change == SATURATION).float(), x) + mean * _each((change == CONTRAST).float(), x)
+    return other
 
 
 def _each(numbers: Tensor, x: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ def _each(numbers: Tensor, x: Tensor) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    return _luma(*x).expand_as(x)
+    grey: Tensor = _luma(*x)
+    return grey.expand_as(x)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> None:

@@ -1,8 +1,7 @@
-"""Randomness that belongs to a position of the stream, whoever draws it, when, and in what order.
+"""Random numbers that are a function of the seed and of a position of the stream.
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") over whole arrays:
-the key is the seed, the counter is (block, view, position). NumPy's own Philox has one counter per
-generator object, which costs more to set up for each position than the numbers themselves.
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") over whole arrays: the key is the seed, the counter
+is (block, view, position). NumPy's own Philox needs a generator object for each position, whose setup costs more than the numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _HALF = np.uint64(32)
 
 
 def philox(counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Four random 32-bit words, held in uint64 arrays, for each counter; the parts of the counter broadcast."""
+    """Four random 32-bit words, as uint64 arrays, for each counter; the parts of the counter broadcast."""
     a, b, c, d = counter
     first, second = key
     for _ in range(10):
@@ -31,7 +30,7 @@ def philox(counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: 
 def uniforms(seed: int, position: int | np.ndarray, views: int, slots: int) -> np.ndarray:
     """Uniform numbers in (0, 1), float64 [views, slots], for a position; [R, views, slots] for positions int64 [R].
 
-    Number (v, s) of a position is the same however many positions, views and slots are asked for.
+    Number (v, s) of a position does not depend on how many positions, views and slots are requested.
     """
     where = np.asarray(position, dtype=np.uint64)[..., None, None]
     view = np.arange(views, dtype=np.uint64)[:, None]

@@ -1,8 +1,8 @@
-"""A box of an image, resized with antialiasing and mirrored, straight into its place in the row.
+"""Resizes a box of an image with antialiasing, mirrors it if asked, and writes it into its place in the row.
 
-Pillow's resampling (a triangle or a cubic as wide as the reduction; Turkowski 1990), rows first and then columns, in
-float32 and rounded once. The filter sees the box alone, as if it had been cut out first (torchvision's order). Rows first,
-because whole lines of bytes can be added up as they lie; a line stays in the CPU's first cache.
+Pillow's resampling (a triangle or a cubic as wide as the reduction; Turkowski 1990), in float32 and rounded once. The filter sees only
+the box, as if it had been cut out first (torchvision's order). Rows come before columns, because whole lines of bytes can be added
+in place; a line stays in the first-level cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from swav_platform.images.views.compiled import inlined, kernel
 
 F = np.float32
-U = np.uint64  # an index that can't be negative: numba leaves out its test, and LLVM sees neighbours
+U = np.uint64  # unsigned indices: numba omits the test for negative ones, and LLVM recognises adjacent elements
 
 
 @inlined
@@ -33,9 +33,9 @@ def _cubic(x):  # type: ignore[no-untyped-def]
 
 @inlined
 def _filter(begin, extent, limit, size, bicubic):  # type: ignore[no-untyped-def]
-    """For each of `size` places its first source, int64 [size], and weights float32 [size, taps], which sum to 1.
+    """For each of `size` outputs the first source, int64 [size], and weights float32 [size, taps] that sum to 1.
 
-    Sources are the pixels that [begin, begin + extent) touches, of `limit` that there are.
+    Sources are the pixels, of `limit`, that [begin, begin + extent) touches.
     """
     lowest, highest = int(begin), min(math.ceil(begin + extent), limit)
     scale = extent / size
@@ -55,7 +55,7 @@ def _filter(begin, extent, limit, size, bicubic):  # type: ignore[no-untyped-def
             exact[tap] = (_cubic(x) if bicubic else _triangle(x)) if inside else 0.0
             total += exact[tap]
         first[place] = start
-        for tap in range(taps):  # a loop, as an array for the quotients would be allocated at every place
+        for tap in range(taps):  # a loop, because an array of the quotients would be allocated for every output
             weights[place, tap] = exact[tap] / total
     return first, weights
 
@@ -84,7 +84,7 @@ def _mix_rows(rows, w, line):  # type: ignore[no-untyped-def]
 
 @inlined
 def _two(line, j, u, v):  # type: ignore[no-untyped-def]
-    """Four neighbouring numbers from j on, which are one SIMD register: two pixels, weighted."""
+    """Four adjacent numbers from j on, one SIMD register: the weighted sum of two pixels."""
     return (
         u * line[j] + v * line[j + U(3)],
         u * line[j + U(1)] + v * line[j + U(4)],
@@ -115,7 +115,7 @@ def _four(line, j, t, u, v, w):  # type: ignore[no-untyped-def]
 
 @inlined
 def _put(out, j, four):  # type: ignore[no-untyped-def]
-    """The fourth number belongs to the next pixel and is written over by it."""
+    """Writes four numbers. The fourth belongs to the next pixel, which overwrites it."""
     out[j], out[j + U(1)], out[j + U(2)], out[j + U(3)] = four
 
 
@@ -123,7 +123,7 @@ def _put(out, j, four):  # type: ignore[no-untyped-def]
 def _mix_columns(upper, lower, first, weights, flip, above, below):  # type: ignore[no-untyped-def]
     """above[3x + c] = sum of weights[x, k] * upper[3(first[x] + k) + c]; the same from `lower` to `below`.
 
-    Two lines at a time, because a place and its weights are good for both.
+    Two lines at a time, because they share positions and weights.
     """
     size, taps = U(weights.shape[0]), U(weights.shape[1])
     place = U(0)
