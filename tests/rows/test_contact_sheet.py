@@ -60,7 +60,7 @@ def test_preview_counts_each_bad_image_once_and_says_why(
     assert run(["pretrain", config, "--data", str(tmp_path / "mixed.tar"), *tiny, "--preview", str(page), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["bad"] == {"not_an_image": 6}
     text = page.read_text(encoding="utf-8")
-    assert "stands in for text-" in text or "no image could be had" in text
+    assert "replaces text-" in text or "no usable image" in text
     assert "(not_an_image: starts with" in text
 
 
@@ -101,4 +101,4 @@ def test_preview_of_nothing_that_can_be_used_says_so(
     config = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", config, "--data", str(tmp_path / "text.tar"), *tiny, "--preview", str(page)]) == 1
     assert "8 not_an_image" in capsys.readouterr().err
-    assert "no image could be had" in page.read_text(encoding="utf-8")
+    assert "no usable image" in page.read_text(encoding="utf-8")
