@@ -72,6 +72,28 @@ def test_rows_are_those_of_the_plan(shards: Path, tiny: list[str], tmp_path: Pat
     assert np.array_equal(again.packed, found[2].packed)
 
 
+def test_a_sample_that_kills_its_decoder_does_not_end_the_rows(
+    shards: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(expand([str(shards / "*.tar")]), tmp_path)
+    job = RowJob(load(None, [*tiny, "data.tasks=2"]), str(tmp_path))
+    clean = list(local_rows(job, LocalComm())(0, 4))
+    victim = int(clean[1].sample[2])
+    (tmp_path / "sitecustomize.py").write_text(  # Python imports it in every process
+        "import os\n"
+        "from swav_platform.rows.child import _Announced\n"
+        "def fatal(self, sample, get=_Announced.__getitem__):\n"
+        "    found = get(self, sample)\n"
+        f"    return found if sample != {victim} or not isinstance(found[1], bytes) else os._exit(9)\n"
+        "_Announced.__getitem__ = fatal\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    found = list(local_rows(job, LocalComm())(0, 4))
+    assert [row.row for row in found] == [0, 1, 2, 3]
+    assert [(event.sample, event.outcome.word) for row in found for event in row.events] == [(victim, "decode_crash")]
+    assert [np.array_equal(a.packed, b.packed) for a, b in zip(clean, found, strict=True)] == [True, False, True, True]
+
+
 def test_a_refused_run_leaves_what_is_there_as_it_was(
     runs: Callable[[int], Path], root: Path, shards: Path, tiny: list[str]
 ) -> None:
