@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.makers import encoded, write_tar
+from tests.s3 import S3Server
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY_ROOMS = ("cluster", "stack")
@@ -142,3 +143,22 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests of this process that need it. Use buckets of your own."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, with the environment that clients need. A test may stop it or revoke its key."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.restore()
