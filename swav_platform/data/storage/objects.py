@@ -47,9 +47,14 @@ def is_remote(url: str) -> bool:
     return _REMOTE.match(url) is not None
 
 
+def refused(error: Exception) -> bool:
+    """Whether a server refused a request, so that a retry does not help."""
+    return _REFUSED.search(str(error)) is not None
+
+
 def info(url: str) -> ObjectInfo:
     """Size and version of an object. Raises OSError or an exception of obstore."""
-    store, path = _locate(url, False)
+    store, path = locate(url, False)
     try:
         return _info(obstore.head(store, path))
     except (FileNotFoundError, NotFoundError):
@@ -60,7 +65,7 @@ def info(url: str) -> ObjectInfo:
 
 def listing(prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
     """URLs of all objects below an s3:// or gs:// prefix that ends with "/", sorted by name."""
-    store, path = _locate(prefix, False)
+    store, path = locate(prefix, False)
     scheme, bucket = urlsplit(prefix)[:2]
     for page in obstore.list(store, path or None, chunk_size=1000):
         for meta in page:
@@ -81,7 +86,7 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
     A request continues at the byte where the last one stopped. Raises Changed if the object has another version than `version`,
     OSError or an exception of obstore after `_TRIES` requests, and NotSupportedError of obstore if the server has no ranges.
     """
-    store, path = _locate(url, True)
+    store, path = locate(url, True)
     parts: list[bytes] = []
     at, seen = start, None
     for failures in range(1, _TRIES + 1):
@@ -106,7 +111,7 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
         except PreconditionError:
             raise Changed(f"{url} has changed") from None
         except GenericError as error:
-            if failures == _TRIES or _REFUSED.search(str(error)):
+            if failures == _TRIES or refused(error):
                 raise
         time.sleep(min(_LONGEST_PAUSE, 0.05 * 2**failures))
     raise OSError(f"{url} stops at byte {at:,}")
@@ -114,7 +119,7 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
 
 def read_whole(url: str) -> Iterator[bytes]:
     """The whole object in pieces, for servers without ranges."""
-    store, path = _locate(url, True)
+    store, path = locate(url, True)
     for chunk in obstore.get(store, path).stream(min_chunk_size=2**20):
         yield bytes(chunk)
 
@@ -124,7 +129,7 @@ def _info(meta: Any) -> ObjectInfo:
     return ObjectInfo(meta["size"], meta["e_tag"] or (changed.isoformat() if changed else ""))
 
 
-def _locate(url: str, patient: bool) -> tuple[Any, str]:
+def locate(url: str, patient: bool) -> tuple[Any, str]:
     """The store of a URL and the path in it. patient: retry for longer, as training does; a first contact fails early."""
     parts = urlsplit(url)
     silence = float(os.environ.get("SWAV_STORAGE_TIMEOUT", _SILENCE))

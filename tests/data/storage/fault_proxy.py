@@ -66,13 +66,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "reset":
             self.connection.shutdown(2)
             return
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if fault == "503":
             self.send_response(503)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         behind = http.client.HTTPConnection("127.0.0.1", proxy.port_behind)
-        behind.request(self.command, self.path, headers=dict(self.headers))
+        behind.request(self.command, self.path, body=sent or None, headers=dict(self.headers))
         answer = behind.getresponse()
         body = answer.read()
         self.send_response(answer.status)
@@ -90,4 +91,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault:
             self.connection.shutdown(2)
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # what a fault hits after the server's answer has happened nevertheless
