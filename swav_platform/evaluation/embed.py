@@ -96,7 +96,7 @@ def _table(
     pictures: Sequence[bytes | None] = [thumbnail(content, policy) if thumbnails else None for content in batch.contents]
     columns = [
         [line.key for line in batch.lines],
-        [Path(line.shard).name for line in batch.lines],
+        [line.name for line in batch.lines],
         [line.number for line in batch.lines],
         [line.label for line in batch.lines],
         clusters,

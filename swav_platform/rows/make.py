@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import posixpath
 import time
 
 import numpy as np
@@ -104,9 +103,8 @@ def _attempt(
     failed = []
     for slot, sample in tries:
         line, data = fetched[sample]
-        shard = posixpath.basename(line.shard)
         if attempt == 0:
-            row.key[slot], row.shard[slot] = line.key, shard
+            row.key[slot], row.shard[slot] = line.key, line.name
         refused = _fill(row, slot, data, proposals, config)
         if refused is not None:
             failed.append((slot, sample))
@@ -114,12 +112,12 @@ def _attempt(
                 None if isinstance(data, ReadFailure) or refused.outcome in _EXPENSIVE else thumbnail(data, config.data.images)
             )
             position = int(row.position[slot])
-            row.events.append(Event(position, attempt, line.number, line.key, shard, refused.outcome, refused.detail, small))
+            row.events.append(Event(position, attempt, line.number, line.key, line.name, refused.outcome, refused.detail, small))
             if attempt == 0:
                 row.outcome[slot] = refused.outcome
         elif attempt > 0:
             row.stand_in_for[slot] = row.key[slot]
-            row.sample[slot], row.key[slot], row.shard[slot] = sample, line.key, shard
+            row.sample[slot], row.key[slot], row.shard[slot] = sample, line.key, line.name
     return failed
 
 

@@ -51,7 +51,8 @@ class Store:
 
     @staticmethod
     def line(number: int) -> IndexLine:
-        return IndexLine(number, f"key{number}", f"/data/shard-{number % 3}.tar", 512, 100, "jpg", None)
+        shard = f"shard-{number % 3}.tar"
+        return IndexLine(number, f"key{number}", f"/data/{shard}", 512, 100, "jpg", None, name=shard)
 
 
 def jpeg(number: int) -> bytes:

@@ -7,9 +7,10 @@ the index lists all samples once, then those that appear a second time, and so o
 from __future__ import annotations
 
 import hashlib
-import posixpath
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ import pyarrow.parquet as pq
 
 from swav_platform.data.index.exclusions import Line, lines_of
 from swav_platform.data.index.lookup import Index
+from swav_platform.data.index.names import EVERYWHERE, ShardNames, ambiguous_lines
 from swav_platform.data.order.permutation import hashes, key
 from swav_platform.errors import UsageError
+
+log = logging.getLogger("swav")
 
 MOST = 100
 """Maximum repeats of a sample per epoch, so that a cluster of one image is not shown a thousand times."""
@@ -62,20 +66,45 @@ class Weights:
             ) from None
         return cls(dict(zip(samples, weights, strict=True)), str(path))
 
-    def match_any(self, shard: str, keys: list[str]) -> bool:
-        """Whether any of these samples has an entry."""
-        name = posixpath.basename(shard)
-        return any((name, k) in self._weights or (None, k) in self._weights for k in keys)
-
-    def of(self, shard: str, keys: list[str]) -> np.ndarray:
-        """float64 [n]: mean number of times that each sample appears in an epoch."""
-        name = posixpath.basename(shard)
-        found = [self._weights.get((name, k), self._weights.get((None, k), self._least)) for k in keys]
-        return np.minimum(np.array(found) / self._least, MOST)
+    def on(self, urls: Iterable[str]) -> WeightsOfShards:
+        """The weights for these shards. Lines that may mean several shards have no effect; a warning names them."""
+        names = ShardNames(urls)
+        of_shard: dict[str, dict[str, float]] = {}
+        ambiguous: dict[Line, list[str]] = {}
+        for (shard, name), weight in self._weights.items():
+            meant = names.meant(shard) if shard else []
+            if len(meant) > 1 and shard and not shard.startswith(EVERYWHERE):
+                ambiguous[shard, name] = meant
+                continue
+            for url in meant:
+                of_shard.setdefault(url, {})[name] = weight
+        if ambiguous:
+            log.warning(ambiguous_lines("weights", ambiguous))
+        return WeightsOfShards({name: w for (shard, name), w in self._weights.items() if shard is None}, of_shard, self._least)
 
     def digest(self) -> str:
         lines = sorted(f"{shard} {key} {weight}" for (shard, key), weight in self._weights.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class WeightsOfShards:
+    """Weights of the samples of an index: by key, and by shard and key, which win. least: the weight of all others."""
+
+    everywhere: Mapping[str, float]
+    of_shard: Mapping[str, Mapping[str, float]]
+    least: float
+
+    def match_any(self, url: str, keys: list[str]) -> bool:
+        """Whether any of these samples has an entry."""
+        mine = self.of_shard.get(url, {})
+        return any(k in mine or k in self.everywhere for k in keys)
+
+    def of(self, url: str, keys: list[str]) -> np.ndarray:
+        """float64 [n]: mean number of times that each sample appears in an epoch."""
+        mine = self.of_shard.get(url, {})
+        found = [mine.get(k, self.everywhere.get(k, self.least)) for k in keys]
+        return np.minimum(np.array(found) / self.least, MOST)
 
 
 def repeats(index: Index, weights: Weights) -> list[np.ndarray]:
@@ -84,16 +113,17 @@ def repeats(index: Index, weights: Weights) -> list[np.ndarray]:
     Raises UsageError if no sample of the index has a weight.
     """
     found, matched = [], False
+    given = weights.on(index.shards.urls())
     for number in range(len(index.shards)):
         first = int(index.shards.first[number])
         url, keys = index.shards.url(number), index.table(number)["key"].to_pylist()
-        wanted, matched = weights.of(url, keys), matched or weights.match_any(url, keys)
+        wanted, matched = given.of(url, keys), matched or given.match_any(url, keys)
         uniform = hashes(key(_ROUNDING), np.arange(first, first + len(wanted), dtype=np.uint64)) / 2.0**64
         found.append(np.floor(wanted + uniform).astype(np.int64))
     if not matched:
         raise UsageError(
             f"Weights {weights.name} match no sample of the index. The column key holds a sample's name in its tar without "
-            f"extension, such as {index.lines([0])[0].key}; the optional column shard holds the base name of its tar."
+            f"extension, such as {index.lines([0])[0].key}; the optional column shard holds the name or the path of its tar."
         )
     return found
 

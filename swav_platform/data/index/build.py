@@ -20,9 +20,10 @@ import pyarrow as pa
 from obstore.exceptions import BaseError
 
 from swav_platform.data.index.balance import Weights
-from swav_platform.data.index.exclusions import Exclusions, Line
+from swav_platform.data.index.exclusions import Excluded, Exclusions, Line, as_text
 from swav_platform.data.index.lookup import Index, IndexLine
 from swav_platform.data.index.manifest import ShardFile, is_whole, read_manifest, renumbered, version_folder
+from swav_platform.data.index.names import ambiguous_lines
 from swav_platform.data.index.shard import EXAMPLES, ShardSamples, Skipped, check_label, read_shard
 from swav_platform.data.index.version_writer import make_current, write_balanced, write_version
 from swav_platform.data.storage.cache import is_command
@@ -48,7 +49,7 @@ class IndexReport:
 
     skipped: members that are not samples, by reason; `examples`: some of their names. bytes_read: from the shards, 0 if all were
     known. shards_read: number of shards read. whole: number of shards that can't be read by ranges. unmatched: number of lines
-    of the exclusion list that match no sample.
+    of the exclusion list that match no sample. ambiguous: number of its lines that may mean several shards.
     """
 
     samples: int
@@ -62,6 +63,7 @@ class IndexReport:
     shards_read: int
     whole: int
     unmatched: int
+    ambiguous: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def build_index(
     base = _base(out, label)
     bytes_read = shards_read = 0
     if base is None or not _is_current(base, files, settings, sources):
-        work = _Work(files, label, excluded, base, read or read_in_threads)
+        work = _Work(files, label, excluded.on(f.url for f in files), base, read or read_in_threads)
         manifest = write_version(files, _reported(work.found(), len(files), progress), out, settings, sources)
         base, bytes_read, shards_read = Index(version_folder(out, manifest), manifest), work.bytes_read, work.read
         if excluded:
@@ -110,8 +112,13 @@ def build_index(
             excluded.write(out)
     current = _balanced(out, base, weights)
     skipped = current.shards.skipped()
-    if unmatched := excluded.without_sample(exclude or Exclusions()):
+    ambiguous = excluded.on(f.url for f in files).ambiguous if excluded else {}
+    unclear = {as_text(line) for line in ambiguous}
+    unmatched = [line for line in excluded.without_sample(exclude or Exclusions()) if line not in unclear]
+    if unmatched:
         log.warning(_unmatched_lines(unmatched))
+    if ambiguous:
+        log.warning(ambiguous_lines("exclusion list", ambiguous))
     return IndexReport(
         current.samples,
         len(shards),
@@ -124,6 +131,7 @@ def build_index(
         shards_read,
         int(current.shards.whole.sum()),
         len(unmatched),
+        len(ambiguous),
     )
 
 
@@ -169,13 +177,13 @@ def _is_current(index: Index, files: list[ShardFile], settings: dict[str, Any], 
 class _Work:
     """The samples of all shards in order. Unchanged shards are copied from the current version."""
 
-    def __init__(self, files: list[ShardFile], label: str | None, excluded: Exclusions, current: Index | None, read: Any) -> None:
+    def __init__(self, files: list[ShardFile], label: str | None, excluded: Excluded, current: Index | None, read: Any) -> None:
         self._files, self._excluded, self._current, self._read = files, excluded, current, read
         places = {} if current is None else {file: number for number, file in enumerate(current.shards.files())}
         self._known = {number: places[file] for number, file in enumerate(files) if file in places}
         self._requests = [(f.url, n, label, f.version) for n, f in enumerate(files) if n not in self._known]
         self.bytes_read, self.read = 0, len(self._requests)
-        self.matched = set[Line]()
+        self.matched: dict[Line, str] = {}
 
     def found(self) -> Iterator[ShardSamples]:
         fresh = self._read(self._requests)
@@ -183,7 +191,7 @@ class _Work:
             samples = self._copied(number) if number in self._known else next(fresh)
             self.bytes_read += samples.bytes_read
             samples, matched = without(samples, file.url, self._excluded)
-            self.matched |= matched
+            self.matched |= dict.fromkeys(matched, file.url)
             yield samples
 
     def _copied(self, number: int) -> ShardSamples:
@@ -193,7 +201,7 @@ class _Work:
         return ShardSamples(lines, shard.skipped, 0, shard.whole)
 
 
-def without(samples: ShardSamples, url: str, excluded: Exclusions) -> tuple[ShardSamples, set[Line]]:
+def without(samples: ShardSamples, url: str, excluded: Excluded) -> tuple[ShardSamples, set[Line]]:
     """The samples of the shard `url` without the excluded ones, and the lines of the list that matched."""
     keys = samples.lines["key"].to_pylist() if excluded else []
     matched = excluded.matching(url, keys)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swav_platform.data.index.exclusions import Exclusions
+from swav_platform.data.index.exclusions import Excluded, Exclusions
 from swav_platform.data.index.manifest import GROUP, SHARDS, ShardTable, read_manifest, renumbered, version_folder
 from swav_platform.data.index.shard import SCHEMA
 from swav_platform.errors import UsageError, UserError
@@ -43,6 +44,8 @@ class IndexLine:
     version: str = ""  # of the shard; a remote shard with another version is not read
     whole: bool = False  # the shard can't be read by ranges; `offset` refers to its unpacked content
     excluded: bool = False  # added to the exclusion list after this version was built
+    name: str = ""  # of the shard: the shortest end of its path that is unique in the index
+    shard_size: int = -1
 
 
 class Index:
@@ -91,13 +94,21 @@ class Index:
         columns = [table[name].to_pylist() for name in ("shard", "key", "offset", "size", "extension", "label")]
         known = {shard: self._of_shard(shard) for shard in set(columns[0])}
         for place, shard, key, offset, size, extension, label in zip(order.tolist(), *columns, strict=True):
-            url, version, whole = known[shard]
-            excluded = bool(self.excluded) and (url, key) in self.excluded
-            found[place] = IndexLine(int(wanted[place]), key, url, offset, size, extension, label, version, whole, excluded)
+            url, version, whole, name, shard_size = known[shard]
+            excluded = bool(self.excluded) and (url, key) in self.taken_out
+            found[place] = IndexLine(
+                int(wanted[place]), key, url, offset, size, extension, label, version, whole, excluded, name, shard_size
+            )
         return found
 
-    def _of_shard(self, number: int) -> tuple[str, str, bool]:
-        return self.shards.url(number), self.shards.version(number), bool(self.shards.whole[number])
+    def _of_shard(self, number: int) -> tuple[str, str, bool, str, int]:
+        shards = self.shards
+        return shards.url(number), shards.version(number), bool(shards.whole[number]), shards.names[number], shards.size(number)
+
+    @cached_property
+    def taken_out(self) -> Excluded:
+        """The samples of this version that the exclusion list names now."""
+        return self.excluded.on(self.shards.urls())
 
     def table(self, shard: int) -> pa.Table:
         """All lines of a shard (columns of `SCHEMA`). Only for versions without repeats."""

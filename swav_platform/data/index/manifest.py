@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from swav_platform.data.index.names import short_names
 from swav_platform.data.index.shard import Skipped
 from swav_platform.data.storage.cache import COMMAND
 from swav_platform.errors import UserError
@@ -92,6 +94,17 @@ class ShardTable:
 
     def version(self, number: int) -> str:
         return str(self._table["version"][number].as_py())
+
+    def size(self, number: int) -> int:
+        return int(self._table["size"][number].as_py())
+
+    def urls(self) -> list[str]:
+        return list(self._table["url"].to_pylist())
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The shortest end of each shard's path that is unique in the index."""
+        return short_names(self.urls())
 
     def __getitem__(self, number: int) -> Shard:
         line = {name: self._table[name][number].as_py() for name in _SCHEMA.names}

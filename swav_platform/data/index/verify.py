@@ -45,7 +45,7 @@ def _compare(index: Index, number: int) -> tuple[str | None, int]:
     if size != shard.file.size:
         return f"{url} has {size:,} bytes; the index expects {shard.file.size:,}", 0
     found = read_shard(url, number, index.label, shard.file.version)
-    lines = without(found, url, index.excluded)[0].lines
+    lines = without(found, url, index.taken_out)[0].lines
     if shard_digest(shard.file, lines) == shard.digest:
         return None, found.bytes_read
     if lines.num_rows != shard.samples:

@@ -87,8 +87,8 @@ class Ledger:
         return {shard: dict(words) for shard, words in sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))}
 
     def forget(self, excluded: Exclusions) -> bool:
-        """Drops the thumbnails of excluded samples; returns whether there were any."""
-        gone = [(shard, key, sample) for shard, key, sample in self._thumbnails if (shard, key) in excluded]
+        """Drops the thumbnails of samples that may be excluded; returns whether there were any."""
+        gone = [(shard, key, sample) for shard, key, sample in self._thumbnails if excluded.may_cover(shard, key)]
         for identity in gone:
             del self._thumbnails[identity]
         return bool(gone)
