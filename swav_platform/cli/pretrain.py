@@ -20,6 +20,7 @@ from swav_platform.cli import console
 from swav_platform.config import Config, load_with
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.metrics import last_metrics, metrics_state
 
 DRY_RUN_INDEX_BYTES = 2 * 2**30  # a dry run indexes local shards up to this size
 LINE_INTERVAL = 10.0  # seconds between two lines of progress without a terminal
@@ -206,21 +207,19 @@ class ProgressDisplay:
         if not console.stderr.is_terminal:
             click.echo(f"run_id {folder.info()['run_id']}", err=True)
         console.say(f"Run {folder.name} in {folder.path}")
-        before = _identity(
-            folder.metrics
-        )  # written by an earlier attempt, whose last steps are repeated; the run replaces the file
-        self._thread = threading.Thread(target=self._follow, args=(folder.metrics, steps, before), daemon=True)
+        before = metrics_state(folder.path)  # written by an earlier attempt, whose last steps are repeated
+        self._thread = threading.Thread(target=self._follow, args=(folder.path, steps, before), daemon=True)
         self._thread.start()
 
-    def _follow(self, metrics: Path, steps: int, before: int | None) -> None:
-        """before: inode of an earlier attempt's file, which is not shown."""
+    def _follow(self, run: Path, steps: int, before: tuple[int, int] | None) -> None:
+        """before: state of an earlier attempt's metrics, which are not shown."""
         ours = False
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
         said, told = 0.0, 0
         while True:
             last = self._stop.wait(0.5)
-            ours = ours or _identity(metrics) != before
-            line = _last_line(metrics) if ours else None
+            ours = ours or metrics_state(run) != before
+            line = last_metrics(run) if ours else None
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
                 self._bars.update(task, completed=done, note=note)
@@ -230,20 +229,3 @@ class ProgressDisplay:
                     said, told = time.monotonic(), done
             if last:
                 return
-
-
-def _identity(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            complete = file.read().split(b"\n")[:-1]
-        return dict(json.loads(complete[-1])) if complete else None
-    except (OSError, ValueError):
-        return None

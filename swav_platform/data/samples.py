@@ -14,10 +14,10 @@ from obstore.exceptions import BaseError
 from swav_platform.data.index.lookup import IndexLine
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.data.storage.cache import local_copy
-from swav_platform.data.storage.errors import reason
 from swav_platform.data.storage.objects import Changed, Traffic, is_remote, read_range
 from swav_platform.data.storage.ranges import LocalFile
 from swav_platform.errors import UserError
+from swav_platform.failures import reason
 
 _GAP = 64 * 2**10  # bytes between two samples up to which one read covers both
 _LONGEST_READ = 8 * 2**20  # maximum bytes of one read, unless a single sample is longer

@@ -19,6 +19,7 @@ import yaml
 from swav_platform.atomic import write_text
 from swav_platform.config import Config, load
 from swav_platform.errors import UsageError, UserError
+from swav_platform.runs.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class RunFolder:
 
     def losses(self) -> list[float]:
         """Losses of all recorded steps."""
-        return [json.loads(line)["loss"] for line in self.metrics.read_text().splitlines()]
+        return [line["loss"] for line in read_metrics(self.path)]
 
     def config(self) -> Config:
         return load(self.path / "config.yaml")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from swav_platform.atomic import cure, write_text
+from swav_platform.atomic import cure
 from swav_platform.config import Config
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event
 from swav_platform.data.ledger.sample_log import SampleLog
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
+from swav_platform.runs.metrics import MetricsWriter
 from swav_platform.training.collectives import gather_bytes
 
 if TYPE_CHECKING:
@@ -28,14 +27,14 @@ class Journal:
     def __init__(self, config: Config, run_dir: Path, comm: Comm, ledger: Ledger) -> None:
         self.comm, self.ledger, self.folder, self.batch = comm, ledger, run_dir, config.train.batch
         self.events: list[Event] = []  # of this rank's rows since the last `gather`
-        self.metrics: TextIO | None = None
+        self.metrics: MetricsWriter | None = None
         self.sample_log = SampleLog(config.data.sample_log, comm.rank) if config.data.sample_log else None
 
     def open(self, steps: int) -> None:
         """Opens the files for a run with `steps` finished steps. Raises UserError when they can't be written."""
         try:
             if self.comm.rank == 0:
-                self.metrics = open_metrics(self.folder / "metrics.jsonl", steps)
+                self.metrics = MetricsWriter(self.folder, steps)
             if self.sample_log is not None:  # fail before hours of training, not after
                 self.sample_log.folder.mkdir(parents=True, exist_ok=True)
                 probe = self.sample_log.folder / f".probe-{self.comm.rank}"
@@ -58,17 +57,9 @@ class Journal:
                 self.sample_log.append(step, row, view_hashes(row))
 
     def line(self, values: Mapping[str, Any]) -> None:
-        """Adds one line to metrics.jsonl (rank 0). Raises UserError when the disk is full."""
-        if self.metrics is None:
-            return
-        try:
-            self.metrics.write(json.dumps(values) + "\n")
-            self.metrics.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self.metrics.name} can't be written ({error.strerror or error}): {cure(error)}, then resume with --resume. "
-                f"Checkpoints are not affected."
-            ) from error
+        """Adds the metrics of a step (rank 0). Raises UserError when the disk is full."""
+        if self.metrics is not None:
+            self.metrics.append(values)
 
     def gather(self) -> Ledger:
         """Returns the ledger of all ranks, on each rank. Its order is by position, so it does not depend on the number of ranks."""
@@ -83,12 +74,7 @@ class Journal:
         if self.sample_log is not None:
             self.sample_log.flush()
         if self.metrics is not None:
-            try:
-                os.fsync(self.metrics.fileno())
-            except OSError as error:
-                raise UserError(
-                    f"{self.metrics.name} can't be written ({error.strerror}): {cure(error)}, then resume with --resume."
-                ) from error
+            self.metrics.sync()
 
     def commit(self, steps: int) -> None:
         """Makes the records valid after the checkpoint of `steps` steps was written (rank 0)."""
@@ -104,17 +90,3 @@ class Journal:
     def close(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
-
-
-def open_metrics(path: Path, steps: int) -> TextIO:
-    """Truncates metrics.jsonl to its first `steps` steps and opens it for appending. Raises UserError when it can't be written."""
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] < steps:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                break  # a line that a crash truncated
-    write_text(path, "".join(kept))
-    return path.open("a")

@@ -15,6 +15,7 @@ from swav_platform.cli.main import run
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.metrics import metrics_state
 
 ODD = "trip [/b]/x [red] :smile: [link=a]"
 
@@ -104,5 +105,5 @@ def test_plain_progress_says_a_step_once(
 
     display = pretrain.ProgressDisplay()
     monkeypatch.setattr(display, "_stop", Looks())
-    display._follow(folder.metrics, 8, folder.metrics.stat().st_ino)
+    display._follow(folder.path, 8, metrics_state(folder.path))
     assert capsys.readouterr().err.splitlines() == ["step 1/8 loss 1.500", "step 3/8 loss 1.500"]

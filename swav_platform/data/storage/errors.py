@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from obstore.exceptions import GenericError, NotFoundError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
 from swav_platform.data.storage.cache import is_command
 from swav_platform.data.storage.objects import is_remote
-
-_HEAD = re.compile(r"^(?:Generic \S+ error: )?(?:Error performing \w+ \S+ in \S+?,? )?")
+from swav_platform.failures import reason
 
 
 def explain(url: str, error: Exception) -> str:
@@ -36,18 +33,3 @@ def explain(url: str, error: Exception) -> str:
     if isinstance(error, GenericError | OSError):
         return f"{url} could not be reached ({text}): check the network, the host name and {credentials}; then try again."
     return f"{url} can't be read ({text}): check the URL."
-
-
-def reason(error: Exception) -> str:
-    """The first line of an exception's message, without the URL."""
-    text = str(error)
-    line = _HEAD.sub("", text.partition("\n")[0]).strip(" -:") or type(error).__name__
-    if "dns error" in text or "failed to lookup" in text:
-        line = "no such host"
-    elif "ConnectionRefused" in text:
-        line = "connection refused"
-    elif "kind: Timeout" in text or "TimedOut" in text:
-        line = "no answer in time"
-    elif status := re.search(r"status code: (\d+ [A-Z][\w ]*)", text):
-        line = status[1].strip()
-    return line[:200]

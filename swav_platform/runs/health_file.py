@@ -1,0 +1,63 @@
+"""`RUN/health.json`: the current verdict about a run, and what it waits for. Small, replaced atomically, read by anyone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from swav_platform.atomic import write_text
+from swav_platform.failures import Wait, duration
+
+NAME = "health.json"
+WAITING = "waiting"
+
+
+@dataclass(frozen=True)
+class Health:
+    """state: starting, learning, waiting, stuck, collapsed, diverging, starved or broken. since: seconds since 1970."""
+
+    state: str
+    because: str = ""
+    do: str = ""
+    since: float = 0.0
+    step: int | None = None
+    waiting_for: str | None = None  # a place or resource, while state is waiting
+
+    def __str__(self) -> str:
+        if self.state != WAITING:
+            return f"{self.state}: {self.because}" if self.because else self.state
+        return f"waiting for {self.waiting_for}: {self.because}, {duration(max(0.0, time.time() - self.since))}"
+
+
+def read_health(run: Path) -> Health | None:
+    """None if there is no verdict, or none that can be read."""
+    try:
+        content = json.loads((run / NAME).read_text(encoding="utf-8"))
+        known = {field.name for field in fields(Health)}
+        return Health(**{name: value for name, value in content.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def write_health(run: Path, health: Health) -> None:
+    """Raises UserError if the file can't be written."""
+    write_text(run / NAME, json.dumps(asdict(health)))
+
+
+def say_waiting(run: Path, wait: Wait) -> None:
+    """Notes what a run waits for. Keeps the time at which the same wait began."""
+    before = read_health(run)
+    same = before is not None and before.state == WAITING and before.waiting_for == wait.place
+    since = before.since if same and before else time.time() - wait.seconds
+    write_health(run, Health(WAITING, wait.why, since=since, waiting_for=wait.place, step=before.step if before else None))
+
+
+def say_waited(run: Path) -> None:
+    """The run no longer waits: removes the note of a wait. A verdict of another kind stays."""
+    before = read_health(run)
+    if before is not None and before.state == WAITING:
+        with contextlib.suppress(OSError):
+            (run / NAME).unlink()
