@@ -91,7 +91,10 @@ def pretrain_command(
         return
     if page:
         from swav_platform.rows.preview import preview as write_preview
+        from swav_platform.training.preflight import image_warnings
 
+        for warning in image_warnings(settings):
+            console.say(f"warning: {warning}")
         console.answer(write_preview(settings, page), as_json)
         return
     from swav_platform.cluster.pretrain import Watcher, pretrain

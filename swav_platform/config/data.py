@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from swav_platform.config.setting import REQUIRED, Section, setting
 
@@ -12,6 +12,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Image formats that can be accepted. No setting enables another format (docs/security.md)."""
 
 _SHORT = {"JPG": "JPEG", "TIF": "TIFF"}
+
+
+SECONDS, SECONDS_PER_PIXEL = 1.5, 40e-9
+BYTES, BYTES_PER_PIXEL = 640 * 2**20, 16
+"""Limits of decoding up to the default of max_pixels; beyond it, what the costliest format takes for a pixel."""
 
 
 class ImagePolicy(Section):
@@ -23,6 +28,47 @@ class ImagePolicy(Section):
     max_aspect: float = setting(20.0, "largest ratio of the long side to the short side", ge=1)
     truncated: Literal["reject", "accept"] = setting("reject", "what happens to images whose data ends early")
     formats: tuple[str, ...] = setting(FORMATS, "accepted formats")
+    levels: Literal["full", "stretch"] | tuple[float, float] = setting(
+        "full",
+        "values of black and white in images of more than 8 bits: `full`, the range of the type; `stretch`, the image's own minimum "
+        "and maximum; or [low, high]",
+        newer=True,
+    )
+    blank: Literal["accept", "reject"] = setting(
+        "accept", "what happens to images that are nearly black, nearly white or of one colour", newer=True
+    )
+    max_decode_seconds: float | None = setting(
+        None,
+        "images that would take longer to decode are refused; null: 1.5, and more with a larger max_pixels",
+        unit="seconds",
+        newer=True,
+        gt=0,
+    )
+    max_decode_bytes: int | None = setting(
+        None,
+        "images that would need more memory to decode are refused; null: 640 MiB, and more with a larger max_pixels",
+        unit="bytes",
+        newer=True,
+        ge=2**24,
+    )
+
+    @property
+    def decode_seconds(self) -> float:
+        """Limit of the estimated CPU time of decoding."""
+        larger = self.max_pixels > ImagePolicy.model_fields["max_pixels"].default
+        return self.max_decode_seconds or max(SECONDS, larger * self.max_pixels * SECONDS_PER_PIXEL)
+
+    @property
+    def decode_bytes(self) -> int:
+        """Limit of the estimated memory of decoding."""
+        larger = self.max_pixels > ImagePolicy.model_fields["max_pixels"].default
+        return self.max_decode_bytes or max(BYTES, larger * self.max_pixels * BYTES_PER_PIXEL)
+
+    @model_validator(mode="after")
+    def _range_of_levels(self) -> ImagePolicy:
+        if not isinstance(self.levels, str) and not self.levels[0] < self.levels[1]:
+            raise ValueError(f"levels must be [low, high] with low < high, got {list(self.levels)}")
+        return self
 
     @field_validator("formats")
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from swav_platform.child_process import ChildProcess, Died, start_with_retries
-from swav_platform.config import Config
+from swav_platform.config import Config, ImagePolicy
 from swav_platform.data.ledger.outcomes import Event, Outcome
 from swav_platform.data.order.plan import RowSpec
 from swav_platform.data.samples import Killers, ReadFailure
@@ -24,7 +24,8 @@ DEATHS = 2
 """Children that a sample may kill before a replacement sample takes its place."""
 
 SILENCE = 120.0
-"""Seconds after which a child that does not answer is killed. Decoding one image takes two at most (`images/decoding`)."""
+"""Seconds after which a child that does not answer is killed. Decoding one image takes two at most (`images/decoding`), unless
+max_decode_seconds is raised."""
 
 MEMORY = 4 * 2**30
 """Bytes of address space that a child may add to its own: more than any image within the default policy needs."""
@@ -39,6 +40,9 @@ class IsolatedMaker:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        policy, usual = config.data.images, ImagePolicy()
+        self._silence = SILENCE + 60 * max(0.0, policy.decode_seconds - usual.decode_seconds)
+        self._memory = MEMORY + 3 * max(0, policy.decode_bytes - usual.decode_bytes)
         self._child: ChildProcess | None = None
         self._closed = False
         self._sample: int | None = None  # being decoded
@@ -58,7 +62,7 @@ class IsolatedMaker:
                 return self._attempt(spec, without(fetch, killers | found), replacement), found
             except Died as died:
                 self._child = None
-                why = _reason(died, self._peak)
+                why = _reason(died, self._peak, self._silence)
             if self._closed:
                 raise RuntimeError("the maker of rows was closed")
             deaths[self._sample] += 1
@@ -80,15 +84,15 @@ class IsolatedMaker:
         self._sample, self._peak = None, 0
         child = self._child = self._child or self._start()
         try:
-            child.send({}, pickle.dumps(spec), SILENCE)
+            child.send({}, pickle.dumps(spec), self._silence)
             while True:
-                head, body = child.receive(SILENCE)
+                head, body = child.receive(self._silence)
                 if head["is"] == "row":
                     return _table(body)
                 if head["is"] == "decoding":
                     self._sample, self._peak = int(head["sample"]), int(head["peak"])
                 else:
-                    child.send({}, pickle.dumps(_answer(head, body, spec, fetch, replacement), 5), SILENCE)
+                    child.send({}, pickle.dumps(_answer(head, body, spec, fetch, replacement), 5), self._silence)
         except Died:
             raise
         except BaseException:
@@ -99,13 +103,13 @@ class IsolatedMaker:
 
     def _start(self) -> ChildProcess:
         try:
-            child = start_with_retries(lambda: ChildProcess(_CHILD, (MEMORY,), isolated=False))
+            child = start_with_retries(lambda: ChildProcess(_CHILD, (self._memory,), isolated=False))
         except OSError as error:
             raise UserError(
                 f"No process that makes rows can be started on this machine ({error}). "
                 "Check its limits and free memory with `ulimit -a`, `free` and `swav doctor`."
             ) from None
-        child.send({}, pickle.dumps(self._config), SILENCE)
+        child.send({}, pickle.dumps(self._config), self._silence)
         return child
 
 
@@ -126,10 +130,10 @@ def _table(body: np.ndarray) -> pa.Table:
         return reader.read_all()
 
 
-def _reason(died: Died, peak: int) -> ReadFailure:
+def _reason(died: Died, peak: int, silence: float) -> ReadFailure:
     """Why a sample is not decoded. peak: bytes of memory that the child had used before the sample."""
     if died.late:
-        detail = f"did not decode within {SILENCE:g} s, so the decoding process was killed"
+        detail = f"did not decode within {silence:g} s, so the decoding process was killed"
         return ReadFailure(detail, Outcome.DECODE_CRASH)
     if died.code >= 0:
         return ReadFailure(f"ended the process that decoded it (exit code {died.code})", Outcome.DECODE_CRASH)

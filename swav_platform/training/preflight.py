@@ -94,6 +94,30 @@ def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
         yield from _few(config, of_run.samples)
     yield from _rate(config, of_run)
     yield from _ranks(config)
+    yield from image_warnings(config)
+
+
+def image_warnings(config: Config) -> Iterator[str]:
+    """Limits of `data.images` that are set but have no effect because others are lower."""
+    from swav_platform.images.decoding.header import most_pixels
+
+    policy = config.data.images
+    limits = ("max_pixels", "max_decode_seconds", "max_decode_bytes")
+    if all(getattr(policy, name) == type(policy).model_fields[name].default for name in limits):
+        return
+    short = {name: most for name, most in most_pixels(policy).items() if most < policy.max_pixels}
+    if short:
+        listed = ", ".join(f"{name} from about {most / 1e6:.0f} million" for name, most in short.items())
+        yield (
+            f"data.images.max_pixels={policy.max_pixels:,} is more than the limits on decoding accept: {listed} pixels are refused. "
+            f"Raise data.images.max_decode_seconds ({policy.decode_seconds:g}) and max_decode_bytes ({policy.decode_bytes:,}), "
+            "or set them to null."
+        )
+    if policy.max_bytes < policy.max_pixels:
+        yield (
+            f"data.images.max_bytes={policy.max_bytes:,} is less than a byte for each of max_pixels={policy.max_pixels:,}. "
+            "Large lossless images (PNG, TIFF) take one to three bytes a pixel and are refused as too_many_bytes: raise max_bytes too."
+        )
 
 
 def _codes(config: Config, of_run: Schedule) -> Iterator[str]:

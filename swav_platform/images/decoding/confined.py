@@ -20,14 +20,14 @@ from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.errors import UserError
 from swav_platform.images.decoding.refused import Refused
 
-CPU_SECONDS = 1.9
-"""CPU time for an image, after which the child is killed. The header check refuses what would take 1.5 s."""
+OVERTIME = 1.9 / 1.5
+"""The child is killed after so many times the CPU time that the header check allows."""
 
 CLOCK_SECONDS = 20.0
-"""Wall-clock time for an image. Only a child that is stopped or starved reaches it."""
+"""Wall-clock time for an image, or ten times its CPU time if that is longer. Only a child that is stopped or starved reaches it."""
 
-MEMORY = 768 * 2**20
-"""Bytes of address space that decoding may add to what the program itself has."""
+ENCODED = 128 * 2**20
+"""Bytes that decoding may add to what the header check allows: two copies of the encoded image."""
 
 IMAGES = 5000
 """Images after which a child is replaced, so that memory which codecs leak, or data which an image left behind, goes with it."""
@@ -40,36 +40,47 @@ class NoDecoderError(UserError):
 
 
 class Child(ChildProcess):
-    """A decoding process. Raises OSError if it does not start."""
+    """A decoding process. memory: bytes of address space that decoding may add to it. Raises OSError if it does not start."""
 
-    def __init__(self, memory: int = MEMORY) -> None:
-        self.images = 0
+    def __init__(self, memory: int) -> None:
+        self.images, self.memory = 0, memory
         super().__init__(_CHILD, (memory,), isolated=True)
 
     def ask(self, request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
         """Its answer, and the bytes that come with it, uint8 [n]. Raises Died."""
         self.images += 1
-        self.send(request, data, CLOCK_SECONDS)
-        return self.receive(CLOCK_SECONDS, request["most"])
+        clock = max(CLOCK_SECONDS, 10 * request["seconds"])
+        self.send(request, data, clock)
+        return self.receive(clock, request["most"])
 
 
 _here = threading.local()
 
 
-def _child() -> Child:
+def cpu_seconds(policy: ImagePolicy) -> float:
+    """CPU time for an image, after which the child is killed."""
+    return round(policy.decode_seconds * OVERTIME, 3)
+
+
+def memory(policy: ImagePolicy) -> int:
+    """Bytes of address space that decoding may add to what the program itself has."""
+    return policy.decode_bytes + max(ENCODED, 2 * policy.max_bytes)
+
+
+def _child(memory: int) -> Child:
     child: Child | None = getattr(_here, "child", None)
-    if child is None or child.owner != os.getpid() or child.images >= IMAGES:
-        _here.child = child = _start()
+    if child is None or child.owner != os.getpid() or child.images >= IMAGES or child.memory != memory:
+        _here.child = child = _start(memory)
     return child
 
 
-def _start() -> Child:
+def _start(memory: int) -> Child:
     """A new child. After a failure, calls within START_PATIENCE raise the same error at once."""
     failed: NoDecoderError | None = getattr(_here, "failed", None)
     if failed is not None and time.monotonic() < _here.failed_until:
         raise failed
     try:
-        return start_with_retries(Child)
+        return start_with_retries(lambda: Child(memory))
     except OSError as error:
         _here.failed_until = time.monotonic() + START_PATIENCE
         _here.failed = NoDecoderError(
@@ -79,14 +90,14 @@ def _start() -> Child:
         raise _here.failed from None
 
 
-def _ask(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+def _ask(request: Mapping[str, Any], data: bytes, memory: int) -> tuple[dict[str, Any], np.ndarray]:
     """Raises Refused for an image that the child did not survive, and NoDecoderError.
 
     An image that crashes a child is tried a second time, in a new child.
     """
     for attempt in (1, 2):
         try:
-            return _child().ask(request, data)
+            return _child(memory).ask(request, data)
         except Died as died:
             _here.child = None
             if died.late:
@@ -102,7 +113,7 @@ def _request(name: str, policy: ImagePolicy, most: int, seconds: float, side: in
 
 def decode(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
     """Upright RGB pixels uint8 [H, W, 3], decoded by the child. Raises only Refused and NoDecoderError."""
-    answer, pixels = _ask(_request(name, policy, 3 * policy.max_pixels, CPU_SECONDS), data)
+    answer, pixels = _ask(_request(name, policy, 3 * policy.max_pixels, cpu_seconds(policy)), data, memory(policy))
     try:
         outcome = Outcome(answer["outcome"])
         if outcome != Outcome.OK:
@@ -115,5 +126,5 @@ def decode(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
 
 def thumbnail(data: bytes, name: str, policy: ImagePolicy, side: int) -> bytes | None:
     """A JPEG of at most `side` pixels, None if the image can't be decoded. Raises as decode, Refused only if the child died."""
-    answer, small = _ask(_request(name, policy, 2**20, CPU_SECONDS / 4, side), data)
+    answer, small = _ask(_request(name, policy, 2**20, cpu_seconds(policy) / 4, side), data, memory(policy))
     return small.tobytes() if answer.get("outcome") == Outcome.OK else None

@@ -56,12 +56,13 @@ def decode_reduced(data: bytes, policy: ImagePolicy, reduction: Callable[[int, i
         cost = cost_of(data, name)
         if cost is not None:
             check_size(cost.width, cost.height, policy)
-            cost.check()
+            cost.check(policy)
         decoded = plain_jpeg(data, policy, reduction) if name == "JPEG" and _is_cheap(cost) else None
         if decoded is not None:
             return decoded
         pixels = confined.decode(data, name, policy)
-        return Decoded(pixels, *pixels.shape[:2])
+        height, width, _ = pixels.shape
+        return Decoded(pixels, height, width, deep=cost is not None and cost.deep)
     except MemoryError:
         raise Refused(Outcome.DECODE_MEMORY, f"{name} needs more memory than there is") from None
 
@@ -83,7 +84,7 @@ def thumbnail(data: bytes, policy: ImagePolicy, side: int = 96) -> bytes | None:
         cost = cost_of(data, name)
         if cost is not None:
             check_size(cost.width, cost.height, policy)
-            cost.check()
+            cost.check(policy)
         return confined.thumbnail(data, name, policy, side)
     except (Refused, MemoryError):
         return None

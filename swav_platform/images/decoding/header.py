@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.images.decoding.jpeg import segments
 from swav_platform.images.decoding.refused import Refused
-
-MAX_SECONDS = 1.5
-"""Limit of the estimated CPU time."""
-
-MAX_MEMORY = 640 * 2**20
-"""Limit of the bytes that the decoder is estimated to hold at its peak."""
 
 MAX_INFLATED = 16 * 2**20
 """Bytes to which the texts and colour profiles of one PNG may inflate. Pillow's own limit, 1 MiB, refuses good photographs."""
@@ -42,13 +37,17 @@ class Cost:
     height: int
     seconds: float
     memory: int
+    deep: bool = False  # more than 8 bits a channel
 
-    def check(self) -> None:
+    def check(self, policy: ImagePolicy) -> None:
         """Raises Refused for an image that is too expensive. The estimate does not depend on the machine."""
-        if self.seconds > MAX_SECONDS:
-            raise Refused(Outcome.DECODE_TIMEOUT, f"{self.width}x{self.height} pixels would take about {self.seconds:.1f} s")
-        if self.memory > MAX_MEMORY:
-            raise Refused(Outcome.DECODE_MEMORY, f"{self.width}x{self.height} pixels would take {self.memory / 2**20:.0f} MiB")
+        size = f"{self.width}x{self.height} pixels"
+        if self.seconds > policy.decode_seconds:
+            limit = f"data.images.max_decode_seconds is {policy.decode_seconds:g}"
+            raise Refused(Outcome.DECODE_TIMEOUT, f"{size} would take about {self.seconds:.1f} s, {limit}")
+        if self.memory > policy.decode_bytes:
+            limit = f"data.images.max_decode_bytes is {policy.decode_bytes:,}"
+            raise Refused(Outcome.DECODE_MEMORY, f"{size} would take {self.memory / 2**20:.0f} MiB, {limit}")
 
 
 def cost_of(data: bytes, name: str) -> Cost | None:
@@ -76,7 +75,7 @@ def _png(data: bytes) -> Cost | None:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     raw = width * height * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 4) // 8
     pixels = width * height
-    return Cost(width, height, (raw * 4 + len(data) * 8 + pixels * 4) * 1e-9, pixels * 7)
+    return Cost(width, height, (raw * 4 + len(data) * 8 + pixels * 4) * 1e-9, pixels * 7, depth == 16)
 
 
 def _check_chunks(data: bytes) -> None:
@@ -161,16 +160,27 @@ def _tiff(data: bytes) -> Cost | None:
     place = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
     count = struct.unpack_from(order + ("Q" if big else "H"), data, place)[0]
     tags: dict[int, int] = {}
+    bits = 1
     for number in range(min(count, 1000)):
         entry = place + (8 + 20 * number if big else 2 + 12 * number)
         tag, kind = struct.unpack_from(order + "HH", data, entry)
         if tag in (256, 257, 259) and kind in (3, 4):
             tags[tag] = struct.unpack_from(order + " HI"[kind - 2], data, entry + (12 if big else 8))[0]
+        if tag == 258 and kind == 3:
+            bits = _first_short(data, entry + 4, order, big)
     if tags.get(259) in _FAX:
         refuse_fax()
     if 256 not in tags or 257 not in tags:
         return None
-    return _linear(tags[256], tags[257], nanoseconds=22, memory=9)
+    return replace(_linear(tags[256], tags[257], nanoseconds=22, memory=9), deep=bits > 8)
+
+
+def _first_short(data: bytes, place: int, order: str, big: bool) -> int:
+    """The first of the 16-bit values of a directory entry; `place` is that of their count. They are elsewhere if there are many."""
+    wide, size = ("Q", 8) if big else ("I", 4)
+    count = struct.unpack_from(order + wide, data, place)[0]
+    start = place + size if 2 * count <= size else struct.unpack_from(order + wide, data, place + size)[0]
+    return int(struct.unpack_from(order + "H", data, start)[0])
 
 
 def refuse_fax() -> NoReturn:
@@ -206,3 +216,15 @@ def _jpeg(data: bytes) -> Cost | None:
 
 
 _READERS = {"PNG": _png, "GIF": _gif, "WEBP": _webp, "BMP": _bmp, "TIFF": _tiff, "AVIF": _avif, "JPEG": _jpeg}
+
+
+_WORST = {"PNG": (20, 7), "GIF": (20, 9), "WEBP": (30, 16), "BMP": (12, 7), "TIFF": (22, 9), "AVIF": (30, 15), "JPEG": (20, 9)}
+"""Nanoseconds and bytes for a pixel of an ordinary colour image of 8 bits, as the readers estimate them. JPEG: a progressive one."""
+
+
+def most_pixels(policy: ImagePolicy) -> dict[str, int]:
+    """For each accepted format, the number of pixels up to which the limits on time and memory accept an ordinary image."""
+    return {
+        name: min(int(policy.decode_seconds * 1e9 / _WORST[name][0]), policy.decode_bytes // _WORST[name][1])
+        for name in policy.formats
+    }

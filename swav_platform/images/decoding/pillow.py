@@ -16,10 +16,11 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, Image, ImageFile, ImagePalette, PngImagePlugin, UnidentifiedImageError, features
 
 from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.images.decoding import deep
 from swav_platform.images.decoding.header import MAX_INFLATED, refuse_fax
 from swav_platform.images.decoding.orientation import upright
 from swav_platform.images.decoding.refused import Refused, check_size
@@ -27,8 +28,7 @@ from swav_platform.images.decoding.truncation import ends_early
 
 _ORIENTATION = 0x0112
 _FAX = ("group3", "group4", "tiff_ccitt", "tiff_raw_16")
-_BAND = 2**20
-"""Pixels that are converted at a time, so that a large image is not held in three forms at once."""
+_COLOUR_MAP = 320
 
 # Pillow warns once per image of things that become outcomes here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -61,8 +61,11 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
         with Image.open(BytesIO(data), formats=(name,)) as image:
             check_size(*image.size, policy)
             _check_compression(image)
+            _widen_colour_map(image)
+            if policy.levels != "full" and (raw := deep.colour_of(image)):
+                return upright(deep.colour(data, name, raw, policy.levels), orientation(image))
             image.load()
-            return upright(to_rgb(image), orientation(image))
+            return upright(to_rgb(image, policy.levels), orientation(image))
     except (Refused, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them raise
@@ -72,6 +75,16 @@ def _strictly(data: bytes, name: str, policy: ImagePolicy) -> np.ndarray:
 def _check_compression(image: Image.Image) -> None:
     if getattr(image, "_compression", "") in _FAX:
         refuse_fax()
+
+
+def _widen_colour_map(image: Image.Image) -> None:
+    """Colour maps of TIFF have 16 bits. Some programs write 8, and Pillow would take those colours for black.
+
+    libtiff takes a map for one of 8 bits if all of its entries are below 256.
+    """
+    entries = getattr(image, "tag_v2", {}).get(_COLOUR_MAP) if image.mode in ("P", "PA") else None
+    if entries and max(entries) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(entries))
 
 
 def _reason(error: Exception, data: bytes, name: str) -> Refused:
@@ -95,25 +108,15 @@ def has_codec(name: str) -> bool:
     return bool(AVIF.SUPPORTED) if name == "AVIF" else name != "WEBP" or bool(features.check("webp"))
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image, levels: deep.Levels = "full") -> np.ndarray:
     """Pixels uint8 [H, W, 3] of a loaded Pillow image of any mode; transparent pixels are blended onto white."""
-    levels = _levels(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, band in _bands(image):
-        if levels is None:
-            pixels[top : top + band.height] = _on_white(band)
-        else:
-            pixels[top : top + band.height] = _from_levels(_numbers(band), *levels)[:, :, None]
+    if deep.is_deep_grey(image):
+        pixels[...] = deep.grey(image, levels)[:, :, None]
+        return pixels
+    for top, band in deep.bands(image):
+        pixels[top : top + band.height] = _on_white(band)
     return pixels
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    rows = max(1, _BAND // max(image.width, 1))
-    if rows >= image.height:
-        yield 0, image
-        return
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _on_white(image: Image.Image) -> np.ndarray:
@@ -121,36 +124,6 @@ def _on_white(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
-
-
-def _levels(image: Image.Image) -> tuple[float, float] | None:
-    """The values of black and white, None for modes of 8 bits.
-
-    Values without a declared range get the first of 0-1, 0-255 and 0-65535 that holds them all, else their minimum and maximum.
-    """
-    if image.mode.startswith("I;16"):
-        return 0, 65535
-    if image.mode not in ("I", "F"):
-        return None
-    ends = [(float(values.min()), float(values.max())) for values in (_numbers(band) for _, band in _bands(image))]
-    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-    if low >= 0:
-        for top in (1, 255, 65535):
-            if high <= top:
-                return 0, top
-    return low, high
-
-
-def _numbers(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return values
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _from_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    rounded: np.ndarray = np.rint((values - values.dtype.type(low)) * np.float32(255 / ((high - low) or 1))).astype(np.uint8)
-    return rounded
 
 
 def orientation(image: Image.Image) -> int:
@@ -190,9 +163,10 @@ def small_jpeg(data: bytes, name: str, policy: ImagePolicy, side: int) -> bytes:
     with truncated_accepted(), Image.open(BytesIO(data), formats=(name,)) as image:
         check_size(*image.size, policy)
         _check_compression(image)
+        _widen_colour_map(image)
         image.draft("RGB", (side, side))
         image.load()
-        small = Image.fromarray(upright(to_rgb(image), orientation(image)))
+        small = Image.fromarray(upright(to_rgb(image, policy.levels), orientation(image)))
     small.thumbnail((side, side))
     out = BytesIO()
     small.save(out, "JPEG", quality=75)

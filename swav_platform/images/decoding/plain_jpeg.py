@@ -18,6 +18,7 @@ class Decoded(NamedTuple):
     """Upright pixels uint8 [h, w, 3] of an image of height x width pixels. Each pixel covers parts x parts of the image's.
 
     before: rows above and columns left of the image that the first pixels also cover, where parts does not divide its size.
+    deep: the file has more than 8 bits a channel.
     """
 
     pixels: np.ndarray
@@ -25,6 +26,7 @@ class Decoded(NamedTuple):
     width: int
     parts: int = 1
     before: tuple[int, int] = (0, 0)
+    deep: bool = False
 
 
 def whole(height: int, width: int) -> int:

@@ -138,8 +138,8 @@ def test_nothing_risky_is_decoded_where_the_filter_is_not_taken(monkeypatch: pyt
 def test_an_image_that_it_does_not_survive_has_an_outcome(monkeypatch: pytest.MonkeyPatch, code: str, outcome: Outcome) -> None:
     with monkeypatch.context() as patch:
         hostile(patch, code)
-        patch.setattr(confined, "CPU_SECONDS", 0.2 if outcome == Outcome.DECODE_TIMEOUT else 20)
-        assert refused(png()).outcome == outcome
+        seconds = 0.15 if outcome == Outcome.DECODE_TIMEOUT else 15
+        assert refused(png(), ImagePolicy(max_decode_seconds=seconds)).outcome == outcome
     confined._here.child = None
     assert decode(png(9), POLICY).max() == 9
 
@@ -147,9 +147,10 @@ def test_an_image_that_it_does_not_survive_has_an_outcome(monkeypatch: pytest.Mo
 @pytest.mark.stack
 def test_a_child_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confined, "CLOCK_SECONDS", 0.3)
+    policy = ImagePolicy(max_decode_seconds=0.02)
     hostile(monkeypatch, "time.sleep(100)")
-    confined._here.child = child = confined.Child()
-    assert refused(png()).outcome == Outcome.DECODE_TIMEOUT
+    confined._here.child = child = confined.Child(confined.memory(POLICY))
+    assert refused(png(), policy).outcome == Outcome.DECODE_TIMEOUT
     assert child._process.returncode is not None
 
 
