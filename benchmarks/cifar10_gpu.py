@@ -44,6 +44,7 @@ from swav_platform.images.views.randomness import uniforms
 from swav_platform.methods.comm import LocalComm
 from swav_platform.models.encoders import build_encoder
 from swav_platform.rows.layout import Row, RowLayout
+from swav_platform.runs.storage import Place
 from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.loop import train
 
@@ -189,7 +190,7 @@ class Views:
 
 
 @torch.no_grad()
-def knn(config: Config, checkpoint: Path, splits: list[tuple[np.ndarray, list[str]]], device: torch.device) -> float:
+def knn(config: Config, checkpoint: Place, splits: list[tuple[np.ndarray, list[str]]], device: torch.device) -> float:
     """kNN accuracy in percent of a checkpoint's encoder. splits: images and labels of the bank and of the queries."""
     weights = checkpoints.load(checkpoint).model
     encoder = build_encoder(config.model)

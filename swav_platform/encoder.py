@@ -21,7 +21,7 @@ from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.pillow import orientation, to_rgb, upright
 from swav_platform.images.decoding.refused import Refused, check_size
 from swav_platform.models.inference import Assignment, Encoded, InferenceModel, load_for_inference
-from swav_platform.runs.folder import RunFolder, find, runs_folder
+from swav_platform.runs.folder import RunFolder, find, runs_on_disk
 
 __all__ = ["Encoder", "ImageError", "ImageInput", "Located", "load", "locate"]
 
@@ -245,7 +245,7 @@ def locate(source: str, scratch: Path, *, out: str | None = None, tracking_uri: 
 def _tracking_uri(source: str, out: str | None, given: str | None) -> str:
     if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    store = runs_folder(out) / "mlflow.db"
+    store = runs_on_disk(out) / "mlflow.db"
     if store.is_file():
         return f"sqlite:///{store}"
     raise UsageError(

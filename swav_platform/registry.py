@@ -16,7 +16,7 @@ from typing import Any
 
 from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
-from swav_platform.runs.folder import runs_folder
+from swav_platform.runs.folder import runs_on_disk
 
 # MLflow's defaults block each call to an unreachable server for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -28,7 +28,7 @@ BATCH = 900  # MLflow accepts up to 1,000 metrics per call
 
 def tracking_uri(config: Config) -> str:
     """config.tracking.uri, else MLFLOW_TRACKING_URI, else a SQLite file in the folder of the runs."""
-    out = runs_folder(config.run.out)
+    out = runs_on_disk(config.run.out)
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
 
 
@@ -175,7 +175,7 @@ def _experiment(client: Any, config: Config) -> str:
         return str(known.experiment_id)
     beside = None
     if tracking_uri(config).startswith("sqlite:"):  # no server stores artifacts, so they go next to the database
-        beside = (runs_folder(config.run.out) / "mlartifacts").as_uri()
+        beside = (runs_on_disk(config.run.out) / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=beside))
 
 

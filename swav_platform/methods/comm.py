@@ -27,6 +27,12 @@ class Comm(Protocol):
     def gather_in_order(self, x: Tensor) -> Tensor:
         """Concatenates [n_r, ...] of every rank in rank order to [sum of n_r, ...]. n_r may differ between ranks."""
 
+    def gather_to_first(self, x: Tensor) -> Tensor:
+        """`gather_in_order` on rank 0; an empty tensor [0, ...] on the others."""
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Returns rank 0's tensor on every rank. The others pass one of its shape and dtype, which may be overwritten."""
+
 
 class LocalComm:
     """A single process: every collective returns its argument."""
@@ -41,6 +47,12 @@ class LocalComm:
         return x
 
     def gather_in_order(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather_to_first(self, x: Tensor) -> Tensor:
+        return x
+
+    def broadcast(self, x: Tensor) -> Tensor:
         return x
 
 
@@ -67,6 +79,12 @@ class ExtraSum:
 
     def gather_in_order(self, x: Tensor) -> Tensor:
         return self.comm.gather_in_order(x)
+
+    def gather_to_first(self, x: Tensor) -> Tensor:
+        return self.comm.gather_to_first(x)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        return self.comm.broadcast(x)
 
 
 def in_position_order(own: Mapping[int, Tensor], rows: range, comm: Comm) -> Tensor:

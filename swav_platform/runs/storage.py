@@ -19,11 +19,12 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, GenericError, NotFoundError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotFoundError, PreconditionError
 
 from swav_platform.atomic import replacing
+from swav_platform.data.storage.errors import explain
 from swav_platform.data.storage.objects import locate, refused
-from swav_platform.errors import UsageError
+from swav_platform.errors import UsageError, UserError
 
 log = logging.getLogger("swav")
 T = TypeVar("T")
@@ -35,6 +36,10 @@ Version = Mapping[str, Any]
 SCHEMES = ("s3", "gs")
 _TRIES = 6  # of an operation, besides the retries of obstore
 _LONGEST_PAUSE = 5.0  # seconds between two tries
+
+
+class Unreachable(UserError):
+    """An object store did not do what it was asked to, for example because it did not answer."""
 
 
 class Stale(Exception):
@@ -52,7 +57,7 @@ class Stored:
 class Storage(Protocol):
     """A folder of objects. Readers see an object's old content or the new one, never a part.
 
-    Operations raise OSError or an exception of obstore if the storage fails; `data.storage.errors.explain` words it.
+    Operations raise OSError if a disk fails, and Unreachable if an object store does.
     """
 
     @property
@@ -76,6 +81,9 @@ class Storage(Protocol):
     def entries(self, prefix: str = "") -> dict[str, int]:
         """Sizes of all objects by key, sorted. prefix: "" or a key of a folder that ends with "/"."""
 
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted."""
+
     def delete(self, keys: Iterable[str]) -> None:
         """Deletes objects in the given order. Missing ones are ignored."""
 
@@ -88,6 +96,11 @@ def is_url(place: str | os.PathLike[str]) -> bool:
 def join(place: Place, *names: str) -> Place:
     """A place below another one."""
     return place.joinpath(*names) if isinstance(place, Path) else "/".join([place.rstrip("/"), *names])
+
+
+def place_of(text: str) -> Place:
+    """A place from its text form."""
+    return text if is_url(text) else Path(text)
 
 
 def base_name(place: Place) -> str:
@@ -142,6 +155,9 @@ class DiskFolder:
         files = sorted(path for path in (self.place / prefix).rglob("*") if path.is_file())
         return {path.relative_to(self.place).as_posix(): path.stat().st_size for path in files}
 
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in self.place.iterdir() if path.is_dir()) if self.place.is_dir() else []
+
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             (self.place / key).unlink(missing_ok=True)
@@ -174,66 +190,65 @@ class ObjectFolder:
             return None
 
     def put(self, key: str, data: bytes | Path) -> None:
-        store, path = self._of(key)
-        _tried(lambda: obstore.put(store, path, data))
+        self._do(key, lambda store, path: obstore.put(store, path, data))
 
     def swap(self, key: str, data: bytes, expected: Version | None) -> Version:
-        store, path = self._of(key)
         mode: Any = "create" if expected is None else expected
         try:
-            return _version(_tried(lambda: obstore.put(store, path, data, mode=mode)))
-        except (AlreadyExistsError, PreconditionError, NotFoundError) as error:
-            if expected is None and isinstance(error, NotFoundError):
-                raise  # there is no such bucket
+            return _version(self._do(key, lambda store, path: obstore.put(store, path, data, mode=mode)))
+        except (AlreadyExistsError, PreconditionError, FileNotFoundError):
             found = self.look(key)  # an answer that got lost on its way may hide that this write succeeded
             if found is None or found.data != data:
                 raise Stale(key) from None
             return found.version
 
     def entries(self, prefix: str = "") -> dict[str, int]:
-        store, path = self._of(prefix)
-        cut = len(path) - len(prefix)
+        def listed(store: Any, path: str) -> dict[str, int]:
+            cut = len(path) - len(prefix)
+            return {meta["path"][cut:]: meta["size"] for page in obstore.list(store, path) for meta in page}
 
-        def listed() -> dict[str, int]:
-            return {meta["path"][cut:]: meta["size"] for page in obstore.list(store, path or None) for meta in page}
+        return dict(sorted(self._do(prefix, listed).items()))
 
-        return dict(sorted(_tried(listed).items()))
+    def folders(self) -> list[str]:
+        found = self._do("", lambda store, path: obstore.list_with_delimiter(store, path.rstrip("/") or None))
+        return sorted(base_name(prefix) for prefix in found["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            store, path = self._of(key)
-            with contextlib.suppress(FileNotFoundError, NotFoundError):
-                _tried(lambda store=store, path=path: obstore.delete(store, path))  # type: ignore[misc]
-
-    def _of(self, key: str) -> tuple[Any, str]:
-        return locate(f"{self.place}/{key}", patient=True)
+            with contextlib.suppress(FileNotFoundError):
+                self._do(key, obstore.delete)
 
     def _get(self, key: str) -> Stored:
-        store, path = self._of(key)
-
-        def read() -> Stored:
+        def read(store: Any, path: str) -> Stored:
             answer = obstore.get(store, path)
             return Stored(bytes(answer.bytes()), _version(answer.meta))
 
-        try:
-            return _tried(read)
-        except NotFoundError as error:
-            raise FileNotFoundError(f"{self.place}/{key} does not exist") from error
+        return self._do(key, read)
+
+    def _do(self, key: str, operation: Callable[[Any, str], T]) -> T:
+        """Repeats an operation that failed on its way, beyond what obstore repeats by itself."""
+        url = f"{self.place}/{key}"
+        store, path = locate(url, patient=True)
+        for failures in range(1, _TRIES + 1):
+            try:
+                return operation(store, path)
+            except (AlreadyExistsError, PreconditionError):
+                raise
+            except (BaseError, OSError) as error:
+                if _is_missing(error):
+                    raise FileNotFoundError(f"{url} does not exist") from error
+                if failures == _TRIES or not isinstance(error, GenericError) or refused(error):
+                    raise Unreachable(explain(url, error)) from error
+                log.debug("storage: %s", error)
+            time.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures))
+        raise AssertionError("unreachable")
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether there is no such object. A missing bucket is another fault."""
+    return isinstance(error, NotFoundError | FileNotFoundError) and "NoSuchBucket" not in str(error)
 
 
 def _version(meta: Any) -> Version:
     """S3 compares ETags, Google Cloud Storage generations."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
-
-
-def _tried(operation: Callable[[], T]) -> T:
-    """Repeats an operation that failed on its way, beyond what obstore repeats by itself."""
-    for failures in range(1, _TRIES + 1):
-        try:
-            return operation()
-        except GenericError as error:
-            if failures == _TRIES or refused(error):
-                raise
-            log.debug("storage: %s", error)
-        time.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures))
-    raise AssertionError("unreachable")

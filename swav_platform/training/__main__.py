@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from swav_platform.atomic import write_text
 from swav_platform.config import Config, load_with
 from swav_platform.data.datasets import check_one_pass, open_or_build, plan_of
 from swav_platform.data.index.lookup import Index
@@ -26,6 +25,7 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.rows.job import RowJob
 from swav_platform.runs.folder import RunFolder, runs_folder
+from swav_platform.runs.storage import join
 from swav_platform.training import preflight
 from swav_platform.training.checkpoints.export import export_package
 from swav_platform.training.checkpoints.resume import known_run
@@ -64,13 +64,13 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
     """One rank of a run, from shards to a model package. Every rank returns the result."""
     if config.run.name is None:
         raise UsageError("A run under torchrun needs a name that is the same on all ranks: pass --name NAME.")
-    folder = RunFolder(runs_folder(config.run.out) / config.run.name)
+    folder = RunFolder.at(join(runs_folder(config.run.out), config.run.name))
     collectives: dict[str, int] = {}
 
     def note(progress: Progress) -> None:
         collectives.update(progress.collectives)
 
-    with folder.claimed() if comm.rank == 0 else contextlib.nullcontext():
+    with folder.claimed() if comm.rank == 0 else contextlib.nullcontext(lambda: None) as confirm:
         known = known_run(folder, config, resume) if comm.rank == 0 else {}
         index = _index(config, folder, comm)
         if comm.rank == 0:
@@ -84,15 +84,16 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
             index_digest=index.digest,
             rows=local_rows(RowJob(config, str(index.path), known_killers(folder.checkpoints)), comm),
             comm=comm,
-            run_dir=folder.path,
+            run_dir=folder.place,
             resume=resume,
             on_progress=note,
             device=device,
+            confirm=confirm,
         )
         found = {"run": folder.name, **asdict(result), "checkpoint": str(result.checkpoint), "collectives": collectives}
         if comm.rank == 0:
             export_package(folder, result.checkpoint)
-            write_text(folder.path / "summary.json", json.dumps(found))
+            folder.write_summary(found)
     return found
 
 

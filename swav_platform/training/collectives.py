@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 
 
@@ -37,6 +38,12 @@ class DistributedComm:
     def gather_in_order(self, x: Tensor) -> Tensor:
         return self._timed("gather", lambda: self._gather(x))
 
+    def gather_to_first(self, x: Tensor) -> Tensor:
+        return self._timed("gather_to_first", lambda: self._gather_to_first(x))
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        return self._timed("broadcast", lambda: self._broadcast(x))
+
     def _timed(self, kind: str, collective: Callable[[], Tensor]) -> Tensor:
         start = time.perf_counter()
         result = collective()
@@ -51,15 +58,31 @@ class DistributedComm:
         return moved.to(x.device)
 
     def _gather(self, x: Tensor) -> Tensor:
+        padded, sizes = self._padded(x)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]).to(x.device)
+
+    def _gather_to_first(self, x: Tensor) -> Tensor:
+        padded, sizes = self._padded(x)
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(padded, parts)
+        return x[:0] if parts is None else torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]).to(x.device)
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """x on the device of the collectives, as long as the longest one of all ranks, and the lengths of all ranks."""
         moved = x.contiguous().to(self._device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=moved.device) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(x)], device=moved.device))
-        longest = max(int(n) for n in sizes)
-        padded = moved.new_zeros(longest, *x.shape[1:])
+        lengths = [int(n) for n in sizes]
+        padded = moved.new_zeros(max(lengths), *x.shape[1:])
         padded[: len(x)] = moved
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)]).to(x.device)
+        return padded, lengths
+
+    def _broadcast(self, x: Tensor) -> Tensor:
+        moved = x.contiguous().to(self._device)
+        dist.broadcast(moved, src=0)
+        return moved.to(x.device)
 
 
 @contextmanager
@@ -90,11 +113,43 @@ def sum_together(tensors: Sequence[Tensor], comm: Comm) -> None:
 
 def gather_bytes(data: bytes, comm: Comm) -> list[bytes]:
     """Returns the `data` of every rank, in rank order, on all ranks."""
-    sizes = comm.gather_in_order(torch.tensor([len(data)])).tolist()
-    gathered = comm.gather_in_order(torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)])
+    return _gathered(data, comm.gather_in_order)
+
+
+def broadcast_bytes(data: bytes, comm: Comm) -> bytes:
+    """Returns the `data` of rank 0 on all ranks."""
+    size = int(comm.broadcast(torch.tensor([len(data)]))[0])
+    sent = (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8) if comm.rank == 0 and size else torch.zeros(size, dtype=torch.uint8)
+    )
+    return comm.broadcast(sent).cpu().numpy().tobytes()
+
+
+def gather_bytes_to_first(data: bytes, comm: Comm) -> list[bytes]:
+    """Returns the `data` of every rank, in rank order, on rank 0; an empty list on the others."""
+    return _gathered(data, comm.gather_to_first)
+
+
+def _gathered(data: bytes, gather: Callable[[Tensor], Tensor]) -> list[bytes]:
+    sizes = gather(torch.tensor([len(data)])).tolist()
+    gathered = gather(torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)])
     raw = gathered.cpu().numpy().tobytes()
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [raw[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def all_or_none(work: Callable[[], None], comm: Comm) -> None:
+    """Runs `work` on each rank. If it fails on one rank, every rank raises that UserError."""
+    own: UserError | None = None
+    try:
+        work()
+    except UserError as error:
+        own = error
+    problems = [message for message in gather_bytes(str(own or "").encode(), comm) if message]
+    if own is not None:
+        raise own
+    if problems:
+        raise UserError(problems[0].decode())
 
 
 def available_cores() -> int:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,10 +14,13 @@ from swav_platform.config import Config
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.models import normalisation
+from swav_platform.runs.folder import Confirm, RunFolder
+from swav_platform.runs.storage import Place, join
 from swav_platform.training.checkpoints import snapshots
 from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.checkpoints.resume import Run, begin, identity
-from swav_platform.training.collectives import gather_bytes
+from swav_platform.training.checkpoints.writer import Writer
+from swav_platform.training.collectives import all_or_none
 from swav_platform.training.counters import Counters, from_sum, to_sum
 from swav_platform.training.device import preparer, set_torch
 from swav_platform.training.journal import Journal
@@ -64,7 +66,7 @@ class TrainResult:
     loss_first: float
     loss_last: float
     images_per_second: float
-    checkpoint: Path
+    checkpoint: Place
     quarantined: int
     seconds: float
 
@@ -76,32 +78,35 @@ def train(
     index_digest: str,
     rows: Rows,
     comm: Comm,
-    run_dir: Path,
+    run_dir: Place,
     resume: bool,
     on_progress: Callable[[Progress], None] | None = None,
     device: str | torch.device = "cpu",
     prepare: Prepare | None = None,
+    confirm: Confirm = lambda: None,
 ) -> TrainResult:
     """Trains until the run is finished.
 
     samples: size of the index, from which the number of steps follows. rows: called once, with the first row after the newest
     checkpoint. on_progress: called on rank 0 after each step. prepare: converts a row to the network's input; by default as
-    `config.data.photometric` requires. Changes threads, kernels and (on a CPU) memory allocation of the process; see `set_torch`.
+    `config.data.photometric` requires. confirm: raises UserError if another process writes to the run. Changes threads, kernels and (on a CPU) memory allocation of the process; see `set_torch`.
 
     Raises UserError for an existing run without `resume`, a run with another configuration or index, and a stream out of order. Also
     for a loss that is not finite, too many unusable images, and files that can't be written. Checkpoints stay valid in all cases.
     """
-    began, device, folder = time.perf_counter(), torch.device(device), run_dir / "checkpoints"
+    began, device, folder = time.perf_counter(), torch.device(device), RunFolder.at(run_dir)
     set_torch(config, device)
     learner, who = build_learner(config, device, comm.size), identity(config, index_digest)
     together = config.model.normalisation == "step"
     if together:
         normalisation.across(learner.network, comm)
-    run = begin(learner, folder, who, comm, resume)
+    run = begin(learner, folder.checkpoints, who, comm, resume)
     prepare = prepare or preparer(config, device)
     start, total = run.steps, config.steps(samples)
-    with closing(Journal(config, run_dir, comm, run.ledger)) as journal:
-        _all_or_none(lambda: journal.open(start), comm)
+    writer = Writer(folder, config.train.keep_checkpoints, confirm)
+    all_or_none(lambda: writer.begin(start) if comm.rank == 0 else None, comm)
+    with closing(Journal(config, folder.path, comm, run.ledger)) as journal:
+        all_or_none(lambda: journal.open(start), comm)
         meter = Meter(comm)
         stream = _checked(rows, start, total, config.rows_per_step, comm)
         for step in range(start, total):
@@ -137,7 +142,7 @@ def train(
             if logged:
                 _check_quarantine(config, run, samples, journal)
             if last or (step + 1) % config.train.checkpoint_every == 0:
-                _checkpoint(config, run, learner, journal, who, folder)
+                _checkpoint(config, run, learner, journal, who, writer, wait=last)
     return _result(run, run.steps - start, config.train.batch, time.perf_counter() - began)
 
 
@@ -210,30 +215,29 @@ def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) 
     )
 
 
-def _checkpoint(config: Config, run: Run, learner: Learner, journal: Journal, who: Mapping[str, str], folder: Path) -> None:
-    """All ranks gather, and rank 0 writes. If one rank fails, all fail."""
+def _checkpoint(
+    config: Config, run: Run, learner: Learner, journal: Journal, who: Mapping[str, str], writer: Writer, *, wait: bool
+) -> None:
+    """All ranks gather, and rank 0 writes. If one rank fails, all fail.
+
+    wait: returns when the checkpoint is complete. Otherwise an upload continues in the background, and while an earlier one is still
+    running there is no new checkpoint.
+    """
     comm = journal.comm
+    if not wait and comm.max(torch.tensor([int(writer.busy)]))[0]:
+        all_or_none(writer.check, comm)
+        writer.say_skipped(run.steps)
+        return
     ledger = journal.gather()
-    snapshot = snapshots.take(learner, run.steps, run.state(config, who), ledger.to_bytes(), comm)
+    steps = run.steps
+    snapshot = snapshots.take(learner, steps, run.state(config, who), ledger.to_bytes(), comm)
 
     def write() -> None:
-        if comm.rank == 0:
-            checkpoints.save(folder, snapshot)
-            journal.commit(run.steps)
-            checkpoints.prune(folder, config.train.keep_checkpoints)
+        if snapshot is not None:
+            writer.write(snapshot, lambda: journal.commit(steps))
+            if wait:
+                writer.finish()
 
-    _all_or_none(journal.flush, comm)  # on every rank, before the checkpoint that refers to it
-    _all_or_none(write, comm)
-    run.checkpoint = folder / f"step-{run.steps:09d}"
-
-
-def _all_or_none(work: Callable[[], None], comm: Comm) -> None:
-    """Runs `work` on each rank. If it fails on one rank, every rank raises that UserError."""
-    problem = b""
-    try:
-        work()
-    except UserError as error:
-        problem = str(error).encode()
-    for message in gather_bytes(problem, comm):
-        if message:
-            raise UserError(message.decode())
+    all_or_none(journal.flush, comm)  # on every rank, before the checkpoint that refers to it
+    all_or_none(write, comm)
+    run.checkpoint = join(writer.folder, checkpoints.name_of(steps))

@@ -11,14 +11,6 @@ import pytest
 from swav_platform.errors import UsageError
 from swav_platform.runs.storage import Stale, Storage, base_name, is_url, join, storage_of
 from tests.data.storage.fault_proxy import FaultProxy
-from tests.s3 import S3Server, s3_server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        server.store("runs").put("probe", b"makes the bucket")
-        yield server
 
 
 @pytest.fixture(
@@ -28,7 +20,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if request.param == "folder":
         yield storage_of(tmp_path / "runs" / "mine")
         return
-    server = request.getfixturevalue("server")
+    server = request.getfixturevalue("s3")
+    server.store("runs").put("probe", b"makes the bucket")
     url = f"s3://runs/{tmp_path.name}/mine"
     if request.param == "bucket":
         yield storage_of(url)

@@ -23,7 +23,7 @@ from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.rows.layout import Row, RowLayout
 from swav_platform.training import learner as learner_module
 from swav_platform.training import loop
-from swav_platform.training.collectives import joined
+from swav_platform.training.collectives import gather_bytes, joined
 from swav_platform.training.optimisation.sharding import own
 
 STEPS, SAMPLES = 10, 1000
@@ -197,7 +197,7 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
             network = loop.build_learner(split("sgd"), torch.device("cpu"), size).network
             torch.save({name: own(p.detach()).clone() for name, p in network.named_parameters()}, folder / f"held-{rank}.pt")
         uneven = comm.gather_in_order(torch.arange(rank + 1) + 10 * rank).tolist()
-        lengths = [len(part) for part in loop.gather_bytes(b"x" * (rank * 3), comm)]
+        lengths = [len(part) for part in gather_bytes(b"x" * (rank * 3), comm)]
         (folder / f"gathered-{rank}.json").write_text(json.dumps([uneven, lengths]))
         if rank == 0:
             (folder / "calls.json").write_text(json.dumps(seen))

@@ -7,15 +7,16 @@ from pathlib import Path
 from swav_platform.images.decoding.decode import codec_fingerprint
 from swav_platform.models.package import save_package
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.storage import Place
 from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.optimisation.averages import split
 
 
-def export_package(folder: RunFolder, checkpoint: Path) -> Path:
+def export_package(folder: RunFolder, checkpoint: Place) -> Path:
     """Writes the model package of a run and returns its folder. Uses averaged weights if the checkpoint has them."""
     info, snapshot = folder.info(), checkpoints.load(checkpoint)
     averages, _ = split(snapshot.optimizer)
-    return save_package(
+    path = save_package(
         folder.package,
         {**snapshot.model, **averages},
         folder.config(),
@@ -25,3 +26,5 @@ def export_package(folder: RunFolder, checkpoint: Path) -> Path:
         index_digest=info["index_digest"],
         codec=codec_fingerprint(),
     )
+    folder.publish("model")
+    return path

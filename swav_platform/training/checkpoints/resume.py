@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,11 @@ from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.storage import Place, join
 from swav_platform.training.checkpoints import snapshots
 from swav_platform.training.checkpoints import store as checkpoints
+from swav_platform.training.checkpoints.store import Snapshot
+from swav_platform.training.collectives import all_or_none
 from swav_platform.training.learner import Learner
 
 log = logging.getLogger("swav")
@@ -32,7 +34,7 @@ class Run:
     loss_first: float = float("nan")
     loss_last: float = float("nan")
     quarantined: int = 0
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def state(self, config: Config, identity: Mapping[str, str]) -> dict[str, Any]:
@@ -46,26 +48,36 @@ class Run:
         }
 
 
-def begin(learner: Learner, folder: Path, identity: Mapping[str, str], comm: Comm, resume: bool) -> Run:
+def begin(learner: Learner, folder: Place, identity: Mapping[str, str], comm: Comm, resume: bool) -> Run:
     """Starts a run, or restores `learner` from the newest valid checkpoint in `folder`.
 
-    Raises UserError if there is a checkpoint but `resume` is false, if it has another configuration or index, or if ranks see
-    different checkpoints.
+    Rank 0 reads it and sends it to the others, which need not see the folder.
+    Raises UserError on all ranks if there is a checkpoint but `resume` is false, or if it has another configuration or index.
     """
-    newest = _agreed(folder, comm)
-    if newest is None:
+    found: list[tuple[Place, Snapshot]] = []
+
+    def read() -> None:
+        if comm.rank == 0 and (newest := checkpoints.newest(folder)) is not None:
+            _check_resumable(folder, newest, identity, resume)
+            found.append(newest)
+
+    all_or_none(read, comm)
+    if not int(comm.broadcast(torch.tensor([len(found)]))[0]):
         return Run()
+    snapshot = snapshots.broadcast(found[0][1] if found else None, comm)
+    snapshots.restore(learner, snapshot, comm)
+    path = join(folder, checkpoints.name_of(snapshot.steps))
+    ledger, state = Ledger.from_bytes(snapshot.ledger), snapshot.state
+    return Run(snapshot.steps, state["loss_first"], state["loss_last"], state["quarantined"], path, ledger)
+
+
+def _check_resumable(folder: Place, newest: tuple[Place, Snapshot], identity: Mapping[str, str], resume: bool) -> None:
+    path, snapshot = newest
     if not resume:
         raise UserError(
-            f"{folder} already holds a run of {checkpoints.steps_of(newest)} steps. Resume it with --resume, or give the new run "
-            f"another name (run.name)."
+            f"{folder} already holds a run of {snapshot.steps} steps. Resume it with --resume, or give the new run another name (run.name)."
         )
-    snapshot = checkpoints.load(newest)
-    state = snapshot.state
-    _check_identity(newest, state["identity"], identity)
-    snapshots.restore(learner, snapshot, comm)
-    ledger = Ledger.from_bytes(snapshot.ledger)
-    return Run(snapshot.steps, state["loss_first"], state["loss_last"], state["quarantined"], newest, ledger)
+    _check_identity(path, snapshot.state["identity"], identity)
 
 
 def identity(config: Config, index_digest: str) -> dict[str, str]:
@@ -97,12 +109,12 @@ def known_run(folder: RunFolder, config: Config, resume: bool) -> dict[str, Any]
     if not folder.exists() or (folder.summary() is None and checkpoints.latest_valid(folder.checkpoints) is None):
         return {}
     if not resume:
-        raise UsageError(f"Run {folder.name} exists in {folder.path.parent}. Resume it with --resume, or choose another --name.")
+        raise UsageError(f"Run {folder.name} exists in {folder.runs}. Resume it with --resume, or choose another --name.")
     known = folder.info()
     if known["config_digest"] != config.digest():
         raise UserError(
             f"Run {folder.name} has other settings ({_difference(folder.config(), config)}), so its checkpoints do not fit. "
-            f"Resume with the settings in {folder.path}/config.yaml, or start a new run under another --name."
+            f"Resume with the settings in {folder.place}/config.yaml, or start a new run under another --name."
         )
     return known
 
@@ -123,20 +135,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _agreed(folder: Path, comm: Comm) -> Path | None:
-    """The newest valid checkpoint, which must be the same one on every rank."""
-    newest = checkpoints.latest_valid(folder)
-    mine = -1 if newest is None else checkpoints.steps_of(newest)
-    chosen = int(comm.max(torch.tensor([mine]))[0])
-    if int(comm.sum(torch.tensor([int(mine == chosen)]))[0]) != comm.size:
-        raise UserError(
-            f"Workers see different checkpoints in {folder} (this one: {newest or 'none'}; another one: {chosen} steps). "
-            f"Set run.out to a folder on storage that all nodes share."
-        )
-    return newest
-
-
-def _check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, str]) -> None:
+def _check_identity(path: Place, saved: Mapping[str, Any], now: Mapping[str, str]) -> None:
     for key, what in (("config_digest", "configuration"), ("index_digest", "index")):
         if saved[key] != now[key]:
             raise UserError(

@@ -1,18 +1,19 @@
 """Checkpoint files: `step-000001234/` with three safetensors files, ledger.parquet, state.json and MANIFEST.json.
 
 The manifest is written last. A checkpoint is valid only if its files match the manifest, so a crash during a write leaves the previous
-checkpoint as the newest valid one.
+checkpoint as the newest valid one. `folder` is the `checkpoints` of a run, on a disk or in an object store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.samples import Killers
 from swav_platform.errors import UserError
 from swav_platform.rows.isolation import killers_among
+from swav_platform.runs.storage import Place, base_name, join, storage_of
 
 MANIFEST = "MANIFEST.json"
 log = logging.getLogger("swav")
@@ -44,92 +46,178 @@ class Snapshot:
     state: Mapping[str, Any]  # JSON
 
 
-def save(folder: Path, snapshot: Snapshot) -> Path:
-    """Writes `folder`/step-…, flushed to disk, and returns its path. Replaces an older or incomplete checkpoint of that name.
+def save(folder: Place, snapshot: Snapshot, confirm: Callable[[], None] = lambda: None) -> Place:
+    """Writes `folder`/step-… durably and returns its place. Replaces an older or incomplete checkpoint of that name.
 
-    Raises UserError when the disk is full or the folder is not writable; earlier checkpoints are not affected.
+    confirm: called before the manifest is written. Raises UserError when the storage can't be written; earlier checkpoints are not
+    affected.
     """
-    path = folder / f"step-{snapshot.steps:09d}"
+    path = join(folder, name_of(snapshot.steps))
+    if isinstance(path, Path):
+        _write_to_disk(path, snapshot)
+    else:
+        _upload(path, snapshot, confirm)
+    return path
+
+
+def _write_to_disk(path: Path, snapshot: Snapshot) -> None:
     try:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-        files = [
-            _write(path / "model.safetensors", _pack(snapshot.model)),
-            _write(path / "optimizer.safetensors", _pack(snapshot.optimizer)),
-            _write(path / "method.safetensors", _pack(snapshot.method)),
-            _write(path / "ledger.parquet", snapshot.ledger),
-            _write(path / "state.json", json.dumps({"format": 1, "steps": snapshot.steps, **snapshot.state}).encode()),
-        ]
+        files = [_write(path / name, data) for name, data in _contents(snapshot)]
         _sync(path)
-        _write(path / f"{MANIFEST}.part", json.dumps({"format": 1, "files": files}, indent=1).encode())
+        _write(path / f"{MANIFEST}.part", _manifest(files))
         os.replace(path / f"{MANIFEST}.part", path / MANIFEST)
         _sync(path)
-        _sync(folder)
+        _sync(path.parent)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise UserError(
             f"The checkpoint {path} can't be written ({error.strerror or error}): {cure(error)}, then resume with --resume. "
             f"Earlier checkpoints are not affected; train.keep_checkpoints sets how many are kept."
         ) from error
-    return path
 
 
-def is_valid(path: Path) -> bool:
-    """Whether the manifest exists and every file has the size and SHA-256 in it."""
+def _upload(path: str, snapshot: Snapshot, confirm: Callable[[], None]) -> None:
+    storage = storage_of(path)
+    storage.delete([MANIFEST])  # of an older checkpoint of that name
+    files = []
+    for name, data in _contents(snapshot):
+        storage.put(name, data)
+        files.append(_described(name, data))
+    confirm()
+    storage.put(MANIFEST, _manifest(files))
+
+
+def _contents(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files, made one by one."""
+    yield "model.safetensors", _pack(snapshot.model)
+    yield "optimizer.safetensors", _pack(snapshot.optimizer)
+    yield "method.safetensors", _pack(snapshot.method)
+    yield "ledger.parquet", snapshot.ledger
+    yield "state.json", json.dumps({"format": 1, "steps": snapshot.steps, **snapshot.state}).encode()
+
+
+def _manifest(files: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"format": 1, "files": files}, indent=1).encode()
+
+
+def is_valid(path: Place) -> bool:
+    """Whether the manifest exists and every file has the size and SHA-256 in it. In an object store only sizes are compared."""
     try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"]
-        return len(files) > 0 and all(
-            (path / f["name"]).stat().st_size == f["size"] and _sha256(path / f["name"]) == f["sha256"] for f in files
-        )
+        if isinstance(path, Path):
+            files = _listed((path / MANIFEST).read_bytes())
+            return all((path / f["name"]).stat().st_size == f["size"] and _sha256(path / f["name"]) == f["sha256"] for f in files)
+        files, found = _listed(storage_of(path).get(MANIFEST)), storage_of(path).entries()
+        return all(found.get(f["name"]) == f["size"] for f in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def steps_of(path: Path) -> int:
+def _listed(manifest: bytes) -> list[dict[str, Any]]:
+    """The files in a manifest. Raises ValueError, KeyError or TypeError for a damaged one."""
+    files: list[dict[str, Any]] = json.loads(manifest)["files"]
+    if not len(files):
+        raise ValueError("no files")
+    return files
+
+
+def name_of(steps: int) -> str:
+    """The folder's name of the checkpoint after `steps` steps."""
+    return f"step-{steps:09d}"
+
+
+def steps_of(path: Place) -> int:
     """Number of finished steps, from the folder's name."""
-    return int(path.name.removeprefix("step-"))
+    return int(base_name(path).removeprefix("step-"))
 
 
-def latest_valid(folder: Path) -> Path | None:
+def latest_valid(folder: Place) -> Place | None:
     """The newest valid checkpoint in `folder`, or None. Skips damaged and incomplete checkpoints with a warning.
 
     Raises UserError if all complete checkpoints are damaged, so that a run does not restart silently from step 0.
     """
-    damaged = []
-    for path in reversed(_all(folder)):
+
+    for path in _newest_first(folder):
         if is_valid(path):
             return path
+    return None
+
+
+def newest(folder: Place) -> tuple[Place, Snapshot] | None:
+    """The newest valid checkpoint with its content, like `latest_valid`; in an object store it compares SHA-256 as well."""
+
+    for path in _newest_first(folder):
+        if isinstance(path, str) or is_valid(path):
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # damaged or deleted meanwhile
+                return path, load(path)
+    return None
+
+
+def _newest_first(folder: Place) -> Iterator[Place]:
+    """All checkpoints. After the last one, raises UserError if there was a complete one, because the caller took none of them."""
+    damaged = []
+    for path, complete in reversed(_all(folder)):
+        yield path
         log.warning("Skipping %s: it is incomplete or damaged.", path)
-        if (path / MANIFEST).exists():
+        if complete:
             damaged.append(str(path))
     if damaged:
         raise UserError(
             f"All checkpoints of this run are damaged: {', '.join(damaged)} differ from their manifests. Restore one from a copy, "
             f"or delete {folder} to restart the run from scratch."
         )
-    return None
 
 
-def load(path: Path) -> Snapshot:
-    """Reads a valid checkpoint into host memory."""
-    state = json.loads((path / "state.json").read_bytes())
-    model, optimizer, method = (
-        safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "method")
-    )
-    return Snapshot(int(state["steps"]), model, optimizer, method, (path / "ledger.parquet").read_bytes(), state)
+def load(path: Place) -> Snapshot:
+    """Reads a checkpoint into host memory. In an object store, raises ValueError for a file that differs from the manifest."""
+    if isinstance(path, Path):
+        state = json.loads((path / "state.json").read_bytes())
+        model, optimizer, method = (
+            safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "method")
+        )
+        return Snapshot(int(state["steps"]), model, optimizer, method, (path / "ledger.parquet").read_bytes(), state)
+    storage = storage_of(path)
+    known = {file["name"]: file for file in _listed(storage.get(MANIFEST))}
+
+    def read(name: str) -> bytes:
+        data = storage.get(name)
+        if _described(name, data) != known[name]:
+            raise ValueError(f"{path}/{name} differs from its manifest")
+        return data
+
+    state = json.loads(read("state.json"))
+    model, optimizer, method = (safetensors.torch.load(read(f"{name}.safetensors")) for name in ("model", "optimizer", "method"))
+    return Snapshot(int(state["steps"]), model, optimizer, method, read("ledger.parquet"), state)
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Place, keep: int) -> None:
     """Deletes every checkpoint older than the newest `keep` with a manifest, including incomplete ones."""
-    kept = [path for path in _all(folder) if (path / MANIFEST).exists()][-keep:]
-    for path in _all(folder):
-        if kept and path < kept[0]:
-            (path / MANIFEST).unlink(missing_ok=True)  # first, so that an interrupted deletion leaves no valid checkpoint
-            shutil.rmtree(path, ignore_errors=True)
+    found = _all(folder)
+    kept = [steps_of(path) for path, complete in found if complete][-keep:]
+    for path, _ in found:
+        if kept and steps_of(path) < kept[0]:
+            _delete(path)
 
 
-def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+def _delete(path: Place) -> None:
+    """The manifest first, so that an interrupted deletion leaves no valid checkpoint."""
+    if isinstance(path, Path):
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        storage = storage_of(path)
+        storage.delete([MANIFEST, *storage.entries()])
+
+
+def _all(folder: Place) -> list[tuple[Place, bool]]:
+    """All checkpoints, oldest first, and whether each has a manifest."""
+    if isinstance(folder, Path):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [(path, (path / MANIFEST).exists()) for path in inside if _NAME.fullmatch(path.name)]
+    keys = storage_of(folder).entries()
+    names = sorted({name for key in keys if _NAME.fullmatch(name := key.partition("/")[0])})
+    return [(join(folder, name), f"{name}/{MANIFEST}" in keys) for name in names]
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
@@ -141,7 +229,11 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return {"name": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return _described(path.name, data)
+
+
+def _described(name: str, data: bytes) -> dict[str, Any]:
+    return {"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _sync(folder: Path) -> None:
@@ -157,7 +249,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def known_killers(folder: Path) -> Killers:
+def known_killers(folder: Place) -> Killers:
     """Samples that the newest checkpoint knows to kill their decoder; a resumed run does not decode them again."""
-    newest = latest_valid(folder)
-    return {} if newest is None else killers_among(Ledger.read(newest / "ledger.parquet").events())
+    path = latest_valid(folder)
+    return {} if path is None else killers_among(Ledger.from_bytes(storage_of(path).get("ledger.parquet")).events())

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from swav_platform.training.optimisation.sharding import own, split_like, whole
+from swav_platform.training.optimisation.sharding import own, split_like
 
 KEY = "ema"  # suffix of names in optimizer.safetensors: <name>/ema
 
@@ -35,8 +35,8 @@ class Averages:
             own(self.values[name]).copy_(own(now[name]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages as unsplit tensors. All ranks must call it."""
-        return {f"{name}/{KEY}": whole(t) for name, t in self.values.items()}
+        """The averages, split like their weights, by their names in a checkpoint."""
+        return {f"{name}/{KEY}": t for name, t in self.values.items()}
 
     def load(self, values: Mapping[str, Tensor], network: nn.Module) -> None:
         """Restores averages by name."""
