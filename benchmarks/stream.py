@@ -83,7 +83,7 @@ class Rows:
         import torch
 
         spec = self.plan.row(number)
-        fetch = RowsReader(self.index, self.index.lines(spec.samples), self.job.config.data.images.max_bytes)
+        fetch = RowsReader(self.index, self.index.lines(spec.samples), self.job.config.data.images.max_bytes, self.job.outages())
         row = make_row(spec, fetch, self.plan.replacement, self.job.config)
         rest = (row.row, row.position, row.sample, row.outcome, row.weight, row.key, row.shard, row.stand_in_for, row.events)
         return torch.from_numpy(row.packed), rest

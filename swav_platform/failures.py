@@ -7,12 +7,14 @@ it waits for, and gives up after a patience with the fault, so that the run stop
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import logging
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -103,30 +105,56 @@ def patiently(
     patience: Callable[[MachineFault], float] | float,
     tell: Tell,
     *,
+    place: str = "",
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """The result of `work`, which is repeated while it raises MachineFault.
 
     patience: seconds; after so long the last fault is raised. `work` should keep what it has done: it is called again as a whole.
+    place: what to name if `work` itself takes long.
     """
     began, pause, told = clock(), FIRST_PAUSE, False
+
+    def say(place: str, why: str) -> None:
+        nonlocal told
+        told = True
+        tell(Wait(place, why, clock() - began))
+
     try:
         while True:
             try:
-                return work()
+                with _while_slow(lambda: say(place, "no answer yet")) if place else contextlib.nullcontext():
+                    return work()
             except MachineFault as fault:
                 waited = clock() - began
                 left = (patience(fault) if callable(patience) else patience) - waited
                 if left <= 0:
                     raise MachineFault(fault.kind, fault.place, fault.why, waited) from fault
-                tell(Wait(fault.place, fault.why, waited))
-                told = True
+                say(fault.place, fault.why)
             sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
     finally:
         if told:
             tell(None)
+
+
+@contextlib.contextmanager
+def _while_slow(say: Callable[[], None]) -> Iterator[None]:
+    """Calls `say` every LONGEST_PAUSE seconds until the block ends, in a thread: a file system that hangs answers no caller."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(LONGEST_PAUSE):
+            say()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class LogWaits:

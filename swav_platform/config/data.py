@@ -120,6 +120,14 @@ class Data(Section):
         {}, "labels of the Ray nodes that may run data tasks; any node when empty", changes_results="no"
     )
     sample_log: str | None = setting(None, "folder of the sample log; no log when null", changes_results="no")
+    storage_patience: float = setting(
+        1800.0, "how long to wait for a storage that fails, before the run stops", unit="seconds", changes_results="no", ge=0
+    )
+    missing_shards: Literal["stop", "replace"] = setting(
+        "stop",
+        "a shard that is gone or changed while others answer: stop the run, or use replacement samples",
+        changes_results="no",
+    )
     max_quarantine_fraction: float = setting(
         0.5, "the run stops when a larger share of its images is unusable", changes_results="no", gt=0, le=1
     )

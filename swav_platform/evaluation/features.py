@@ -14,6 +14,7 @@ from torch import nn
 from swav_platform.config import ImagePolicy
 from swav_platform.data.index.lookup import Index, IndexLine
 from swav_platform.data.order.permutation import key, shuffled
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.refused import Refused
@@ -87,7 +88,7 @@ def _batches(index: Index, numbers: Sequence[int], policy: ImagePolicy, size: in
 def _contents(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Iterator[tuple[IndexLine, bytes | ReadFailure]]:
     for start in range(0, len(numbers), BATCH):
         for lines in _read_together(index.lines(numbers[start : start + BATCH])):
-            contents = read_samples(lines, max_bytes=policy.max_bytes)
+            contents = read_samples(lines, max_bytes=policy.max_bytes, outages=Outages(index=index))
             yield from ((line, contents[line.number]) for line in lines)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from swav_platform.data.index.lookup import Index, IndexLine
 from swav_platform.data.order.plan import RowSpec
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import Killers, ReadFailure, read_samples
 from swav_platform.rows.job import RowJob, open_index
 
@@ -27,8 +28,8 @@ class RowsReader:
     Several threads may make these rows at the same time.
     """
 
-    def __init__(self, index: Index, lines: Iterable[IndexLine], max_bytes: int) -> None:
-        self._index, self._max_bytes = index, max_bytes
+    def __init__(self, index: Index, lines: Iterable[IndexLine], max_bytes: int, outages: Outages) -> None:
+        self._index, self._max_bytes, self._outages = index, max_bytes, outages
         self._pending = {line.number: line for line in lines}
         self._held: dict[int, tuple[IndexLine, bytes | ReadFailure]] = {}
         self._lock = threading.Lock()
@@ -39,16 +40,20 @@ class RowsReader:
             lines = [*self._pending.values(), *self._index.lines(sorted(unknown))]
             self._pending = {}
             if lines:
-                contents = read_samples(lines, max_bytes=self._max_bytes)
+                contents = read_samples(lines, max_bytes=self._max_bytes, outages=self._outages)
                 self._held.update((line.number, (line, contents[line.number])) for line in lines)
             return {int(n): self._held[int(n)] for n in numbers}
 
 
-def with_bytes(job: RowJob, numbers: Sequence[int]) -> Iterator[tuple[RowSpec, Fetch]]:
-    """The plan of each row, and the function that gives the bytes of its samples. Nothing is read yet."""
+def with_bytes(job: RowJob, numbers: Sequence[int], outages: Outages | None = None) -> Iterator[tuple[RowSpec, Fetch]]:
+    """The plan of each row, and the function that gives the bytes of its samples. Nothing is read yet.
+
+    outages: what the function does when a storage fails; by default as the job's configuration says, with lines in the log.
+    """
     plan, index = job.plan(), open_index(job.index)
+    outages = outages or job.outages()
     for specs, lines in _held_together([plan.row(k) for k in numbers], index):
-        fetch = RowsReader(index, lines, job.config.data.images.max_bytes)
+        fetch = RowsReader(index, lines, job.config.data.images.max_bytes, outages)
         for spec in specs:
             yield spec, fetch
 

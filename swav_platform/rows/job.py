@@ -9,6 +9,7 @@ from swav_platform.config import Config
 from swav_platform.data.datasets import streams_of
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.order.streams import Streams
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import Killers
 
 
@@ -25,6 +26,10 @@ class RowJob:
 
     def plan(self) -> Streams:
         return streams_of(open_index(self.index), self.config.data, self.config.seed)
+
+    def outages(self) -> Outages:
+        """What reading does when a storage fails."""
+        return Outages.of(self.config.data, open_index(self.index))
 
 
 @functools.lru_cache(maxsize=2)

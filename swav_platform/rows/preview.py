@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from swav_platform.atomic import write_text
-from swav_platform.config import Config, ImagePolicy
+from swav_platform.config import Config
 from swav_platform.data.datasets import open_or_build
 from swav_platform.data.index.lookup import Index
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.errors import UserError
 from swav_platform.images.decoding.decode import thumbnail
@@ -31,7 +32,7 @@ def preview(config: Config, path: Path) -> dict[str, object]:
         job = RowJob(config, str(index.path))
         row = next(rows(job, 0, 1))
         shown = row.position[:POSITIONS].tolist()
-        images = _images(index, row, config.data.images)
+        images = _images(index, row, config)
     write_text(path, contact_sheet(row, config, images))
     bad = Counter({event.sample: event.outcome.word for event in row.events if event.position in shown}.values())
     if not row.weight[:POSITIONS].any():
@@ -40,10 +41,11 @@ def preview(config: Config, path: Path) -> dict[str, object]:
     return {"preview": str(path), "positions": len(shown), "bad": bad}
 
 
-def _images(index: Index, row: Row, policy: ImagePolicy) -> list[bytes | None]:
+def _images(index: Index, row: Row, config: Config) -> list[bytes | None]:
     """Small JPEGs of the images that fill the positions of the page, None where no image does."""
+    policy = config.data.images
     lines = index.lines(row.sample[:POSITIONS])
-    contents = read_samples(lines, max_bytes=policy.max_bytes)
+    contents = read_samples(lines, max_bytes=policy.max_bytes, outages=Outages.of(config.data, index))
     found: list[bytes | None] = []
     for line, weight in zip(lines, row.weight, strict=False):
         data = contents[line.number]

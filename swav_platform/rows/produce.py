@@ -11,6 +11,7 @@ from queue import SimpleQueue
 import pyarrow as pa
 
 from swav_platform.data.order.plan import RowSpec
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import Killers
 from swav_platform.rows.fetch import Fetch, with_bytes, without
 from swav_platform.rows.isolation import IsolatedMaker
@@ -23,27 +24,33 @@ AHEAD = 2
 """Rows that each process of `parallel_tables` may be ahead of the caller."""
 
 
-def tables(job: RowJob, numbers: Sequence[int], killers: Killers | None = None) -> Iterator[pa.Table]:
+def tables(
+    job: RowJob, numbers: Sequence[int], killers: Killers | None = None, outages: Outages | None = None
+) -> Iterator[pa.Table]:
     """Rows of these numbers, best of one window, as tables of one line, made in this process.
 
-    killers: samples that are not decoded; those of the job by default.
+    killers: samples that are not decoded; those of the job by default. outages: as in `with_bytes`.
     """
     killers, plan = job.killers if killers is None else killers, job.plan()
-    for spec, fetch in with_bytes(job, numbers):
+    for spec, fetch in with_bytes(job, numbers, outages):
         yield to_table(make_row(spec, without(fetch, killers), plan.replacement, job.config))
 
 
-def isolated_tables(job: RowJob, numbers: Sequence[int], killers: Killers) -> Iterator[tuple[pa.Table, Killers]]:
+def isolated_tables(
+    job: RowJob, numbers: Sequence[int], killers: Killers, outages: Outages | None = None
+) -> Iterator[tuple[pa.Table, Killers]]:
     """The same tables, made in a child process, each with the samples that were found to kill it."""
     known, plan = dict(killers), job.plan()
     with closing(IsolatedMaker(job.config)) as maker:
-        for spec, fetch in with_bytes(job, numbers):
+        for spec, fetch in with_bytes(job, numbers, outages):
             table, found = maker.table(spec, fetch, plan.replacement, known)
             known |= found
             yield table, found
 
 
-def parallel_tables(job: RowJob, numbers: Sequence[int], processes: int) -> Generator[pa.Table, None, None]:
+def parallel_tables(
+    job: RowJob, numbers: Sequence[int], processes: int, outages: Outages | None = None
+) -> Generator[pa.Table, None, None]:
     """The same tables, in order, made in several child processes side by side."""
     known, plan = dict(job.killers), job.plan()
     makers = [IsolatedMaker(job.config) for _ in range(processes)]
@@ -63,7 +70,7 @@ def parallel_tables(job: RowJob, numbers: Sequence[int], processes: int) -> Gene
     threads = ThreadPoolExecutor(processes, thread_name_prefix="rows")
     under_way: deque[Future[pa.Table]] = deque()
     try:
-        for spec, fetch in with_bytes(job, numbers):
+        for spec, fetch in with_bytes(job, numbers, outages):
             under_way.append(threads.submit(make, spec, fetch))
             if len(under_way) > AHEAD * processes:
                 yield under_way.popleft().result()

@@ -59,6 +59,16 @@ class TarScan:
     bytes_read: int = 0
 
 
+HEADER = _BLOCK
+"""Bytes of the header before a member's content."""
+
+
+def content_size(header: bytes) -> int | None:
+    """The size of a member's content by its header; None if these bytes are no header."""
+    parsed = _parse(header)
+    return None if parsed is None else parsed.size
+
+
 def scan(path: str | Path) -> TarScan:
     """All regular members of a tar, in file order.
 

@@ -80,16 +80,21 @@ class Traffic:
     bytes: int = 0
 
 
-def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Traffic | None = None) -> tuple[bytes, ObjectInfo]:
+def read_range(
+    url: str, start: int, end: int, *, version: str = "", traffic: Traffic | None = None, tries: int = _TRIES
+) -> tuple[bytes, ObjectInfo]:
     """Bytes start .. end-1, fewer if the object ends before, and the object's info.
 
     A request continues at the byte where the last one stopped. Raises Changed if the object has another version than `version`,
-    OSError or an exception of obstore after `_TRIES` requests, and NotSupportedError of obstore if the server has no ranges.
+    OSError or an exception of obstore after `tries` requests without a byte, and NotSupportedError of obstore if the server has no
+    ranges.
     """
     store, path = locate(url, True)
     parts: list[bytes] = []
     at, seen = start, None
-    for failures in range(1, _TRIES + 1):
+    failures = 0  # in a row, without a byte
+    while failures < tries:
+        began = at
         options: dict[str, Any] = {"range": (at, end)}
         if version.startswith('"'):  # a weak ETag never matches
             options["if_match"] = version
@@ -111,9 +116,10 @@ def read_range(url: str, start: int, end: int, *, version: str = "", traffic: Tr
         except PreconditionError:
             raise Changed(f"{url} has changed") from None
         except GenericError as error:
-            if failures == _TRIES or refused(error):
+            if refused(error) or (at == began and failures + 1 == tries):
                 raise
-        time.sleep(min(_LONGEST_PAUSE, 0.05 * 2**failures))
+        failures = 0 if at > began else failures + 1
+        time.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures))
     raise OSError(f"{url} stops at byte {at:,}")
 
 
@@ -170,4 +176,4 @@ def _client(silence: float, patient: bool, endpoint: str) -> Any:
 
 def _retries(patient: bool) -> Any:
     backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2}
-    return {"max_retries": 3 if patient else 2, "retry_timeout": timedelta(seconds=60 if patient else 15), "backoff": backoff}
+    return {"max_retries": 3 if patient else 2, "retry_timeout": timedelta(seconds=20 if patient else 15), "backoff": backoff}

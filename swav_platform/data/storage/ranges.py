@@ -35,9 +35,12 @@ def open_ranges(url: str) -> Ranges:
 
 
 class LocalFile:
+    """version: as that of `stat`, when the file was opened."""
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        self.size, self.version = status.st_size, str(status.st_mtime_ns)
         self.bytes_read = 0
 
     def read(self, size: int, offset: int) -> bytes:

@@ -18,10 +18,12 @@ from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.sources import expand
 from swav_platform.data.index.tar import scan
 from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import ReadCounts, ReadFailure, read_samples
 from swav_platform.data.storage.objects import Traffic, read_range
 from swav_platform.data.storage.ranges import RemoteFile
 from swav_platform.errors import UsageError, UserError
+from swav_platform.failures import MachineFault
 
 SMALL = [(f"{n:03d}.jpg", random.Random(n).randbytes(900)) for n in range(300)]
 LARGE = [(f"{n:03d}.jpg", random.Random(n).randbytes(300_000)) for n in range(8)]
@@ -33,9 +35,9 @@ def put(web: Any, make_tar: Any, **tars: Any) -> list[str]:
     return [f"{web.url}/data/{name}.tar" for name in tars]
 
 
-def contents(index: Index) -> dict[str, Any]:
+def contents(index: Index, outages: Outages | None = None) -> dict[str, Any]:
     lines = index.lines(range(index.samples))
-    found = read_samples(lines)
+    found = read_samples(lines, outages=outages)
     return {line.key: found[line.number] for line in lines}
 
 
@@ -93,16 +95,17 @@ def test_a_changed_object_is_not_read(web: Any, make_tar: Any, tmp_path: Path) -
     urls = put(web, make_tar, a=LARGE[:2], b=LARGE[2:])
     build_index(urls, tmp_path / "index")
     put(web, make_tar, a=LARGE[1:3])
-    found = contents(Index.open(tmp_path / "index"))
-    assert isinstance(found["000"], ReadFailure)
-    assert "has changed since it was indexed" in found["000"].detail
-    assert found["002"] == LARGE[2][1]
+    with pytest.raises(MachineFault, match=r"a\.tar can't be used \(has changed since it was indexed"):
+        contents(Index.open(tmp_path / "index"), Outages(patience=0))
 
 
-def test_a_missing_shard_fails_only_its_own_samples(web: Any, make_tar: Any, tmp_path: Path) -> None:
+def test_a_missing_object_is_no_bad_data(web: Any, make_tar: Any, tmp_path: Path) -> None:
     build_index(put(web, make_tar, a=LARGE[:1], b=LARGE[1:2]), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
     web.status["data/a.tar"] = 404
-    found = contents(Index.open(tmp_path / "index"))
+    with pytest.raises(MachineFault, match=r"a\.tar can't be used \(404"):
+        contents(index, Outages(patience=0, index=index))
+    found = contents(index, Outages(patience=0, missing="replace", index=index))
     assert isinstance(found["000"], ReadFailure)
     assert found["000"].outcome == Outcome.READ_ERROR
     assert "404" in found["000"].detail
