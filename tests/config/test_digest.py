@@ -34,6 +34,8 @@ OTHER_VALUES = {  # of every setting outside of the digest
     "data.segment": "7",
     "data.node_labels": "{pool: data}",
     "data.sample_log": "log",
+    "data.storage_patience": "60",
+    "data.missing_shards": "replace",
     "data.max_quarantine_fraction": "0.1",
     "model.activation_checkpointing": "true",
     "train.accumulate": "recompute",
