@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.table import Table
@@ -27,7 +27,21 @@ from swav_platform.errors import UsageError
 )
 @click.argument("pattern", nargs=-1)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the index.")
-@click.option("--label", help="Source of labels, used for evaluation only: folder, cls or json:FIELD.")
+@click.option("--label", help="Source of labels, used for evaluation only: folder, cls or json:FIELD (also json:a.b).")
+@click.option(
+    "--members",
+    multiple=True,
+    metavar="EXTENSION",
+    help="Use only images with this extension, such as jpg, seg.png or '*.png'; may be repeated.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What happens when a listed shard does not exist.",
+)
+@click.option("--report", "page", metavar="FILE", help="Write the report with example images to an HTML page.")
 @click.option(
     "--exclude", metavar="FILE", help="Exclude samples from this and later versions; one KEY or SHARD<tab>KEY per line."
 )
@@ -47,6 +61,9 @@ def index_command(
     pattern: tuple[str, ...],
     out: str,
     label: str | None,
+    members: tuple[str, ...],
+    missing: Literal["stop", "skip"],
+    page: str | None,
     exclude: str | None,
     weights: str | None,
     from_wids: str | None,
@@ -73,22 +90,27 @@ def index_command(
     from swav_platform.data.index.build import build_index
     from swav_platform.data.index.exclusions import Exclusions
     from swav_platform.data.index.lookup import Index
-    from swav_platform.data.index.sources import expand
+    from swav_platform.data.index.shard import Skipped
+    from swav_platform.data.index.sources import FoundShards, find_shards
     from swav_platform.data.index.wids import compare, shards_of_wids
 
+    to = console.page("--report", page) if page else None
     listed = shards_of_wids(from_wids) if from_wids else []
-    patterns = [*pattern, *(url for url, _ in listed)]
-    shards = (
-        expand(patterns, allow_pipe=allow_pipe)
-        if patterns
-        else [file.url for file in open_index(out, allow_pipe=allow_pipe).shards.files()]
-    )
+    if patterns := [*pattern, *(url for url, _ in listed)]:
+        found = find_shards(patterns, allow_pipe=allow_pipe, missing=missing)
+    else:
+        again = open_index(out, allow_pipe=allow_pipe)
+        found = FoundShards(again.shards.urls(), Skipped())
+        label, members = label or again.label, members or again.members
     with console.progress() as bars, _reader(cluster) as read:
         task = bars.add_task("index", total=None, note="shards")
         report = build_index(
-            shards,
+            found.shards,
             Path(out),
             label=label,
+            members=members,
+            missing=missing,
+            left_out=found.left_out,
             exclude=Exclusions.of_file(exclude) if exclude else None,
             weights=Weights.of_file(weights) if weights else None,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
@@ -100,7 +122,17 @@ def index_command(
         )
     for complaint in compare(Index.open(out), listed):
         console.say(complaint)
-    _answer(dataclasses.asdict(report), as_json)
+    if to is not None:
+        from swav_platform.rows.index_report import write_report
+
+        write_report(Index.open(out), report, to)
+        console.say(f"Wrote {to}")
+    if not as_json:
+        _answer({k: v for k, v in dataclasses.asdict(report).items() if k != "report"}, False)
+        for line in report.lines():
+            console.say(line)
+        return 0
+    _answer(dataclasses.asdict(report), True)
     return 0
 
 

@@ -13,6 +13,7 @@ from swav_platform.config import ImagePolicy, Train
 from swav_platform.data.index import magic, naming
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.sources import expand, is_shard
+from swav_platform.data.walk import walk
 from swav_platform.errors import UsageError
 from swav_platform.images.decoding.header import cost_of
 from swav_platform.images.decoding.refused import Refused
@@ -78,15 +79,9 @@ def _inside(path: str | Path, place: Path) -> bool:
 
 
 def _files(folder: Path, place: Path) -> Iterator[Path]:
-    """Files below a folder, also behind links, as in `pack`, without those of an earlier demo."""
-    seen = {os.path.realpath(place)}
-    for inside, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(inside)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(inside, name) for name in names)
+    """Files below a folder, as in `pack`, without those of an earlier demo."""
+    for path in walk(os.fsencode(folder), lambda reason, path: None, avoid=[os.fsencode(place)]):
+        yield Path(os.fsdecode(path))
 
 
 def _is_image(path: Path) -> bool:

@@ -109,6 +109,10 @@ class Data(Section):
     exclude: str | None = setting(
         None, "file of samples to leave out of the index: `KEY` or `SHARD<tab>KEY` per line", changes_results="index"
     )
+    members: tuple[str, ...] = setting(
+        (), "extensions of the images to use, such as `jpg` or `*.png`; all images when empty", changes_results="index"
+    )
+    missing: Literal["stop", "skip"] = setting("stop", "what happens when a listed shard does not exist", changes_results="index")
     allow_pipe: bool = setting(
         False, "run `pipe:COMMAND` sources, which are shell commands, also those of an index", changes_results="no"
     )

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from swav_platform.config import Data, Source
 from swav_platform.data.index.build import Mixed, Request, build_index
 from swav_platform.data.index.exclusions import Exclusions
 from swav_platform.data.index.lookup import Index
-from swav_platform.data.index.shard import ShardSamples
-from swav_platform.data.index.sources import expand, refusal
+from swav_platform.data.index.shard import ShardSamples, Skipped
+from swav_platform.data.index.sources import find_shards, refusal
 from swav_platform.data.order.mix import MixedPlan, Part
 from swav_platform.data.order.plan import Plan, PlanSpec
 from swav_platform.data.order.streams import Streams
 from swav_platform.errors import UsageError
 
-Shards = tuple[list[str], list[Mixed]]
-"""Shards in the order of their sources, and the sources if these have weights."""
+log = logging.getLogger("swav")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards in the order of their sources, the sources if these have weights, and what the search for shards left out."""
+
+    urls: list[str]
+    mixed: list[Mixed]
+    left_out: Skipped
 
 
 def open_or_build(
@@ -34,10 +44,27 @@ def open_or_build(
     Raises UsageError if the configuration names no data and UserError if the data can't be read.
     """
     if data.index:
-        return open_index(data.index, allow_pipe=data.allow_pipe)
-    urls, mixed = shards or shards_of(data)
-    exclude = Exclusions.of_file(data.exclude) if data.exclude else None
-    build_index(urls, out, exclude=exclude, mixed=mixed, progress=progress, read=read)
+        index = open_index(data.index, allow_pipe=data.allow_pipe)
+        if data.members and data.members != index.members:
+            raise UsageError(
+                f"data.members={list(data.members)} does not fit the index {data.index}, which has {list(index.members) or 'all images'}. "
+                f"Index the shards again with --members, or remove the setting."
+            )
+        return index
+    shards = shards or shards_of(data)
+    report = build_index(
+        shards.urls,
+        out,
+        members=data.members,
+        exclude=Exclusions.of_file(data.exclude) if data.exclude else None,
+        mixed=shards.mixed,
+        missing=data.missing,
+        left_out=shards.left_out,
+        progress=progress,
+        read=read,
+    )
+    for line in report.lines():
+        log.warning(line)
     return Index.open(out)
 
 
@@ -53,13 +80,20 @@ def shards_of(data: Data) -> Shards:
     """The shards of all sources. Raises UsageError if there is no source and UserError if a storage does not answer."""
     if not data.sources:
         raise UsageError("No images to learn from: pass --data PATTERN (shards) or data.index=FOLDER (made by `swav index`).")
+    left_out, urls, mixed = Skipped(), list[str](), list[Mixed]()
+    for patterns, weight in _sources(data):
+        found = find_shards(patterns, allow_pipe=data.allow_pipe, missing=data.missing)
+        left_out.add(found.left_out)
+        urls += found.shards
+        mixed.append(Mixed(weight, len(found.shards)))
+    return Shards(urls, mixed if data.mixed else [], left_out)
+
+
+def _sources(data: Data) -> list[tuple[list[str], float]]:
+    """Patterns that are one data set, and its weight."""
     if not data.mixed:
-        return expand(data.sources, allow_pipe=data.allow_pipe), []
-    sources = [source if isinstance(source, Source) else Source(pattern=source) for source in data.sources]
-    found = [expand([source.pattern], allow_pipe=data.allow_pipe) for source in sources]
-    return [shard for shards in found for shard in shards], [
-        Mixed(source.weight, len(shards)) for source, shards in zip(sources, found, strict=True)
-    ]
+        return [(list(data.patterns), 1.0)]
+    return [([s.pattern], s.weight) if isinstance(s, Source) else ([s], 1.0) for s in data.sources]
 
 
 def labelled(index: Index, out: Path, label: str) -> Index:
@@ -68,7 +102,7 @@ def labelled(index: Index, out: Path, label: str) -> Index:
     label: as in `build_index`. Raises UserError if a shard no longer exists.
     """
     urls = dict.fromkeys(file.url for file in index.shards.files())  # mixed sources may share shards
-    build_index(list(urls), out, label=label, exclude=index.excluded)
+    build_index(list(urls), out, label=label, members=index.members, exclude=index.excluded)
     return Index.open(out)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,17 +12,21 @@ from pathlib import Path
 from swav_platform.atomic import replacing
 from swav_platform.data.index import magic, naming
 from swav_platform.data.index.shard import Skipped
+from swav_platform.data.walk import walk
 from swav_platform.errors import UsageError, UserError
 
 _SAMPLES, _BYTES = 10_000, 256 * 2**20  # maximum of a shard
+
+
+_FOLDERS = ("hidden_folder", "linked_folder")
 
 
 @dataclass(frozen=True)
 class PackReport:
     """What `pack` did.
 
-    files: files found. samples: files packed, into `shards` tars. skipped: the other files by reason, and hidden folders, which
-    are not searched. examples: some names of each reason. undecoded: packed images by extension whose type no run decodes.
+    files: files found. samples: files packed, into `shards` tars. skipped: the other files by reason, hidden folders, and links to
+    folders that are packed under another name. examples: some names of each reason. undecoded: packed images by extension whose type no run decodes.
     """
 
     files: int
@@ -68,7 +71,7 @@ def pack(
         )
     skipped = Skipped()
     images = sorted(_images(os.fsencode(folder), out, skipped), key=lambda image: image.name)
-    files = len(images) + sum(count for reason, count in skipped.counts.items() if reason != "hidden_folder")
+    files = len(images) + sum(count for reason, count in skipped.counts.items() if reason not in _FOLDERS)
     if not images:
         raise UsageError(f"Folder '{folder}' contains no image ({files} other files): pass a folder of images.")
     keys = _distinct_keys(images)
@@ -92,58 +95,35 @@ def pack(
 
 
 def _images(root: bytes, out: Path, skipped: Skipped) -> Iterator[_Image]:
-    """Image files below `root`. Follows links but visits each folder once, so cyclic links end.
+    """Image files below `root`. Raises UserError if `root` can't be read."""
 
-    Raises UserError if `root` can't be read.
-    """
+    def note(reason: str, path: bytes) -> None:
+        name = naming.text(os.path.relpath(path, root)) + ("/" if os.path.isdir(path) and reason == "unreadable" else "")
+        skipped.note("unreadable" if reason == "dangling_link" else reason, name)
 
-    def unread(error: OSError) -> None:
-        place = os.path.relpath(os.fsencode(error.filename or root), root)
-        if place == b".":
-            raise UserError(f"Folder '{os.fsdecode(root)}' can't be read ({error.strerror}): check its permissions.")
-        skipped.note("unreadable", naming.text(place) + "/")
-
-    seen = {_identity(os.fsencode(out))} - {_identity(root)}
-    for folder, folders, names in os.walk(root, onerror=unread, followlinks=True):
-        if (identity := _identity(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
-        for name in folders:
-            if name.startswith(b"."):
-                skipped.note("hidden_folder", naming.text(os.path.relpath(os.path.join(folder, name), root)))
-        folders[:] = sorted(name for name in folders if not name.startswith(b"."))
-        for name in names:
-            path = os.path.join(folder, name)
+    try:
+        for path in walk(root, note, avoid=[os.fsencode(out)]):
+            name = os.path.relpath(path, root)
             try:
-                found = _image(path, os.path.relpath(path, root))
+                found = _image(path, name)
             except OSError:
                 found = "unreadable"
             if isinstance(found, _Image):
                 yield found
             else:
-                skipped.note(found, naming.text(os.path.relpath(path, root)))
-
-
-def _identity(folder: bytes) -> tuple[int, int] | None:
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+                note(found, path)
+    except OSError as error:
+        raise UserError(f"Folder '{os.fsdecode(root)}' can't be read ({error.strerror}): check its permissions.") from None
 
 
 def _image(path: bytes, name: bytes) -> _Image | str:
     """The image at a path, or the reason why it is not one. Raises OSError."""
     if naming.is_hidden(name):
         return "hidden"
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        return "special_file"
     kind: str | None = naming.extension(name)
     if kind not in naming.IMAGES:
         kind = None if kind in naming.COMPANIONS else magic.extension_of(_head(path))
-    return _Image(path, name, kind, status.st_size) if kind else "not_an_image"
+    return _Image(path, name, kind, os.stat(path).st_size) if kind else "not_an_image"
 
 
 def _head(path: bytes) -> bytes:

@@ -29,6 +29,8 @@ OTHER_VALUES = {  # of every setting outside of the digest
     "data.sources": "a.tar",
     "data.index": "ix",
     "data.exclude": "list",
+    "data.members": "[jpg]",
+    "data.missing": "skip",
     "data.allow_pipe": "true",
     "data.tasks": "5",
     "data.segment": "7",

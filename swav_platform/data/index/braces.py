@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from math import prod
 
 from braceexpand import alphabet, braceexpand
@@ -44,3 +45,21 @@ def _alternatives(inside: str) -> int:
 
 def _combinations(text: str) -> int:
     return prod(int(count) for count in _COUNTED.findall(text))
+
+
+_IN_COMMAND = re.compile(r"(?<![$\\])\{([^\s{}$'\"\\]*)\}")
+
+
+def expand_in_command(command: str) -> list[str]:
+    """The commands of a `pipe:` pattern with ranges, such as {000..019}, and lists without spaces, such as {train,test}.
+
+    Other braces, such as ${HOME} and awk's '{print $1}', belong to the shell.
+    """
+    parts, at = [], 0
+    for braces in _IN_COMMAND.finditer(command):
+        if "," in braces[1] or _RANGE.match(braces[1]):
+            parts += [[command[at : braces.start()]], expand_braces(braces[0])]
+            at = braces.end()
+    if prod(map(len, parts)) > _MOST:
+        raise UsageError(f"'{command}' stands for more than {_MOST:,} commands: use a smaller range.")
+    return ["".join(pieces) for pieces in product(*parts, [command[at:]])]

@@ -49,13 +49,14 @@ class IndexLine:
 
 
 class Index:
-    """Read access to an index: `digest`, `samples` (their number), `shards`, `label`. Can be pickled."""
+    """Read access to an index: `digest`, `samples` (their number), `shards`, `label`, `members`. Can be pickled."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
         self.digest: str = manifest["digest"]
         self.samples: int = manifest["samples"]
         self.label: str | None = manifest["label"]
+        self.members = tuple(manifest.get("members", ()))
         self.shards = ShardTable.read(path / SHARDS)
         self.excluded = Exclusions.of_index(path.parent)
         self._parts = manifest["parts"]
@@ -114,6 +115,25 @@ class Index:
         """All lines of a shard (columns of `SCHEMA`). Only for versions without repeats."""
         first, last = int(self.shards.first[shard]), int(self.shards.first[shard + 1])
         return pa.Table.from_batches(list(self._take(np.arange(first, last))), SCHEMA)
+
+    def column(self, name: str, most: int) -> np.ndarray:
+        """A column of the first `most` lines or somewhat more."""
+        found: list[np.ndarray] = []
+        for number, part in enumerate(self._parts):
+            if sum(map(len, found)) < most:
+                values = self._file(number).read([name])[name].to_numpy()
+                found.append(values + np.int32(part["first_shard"]) if name == "shard" else values)
+        return np.concatenate(found)
+
+    def labelled(self) -> int:
+        """Number of samples with a label, from the statistics in the files."""
+        total = 0
+        for number in range(len(self._parts)):
+            meta = self._file(number).metadata
+            place = SCHEMA.names.index("label")
+            groups = (meta.row_group(group).column(place) for group in range(meta.num_row_groups))
+            total += sum(column.num_values - column.statistics.null_count for column in groups)
+        return total
 
     def _take(self, ascending: np.ndarray) -> Iterator[pa.RecordBatch]:
         """Lines of samples by ascending numbers, one batch per row group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +73,7 @@ class ShardTable:
     def of(cls, shards: Iterable[Shard]) -> ShardTable:
         columns: list[list[Any]] = [[] for _ in _SCHEMA]
         for shard in shards:
-            skipped = json.dumps([shard.skipped.counts, shard.skipped.examples]) if shard.skipped.counts else None
+            skipped = _as_json(shard.skipped)
             line = (shard.file.url, shard.file.size, shard.file.version, shard.samples, shard.digest, shard.whole, skipped)
             for column, value in zip(columns, line, strict=True):
                 column.append(value)
@@ -121,12 +121,24 @@ class ShardTable:
         columns = [self._table[name].to_pylist() for name in ("url", "size", "version")]
         return [ShardFile(*line) for line in zip(*columns, strict=True)]
 
+    def with_skipped(self) -> Iterator[tuple[str, Skipped]]:
+        """The name of each shard that has skipped or unusual parts, and these."""
+        for name, text in zip(self.names, self._table["skipped"].to_pylist(), strict=True):
+            if text is not None:
+                yield name, Skipped(*json.loads(text))
+
     def skipped(self) -> Skipped:
         """The sum over all shards."""
         total = Skipped()
         for text in self._table["skipped"].drop_null().to_pylist():
             total.add(Skipped(*json.loads(text)))
         return total
+
+
+def _as_json(skipped: Skipped) -> str | None:
+    if not skipped.counts and not skipped.several:
+        return None
+    return json.dumps([skipped.counts, skipped.examples, *([skipped.several] if skipped.several else [])])
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

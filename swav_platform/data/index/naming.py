@@ -12,6 +12,9 @@ COMPANIONS = frozenset(
 """Extensions that are never images, so the content of these files is not checked."""
 
 
+TARS = (b".tar", b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
+
+
 def text(name: bytes) -> str:
     """A name as text. Bytes that are not valid UTF-8 become %XX."""
     decoded = name.decode("utf-8", "surrogateescape")
@@ -31,6 +34,11 @@ def extension(name: bytes) -> str:
     base = name[name.rfind(b"/") + 1 :]
     dot = base.rfind(b".")
     return text(base[dot + 1 :]).lower() if dot >= 0 else ""
+
+
+def whole_extension(name: bytes) -> str:
+    """The part of a name after its key, in lower case: `seg.png` of `a/0001.seg.png`."""
+    return text(name[len(sample_key(name)) + 1 :]).lower()
 
 
 def without_extension(name: bytes) -> bytes:

@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +33,8 @@ SCHEMA = pa.schema(
     ]
 )
 
-EXAMPLES = 3  # names kept for each reason of skipped members
+_MOST_KINDS, _MOST_EXTENSIONS = 20, 8  # of images with one key that are told apart
+EXAMPLES = 5  # names kept for each reason of skipped members
 
 SHARD_REASONS = {
     "shard_empty_file": "is an empty file",
@@ -43,10 +46,14 @@ SHARD_REASONS = {
 
 @dataclass(frozen=True)
 class Skipped:
-    """Members that are not samples: counts by reason, and the first names of each reason."""
+    """Members that are not samples: counts by reason, and the first names of each reason.
+
+    several: the number of keys with several images, by the extensions of these.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    several: dict[str, int] = field(default_factory=dict)
 
     def note(self, reason: str, name: str, count: int = 1) -> None:
         if count:
@@ -55,10 +62,20 @@ class Skipped:
                 names.append(name)
 
     def add(self, other: Skipped) -> None:
+        for extensions, count in other.several.items():
+            self.several[extensions] = self.several.get(extensions, 0) + count
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             if reason in other.examples:
                 self.examples[reason] = [*self.examples.get(reason, ()), *other.examples[reason]][:EXAMPLES]
+
+    def told(self) -> str:
+        """One phrase per reason, with names."""
+        return "; ".join(
+            f"{count:,} {reason} ({', '.join(names) + (', ...' if count > len(names) else '')})"
+            for reason, count in self.counts.items()
+            if (names := self.examples.get(reason, [])) is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -74,26 +91,28 @@ class ShardSamples:
 def check_label(label: str | None) -> None:
     """Raises UsageError for an unknown label source."""
     if label not in (None, "folder", "cls") and not re.fullmatch("json:.+", label):
-        raise UsageError(f"Unknown label source '{label}': use folder, cls, or json:FIELD (a field of each sample's .json).")
+        raise UsageError(
+            f"Unknown label source '{label}': use folder, cls, or json:FIELD (a field of each sample's .json, also a path such as json:meta.class)."
+        )
 
 
-def read_shard(url: str, number: int, label: str | None, version: str = "") -> ShardSamples:
+def read_shard(url: str, number: int, label: str | None, version: str = "", chosen: tuple[str, ...] = ()) -> ShardSamples:
     """The samples of the tar at `url`, which is shard `number` of its index.
 
-    Every image is a sample, even if several share a key. A broken shard has no samples, and its reason is counted. Never raises
+    Every image is a sample, even if several share a key. chosen: patterns of the extensions of images that are samples; all if empty. A broken shard has no samples, and its reason is counted. Never raises
     for the content of a file.
     """
     try:
         if is_command(url):
-            return _unpacked(url, number, label, version)
+            return _unpacked(url, number, label, version, chosen)
         try:
             with open_ranges(url) as file:
-                return _samples(file, url, number, label)
+                return _samples(file, url, number, label, chosen)
         except (NotSupportedError, NotATar) as error:
             if isinstance(error, NotATar) and error.reason != "compressed":
                 raise
             try:
-                return _unpacked(url, number, label, version)
+                return _unpacked(url, number, label, version, chosen)
             except NotATar:
                 raise error from None
     except NotATar as error:
@@ -102,9 +121,9 @@ def read_shard(url: str, number: int, label: str | None, version: str = "") -> S
         return _broken("unreadable", explain(url, error))
 
 
-def _unpacked(url: str, number: int, label: str | None, version: str) -> ShardSamples:
+def _unpacked(url: str, number: int, label: str | None, version: str, chosen: tuple[str, ...]) -> ShardSamples:
     with open_ranges(str(local_copy(url, version))) as file:
-        found = _samples(file, url, number, label)
+        found = _samples(file, url, number, label, chosen)
         return replace(found, whole=True, bytes_read=file.size)
 
 
@@ -114,7 +133,7 @@ def _broken(reason: str, detail: str) -> ShardSamples:
     return ShardSamples(SCHEMA.empty_table(), skipped, 0)
 
 
-def _samples(file: Ranges, url: str, number: int, label: str | None) -> ShardSamples:
+def _samples(file: Ranges, url: str, number: int, label: str | None, chosen: tuple[str, ...]) -> ShardSamples:
     found = scan_file(file, url)
     skipped = Skipped()
     for reason, count in found.problems.items():
@@ -122,6 +141,9 @@ def _samples(file: Ranges, url: str, number: int, label: str | None) -> ShardSam
     members = _visible(found.members, skipped)
     images = [(member, kind) for member in members if (kind := _image_kind(member, file)) is not None]
     _note_imageless(members, images, skipped)
+    if chosen:
+        images = _choose(images, chosen, skipped)
+    _note_several([member.name for member, _ in images], skipped)
     columns = {
         "shard": np.full(len(images), number, np.int32),
         "key": _keys([member.name for member, _ in images]),
@@ -164,9 +186,40 @@ def _note_imageless(members: list[Member], images: list[tuple[Member, str]], ski
     if len(images) == len(members):
         return
     with_image = {naming.sample_key(member.name) for member, _ in images}
-    for key in dict.fromkeys(naming.sample_key(member.name) for member in members):
+    others = []
+    for member in members:
+        if member.name.lower().endswith(naming.TARS):
+            skipped.note("nested_tar", naming.text(member.name))
+        else:
+            others.append(naming.sample_key(member.name))
+    for key in dict.fromkeys(others):
         if key not in with_image:
             skipped.note("no_image", naming.text(key))
+
+
+def _choose(images: list[tuple[Member, str]], chosen: tuple[str, ...], skipped: Skipped) -> list[tuple[Member, str]]:
+    found = []
+    for member, kind in images:
+        if any(fnmatchcase(naming.whole_extension(member.name) or kind, pattern.lower()) for pattern in chosen):
+            found.append((member, kind))
+        else:
+            skipped.note("not_chosen", naming.text(member.name))
+    return found
+
+
+def _note_several(names: list[bytes], skipped: Skipped) -> None:
+    keys = [naming.sample_key(name) for name in names]
+    taken = Counter(keys)
+    if len(taken) == len(keys):
+        return
+    together: dict[bytes, list[str]] = {}
+    for key, name in zip(keys, names, strict=True):
+        if taken[key] > 1:
+            together.setdefault(key, []).append(naming.whole_extension(name))
+    for extensions in together.values():
+        text = ", ".join(sorted(extensions)[:_MOST_EXTENSIONS])
+        text = text if text in skipped.several or len(skipped.several) < _MOST_KINDS else "others"
+        skipped.several[text] = skipped.several.get(text, 0) + 1
 
 
 def _keys(names: list[bytes]) -> list[str]:
@@ -199,7 +252,16 @@ def _read_label(label: str, content: bytes) -> str | None:
     if label == "cls":
         return naming.text(content.strip()) or None
     try:
-        value = json.loads(content).get(label.removeprefix("json:"))
+        value = _field(json.loads(content), label.removeprefix("json:"))
     except (ValueError, AttributeError, RecursionError):
         return None
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _field(tree: Any, name: str) -> Any:
+    """A field by its name, or by a path with dots: `meta.class` is the field `class` of the field `meta`."""
+    if name in tree or "." not in name:
+        return tree.get(name)
+    for part in name.split("."):
+        tree = None if tree is None else tree.get(part)
+    return tree

@@ -44,7 +44,7 @@ def _compare(index: Index, number: int) -> tuple[str | None, int]:
         return explain(url, error), 0
     if size != shard.file.size:
         return f"{url} has {size:,} bytes; the index expects {shard.file.size:,}", 0
-    found = read_shard(url, number, index.label, shard.file.version)
+    found = read_shard(url, number, index.label, shard.file.version, index.members)
     lines = without(found, url, index.taken_out)[0].lines
     if shard_digest(shard.file, lines) == shard.digest:
         return None, found.bytes_read

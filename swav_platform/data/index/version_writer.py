@@ -55,7 +55,7 @@ def write_balanced(base: Index, weights: Weights, out: Path) -> dict[str, Any]:
         raise UsageError("Weights of samples and weights of sources can't be combined: use one of the two.")
     times = repeats(base, weights)
     shards = [replace(base.shards[number], samples=int(of_shard.sum())) for number, of_shard in enumerate(times)]
-    settings = {name: base.manifest[name] for name in ("label", "excluded")}
+    settings: dict[str, Any] = {name: base.manifest[name] for name in ("label", "excluded", "members") if name in base.manifest}
     return _write(
         passes(base, times), shards, out, {**settings, "weights": weights.digest(), "base": base.manifest["version"]}, []
     )
@@ -186,6 +186,8 @@ def _why_empty(shards: list[Shard]) -> str:
     counts = first.skipped.counts
     none = f"None of the {len(shards):,} shards has an image to train on"
     reason = next((text for name, text in SHARD_REASONS.items() if name in counts), "contains no image")
+    if "not_chosen" in counts:
+        reason = "contains no image that --members or data.members chooses"
     if "excluded" in counts:
         reason = "contains only images on the exclusion list"
     if details := first.skipped.examples.get("shard_unreadable"):

@@ -9,7 +9,7 @@ from itertools import groupby
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event
 
-_STYLE = """
+STYLE = """
 body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222;background:#fff}
 h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em;overflow-wrap:anywhere}
 ul{list-style:none;padding:0;display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:12px}
@@ -30,7 +30,7 @@ def ledger_page(ledger: Ledger, run: str) -> str:
     title = f"Bad images of {escape(run)}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
         f"<p>{len(bad):,} images: {counts}. Positions whose own image was bad: {ledger.quarantined:,}.</p>{''.join(sections)}</html>"
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import GenericError, NotFoundError, PreconditionError
+from obstore.exceptions import GenericError, InvalidPathError, NotFoundError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, S3Store
 
 SCHEMES = ("s3", "gs", "http", "https")
@@ -63,13 +63,70 @@ def info(url: str) -> ObjectInfo:
         raise
 
 
-def listing(prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
-    """URLs of all objects below an s3:// or gs:// prefix that ends with "/", sorted by name."""
+def exists(url: str) -> bool:
+    """Whether there is an object with this name. Raises OSError or an exception of obstore if the storage does not answer."""
+    try:
+        info(url)
+    except (FileNotFoundError, NotFoundError, OddName):
+        return False
+    return True
+
+
+def listing(prefix: str, odd: list[str] | None = None) -> Iterator[tuple[str, ObjectInfo]]:
+    """URLs of all objects below an s3:// or gs:// prefix that ends with "/", sorted by name.
+
+    Objects that can't be read because of their names are added to `odd`.
+    """
     store, path = locate(prefix, False)
     scheme, bucket = urlsplit(prefix)[:2]
-    for page in obstore.list(store, path or None, chunk_size=1000):
-        for meta in page:
-            yield f"{scheme}://{bucket}/{meta['path']}", _info(meta)
+    try:
+        metas = [meta for page in obstore.list(store, path or None, chunk_size=1000) for meta in page]
+    except InvalidPathError:
+        yield from _listing_with_odd_names(prefix, [] if odd is None else odd)
+        return
+    for meta in metas:
+        yield f"{scheme}://{bucket}/{meta['path']}", _info(meta)
+
+
+def _listing_with_odd_names(prefix: str, odd: list[str]) -> Iterator[tuple[str, ObjectInfo]]:
+    """The listing of a prefix with names such as `set//x` that obstore refuses, from Arrow. Sizes and versions are of obstore."""
+    from pyarrow import fs
+
+    scheme, bucket, path = prefix.partition("://")[0], *prefix.partition("://")[2].split("/", 1)
+    if scheme == "s3":
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        access, secret, session = map(os.environ.get, keys)
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        anonymous = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() == "true"
+        endpoint = _endpoint("s3")
+        storage = fs.S3FileSystem(
+            access_key=None if anonymous else access,
+            secret_key=None if anonymous else secret,
+            session_token=None if anonymous else session,
+            anonymous=anonymous,
+            region=region,
+            endpoint_override=endpoint,
+        )
+    else:
+        storage = fs.GcsFileSystem()
+    for entry in storage.get_file_info(fs.FileSelector(f"{bucket}/{path}".rstrip("/"), recursive=True)):
+        url = f"{scheme}://{entry.path}"
+        if entry.type != fs.FileType.File:
+            continue
+        if is_odd(url):
+            odd.append(url)
+        else:
+            yield url, info(url)
+
+
+class OddName(OSError):
+    """A name that object storages hold and no client can address: with an empty segment, `.` or `..`, or a control character."""
+
+
+def is_odd(url: str) -> bool:
+    """Whether the name of an object in a bucket can't be addressed."""
+    path = url.partition("://")[2].partition("/")[2]
+    return any(part in ("", ".", "..") for part in path.rstrip("/").split("/")) or re.search(r"[\x00-\x1f\x7f]", path) is not None
 
 
 @dataclass
@@ -141,6 +198,8 @@ def locate(url: str, patient: bool) -> tuple[Any, str]:
     silence = float(os.environ.get("SWAV_STORAGE_TIMEOUT", _SILENCE))
     if parts.scheme in ("s3", "gs"):
         path = url.partition("://")[2].partition("/")[2]
+        if path and is_odd(url):
+            raise OddName("its name has an empty segment, a segment of dots or a control character")
         return _bucket(parts.scheme, parts.netloc, patient, silence, _endpoint(parts.scheme)), path
     path = unquote(parts.path.lstrip("/"))
     if parts.query or "//" in path:  # the query of a signed URL is valid for this object only

@@ -230,7 +230,7 @@ def test_examples_of_skipped_members(tmp_path: Path) -> None:
     (tmp_path / "page.tar").write_bytes(b"<html>" + b"x" * 2000)
     report = build_index([tar, str(tmp_path / "page.tar")], tmp_path / "index")
     assert report.skipped == {"hidden": 1, "no_image": 9, "shard_not_a_tar": 1}
-    assert report.examples["no_image"] == ["note0", "note1", "note2"]
+    assert report.examples["no_image"] == [f"note{n}" for n in range(5)]
     assert report.examples["hidden"] == ["._1.jpg"]
     assert "page.tar is a web page" in report.examples["shard_not_a_tar"][0]
 

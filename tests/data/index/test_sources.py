@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from swav_platform.data.index.braces import expand_braces
-from swav_platform.data.index.sources import expand
+from swav_platform.data.index.sources import expand, find_shards
 from swav_platform.errors import UsageError
 
 
@@ -74,9 +75,12 @@ def test_padded_ranges_keep_their_zeros(tmp_path: Path) -> None:
     assert len(expand([f"{tmp_path}/s-{{008..011}}.tar"])) == 4
 
 
-def test_paths_are_absolute_and_unique(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_is_listed_several_times_comes_so_often(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert names(expand(["x-1.tar", "./x-1.tar", "x-{0..1}.tar", str(folder / "x-1.tar")]), folder) == ["x-0.tar", "x-1.tar"]
+    (folder / "more.txt").write_text("x-0.tar\nx-1.tar\nx-1.tar\n")
+    assert names(expand(["x-1.tar", "./x-1.tar", str(folder / "x-1.tar")]), folder) == ["x-1.tar"] * 3
+    assert names(expand(["more.txt"]), folder) == ["x-0.tar", "x-1.tar", "x-1.tar"]
+    assert names(expand(["x-1.tar", "x-{0..1}.tar"]), folder) == ["x-0.tar", "x-1.tar", "x-1.tar"]
 
 
 def test_an_existing_name_with_braces_or_brackets_is_not_expanded(tmp_path: Path) -> None:
@@ -160,3 +164,102 @@ def test_a_glob_drops_sidecar_files(tmp_path: Path) -> None:
     for name in ("00000.tar", "00000.parquet", "00000_stats.json"):
         (tmp_path / name).write_bytes(b"x")
     assert names(expand([f"{tmp_path}/*"]), tmp_path) == ["00000.tar"]
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder with links to a folder elsewhere, in a circle and twice; hidden, special and dangling entries."""
+    data, other = tmp_path / "data", tmp_path / "other"
+    for path in (data / "real/a.tar", data / ".hidden/h.tar", data / "._m.tar", other / "b.tar", other / "deep/c.tar"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (data / "a-link").symlink_to(other)
+    (data / "b-link").symlink_to(other)
+    (data / "circle").symlink_to(data)
+    (other / "back").symlink_to(data)
+    (data / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(data / "fifo.tar")
+    return data
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/**/*.tar", "/**"])
+def test_linked_folders_are_searched_once(linked: Path, pattern: str) -> None:
+    found = find_shards([f"{linked}{pattern}"])
+    assert names(found.shards, linked) == ["a-link/b.tar", "a-link/deep/c.tar", "real/a.tar"]
+    counts = {"hidden_folder": 1, "hidden": 1, "linked_folder": 3, "special_file": 1, "dangling_link": 1}
+    assert found.left_out.counts == counts
+    assert found.left_out.examples["special_file"] == [str(linked / "fifo.tar")]
+
+
+def test_a_folder_has_its_own_name_rather_than_that_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z/x.tar").write_bytes(b"x")
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    assert names(expand([str(tmp_path)]), tmp_path) == ["z/x.tar"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/link").symlink_to(tmp_path / "z")
+    assert names(expand([str(tmp_path / "only")]), tmp_path) == ["only/link/x.tar"]
+
+
+def test_special_files_are_never_opened(linked: Path) -> None:
+    with pytest.raises(UsageError, match="is a pipe, socket or device"):
+        expand([str(linked / "fifo.tar")])
+    with pytest.raises(UsageError, match="is a pipe, socket or device"):
+        expand([f"@{linked}/fifo.tar"])
+    with pytest.raises(UsageError, match="Nothing matches"):
+        expand([f"{linked}/f*.tar"])
+
+
+def test_a_glob_leaves_out_folders_without_tars(folder: Path) -> None:
+    found = find_shards([f"{folder}/*"])
+    assert len(found.shards) == 5
+    assert found.left_out.counts == {"folder_without_tars": 2, "hidden": 1}
+
+
+def test_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "good.tar").write_bytes(b"x")
+    with open(os.fsencode(tmp_path) + b"/b\xe9.tar", "wb") as file:
+        file.write(b"x")
+    found = find_shards([str(tmp_path)])
+    assert names(found.shards, tmp_path) == ["good.tar"]
+    assert found.left_out.examples == {"name_not_utf8": [f"{tmp_path}/b%E9.tar"]}
+    with pytest.raises(UsageError, match=r"1 name_not_utf8 \(.*b%E9"):
+        find_shards([os.fsdecode(os.fsencode(tmp_path) + b"/b\xe9.tar")])
+
+
+def test_missing_names_stop_or_are_left_out(folder: Path) -> None:
+    for pattern in (f"{folder}/x-{{0..4}}.tar", f"@{folder}/list"):
+        (folder / "list").write_text("x-0.tar\nx-1.tar\nx-2.tar\nx-3.tar\nx-4.tar\n")
+        with pytest.raises(UsageError, match=r"x-3\.tar'.*missing=skip"):
+            expand([pattern])
+        found = find_shards([pattern], missing="skip")
+        assert names(found.shards, folder) == ["x-0.tar", "x-1.tar", "x-2.tar"]
+        assert found.left_out.counts == {"shard_missing": 2}
+    with pytest.raises(UsageError, match="None of the shards"):
+        find_shards([f"{folder}/y-{{0..4}}.tar"], missing="skip")
+
+
+@pytest.mark.parametrize(
+    ("command", "expanded"),
+    [
+        (
+            "curl -s https://h/x-{08..10}.tar",
+            ["curl -s https://h/x-08.tar", "curl -s https://h/x-09.tar", "curl -s https://h/x-10.tar"],
+        ),
+        ("cat {a,b}-{0..1}.tar", ["cat a-0.tar", "cat a-1.tar", "cat b-0.tar", "cat b-1.tar"]),
+        ("awk '{print $1,$2}' x", ["awk '{print $1,$2}' x"]),
+        ("cat ${A,,}.tar {} {x} \\{a,b}", ["cat ${A,,}.tar {} {x} \\{a,b}"]),
+        ("{ cat a.tar; cat b.tar; }", ["{ cat a.tar; cat b.tar; }"]),
+    ],
+)
+def test_braces_of_commands(command: str, expanded: list[str]) -> None:
+    assert expand([f"pipe:{command}"], allow_pipe=True) == [f"pipe:{each}" for each in expanded]
+
+
+def test_addresses_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    base = "https://huggingface.co/datasets/o/n/resolve"
+    assert expand(["hf://datasets/o/n/train/x-{0..1}.tar"]) == [f"{base}/main/train/x-0.tar", f"{base}/main/train/x-1.tar"]
+    assert expand(["hf://datasets/o/n@v1/x.tar"]) == [f"{base}/v1/x.tar"]
+    with pytest.raises(UsageError, match="hf://datasets/OWNER"):
+        expand(["hf://datasets/o"])
