@@ -51,7 +51,7 @@ class IndexReport:
     skipped: members that are not samples, by reason; `examples`: some of their names. bytes_read: from the shards, 0 if all were
     known. shards_read: number of shards read. whole: number of shards that can't be read by ranges. unmatched: number of lines
     of the exclusion list that match no sample. ambiguous: number of its lines that may mean several shards.
-    labels: number of samples with a label. report: count and names of what was left out or looks odd, by kind.
+    labels: number of samples with a label. report: counts and names of omitted and odd things, by kind.
     """
 
     samples: int

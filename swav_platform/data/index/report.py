@@ -49,7 +49,7 @@ _DAMAGE = {"damaged": "damaged", "truncated": "truncated"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. names: some of what is counted."""
+    """One line of the report. names: the first ones."""
 
     kind: str
     count: int

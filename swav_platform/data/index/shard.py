@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-_MOST_KINDS, _MOST_EXTENSIONS = 20, 8  # of images with one key that are told apart
+_MOST_KINDS, _MOST_EXTENSIONS = 20, 8  # limits of the listed combinations of extensions
 EXAMPLES = 5  # names kept for each reason of skipped members
 
 SHARD_REASONS = {

@@ -8,7 +8,6 @@ from swav_platform.data.storage.cache import is_command
 from swav_platform.data.storage.objects import OddName, is_remote
 from swav_platform.failures import reason
 
-
 _REMEDIES = {
     "s3": (
         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for storage other than Amazon's, AWS_ENDPOINT_URL",
