@@ -75,7 +75,7 @@ class PlainLoop:
         loss.backward()
         self._adapt()
         self.sgd.step()
-        return loss.item()
+        return float(loss.item())
 
     @torch.no_grad()
     def _adapt(self) -> None:

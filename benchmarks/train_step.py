@@ -120,7 +120,7 @@ def convolution_share(step: Callable[[], object]) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    return sum(time for name, time in spent.items() if "convolution" in name) / sum(spent.values())
+    return float(sum(time for name, time in spent.items() if "convolution" in name) / sum(spent.values()))
 
 
 def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, pairs: int) -> dict[str, float]:

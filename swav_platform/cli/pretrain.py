@@ -153,7 +153,8 @@ def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:
     Does not contact remote storage.
     """
     from swav_platform.data.datasets import open_index, open_or_build
-    from swav_platform.data.index.sources import expand, is_command
+    from swav_platform.data.index.sources import expand
+    from swav_platform.data.storage.cache import is_command
 
     data = settings.data
     if data.index:
