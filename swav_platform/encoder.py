@@ -18,7 +18,8 @@ from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.decoding.decode import decode
-from swav_platform.images.decoding.pillow import orientation, to_rgb, upright
+from swav_platform.images.decoding.orientation import upright
+from swav_platform.images.decoding.pillow import orientation, to_rgb
 from swav_platform.images.decoding.refused import Refused, check_size
 from swav_platform.models.inference import Assignment, Encoded, InferenceModel, load_for_inference
 from swav_platform.runs.folder import RunFolder, find, runs_on_disk
