@@ -57,10 +57,12 @@ def serving(settings: ServiceSettings, host: str = "127.0.0.1", port: int = 0) -
 
 def listen(host: str, port: int) -> socket.socket:
     """Opens a listening socket; port 0 selects a free port. Raises UserError with host, port, cause and remedy."""
+    if port > 65535:  # create_server would raise OverflowError and leave its socket open
+        raise UserError(_refusal(host, port, OverflowError("port must be 0-65535")))
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(_refusal(host, port, error)) from error
 
 

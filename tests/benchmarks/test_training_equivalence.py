@@ -20,6 +20,8 @@ from swav_platform.config import load
 from swav_platform.data.index.build import build_index
 from swav_platform.data.index.sources import expand
 from swav_platform.images.views import photometric
+from swav_platform.rows.job import RowJob
+from swav_platform.rows.produce import rows as rows_of
 from swav_platform.rows.table import from_table
 from tests.makers import encoded
 
@@ -49,7 +51,7 @@ def test_the_arms_take_the_same_samples_and_chance_is_the_position_s(bench: Modu
     config = load(bench.RECIPE, tiny)
     recipe = bench.RecipeTables(config, index)
     rows = {number: from_table(recipe[number]) for number in (3, 1)}
-    ours = from_table(bench.RowTables(config, index)[3])
+    ours = next(rows_of(RowJob(config, str(index)), 3, 4))
     assert np.array_equal(rows[3].sample, ours.sample)
     assert np.array_equal(rows[3].position, ours.position)
     assert [views.shape for views in rows[3].views] == [(2, 8, 16, 16, 3), (2, 8, 8, 8, 3)]
@@ -61,7 +63,7 @@ def test_the_arms_take_the_same_samples_and_chance_is_the_position_s(bench: Modu
 
 def test_without_chance_the_arms_see_the_same_pixels(bench: ModuleType, index: Path, tiny: list[str]) -> None:
     config = load(bench.RECIPE, [*tiny, *PLAIN])
-    ours, recipe = (from_table(tables(config, index)[2]) for tables in (bench.RowTables, bench.RecipeTables))
+    ours, recipe = next(rows_of(RowJob(config, str(index)), 2, 3)), from_table(bench.RecipeTables(config, index)[2])
     for mine, theirs, parameters in zip(ours.views, bench.normalised(recipe), ours.params, strict=True):
         changed = photometric.apply(mine, parameters)
         assert changed.shape == theirs.shape

@@ -139,7 +139,8 @@ def test_its_own_environment_may_be_moved_to_another_disk(project: Path) -> None
     shutil.move(project / ".venv", project.parent / "disk")
     (project / ".venv").symlink_to(project.parent / "disk")
     assert made(project)
-    (project / "constraints.txt").open("a").write("# changed\n")
+    with (project / "constraints.txt").open("a") as constraints:
+        constraints.write("# changed\n")
     assert setup(project).returncode == 0
     assert made(project)
 

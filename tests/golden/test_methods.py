@@ -21,6 +21,7 @@ from swav_platform.methods.sela import balance
 from swav_platform.methods.sinkhorn import sinkhorn
 from swav_platform.training.optimisation.optimisers import build_optimiser
 from swav_platform.training.step import Learner, train_step
+from tests.golden.arrays import arrays
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
@@ -31,7 +32,7 @@ def gap(a: Tensor, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("tag", "tolerance"), [("f32", 1e-6), ("f64", 1e-12)])
 def test_deepcluster(golden: Path, tag: str, tolerance: float) -> None:
-    z = np.load(golden / "deepclusterv2.npz")
+    z = arrays(golden / "deepclusterv2.npz")
     memory, index = torch.from_numpy(z["memory"]).to(DTYPES[tag]), torch.from_numpy(z["memory_index"])
     heads = [len(z[f"f64_w1/centroids/head{h}"]) for h in range(3)]
     labels, scores = torch.full((3, 250), IGNORED), []
@@ -59,23 +60,23 @@ def test_deepcluster(golden: Path, tag: str, tolerance: float) -> None:
 @pytest.mark.parametrize("power", [1, 5, 25])
 def test_the_solver_of_sela(golden: Path, power: int) -> None:
     """Starts from softmax(10 scores)^power, as in the first paper."""
-    z = np.load(golden / "selav2.npz")
+    z = arrays(golden / "selav2.npz")
     log_p = torch.from_numpy(z["scores"].astype(np.float64)).mul(10).log_softmax(1) * power
     log_v = balanced(log_p, iterations=1000, tolerance=0.1)
     plan = (log_p + log_v).softmax(1)
     assert torch.equal(plan.argmax(1), torch.from_numpy(z[f"sela_v1/lambda{power}/labels"]))
-    if f"sela_v1/lambda{power}/plan_times_N" in z.files:
+    if f"sela_v1/lambda{power}/plan_times_N" in z:
         assert gap(plan, z[f"sela_v1/lambda{power}/plan_times_N"]) < 1e-12
 
 
 @pytest.mark.parametrize(("epsilon", "iterations"), [(0.05, 3), (0.05, 100), (0.01, 100)])
 def test_sinkhorn_over_a_whole_bank(golden: Path, epsilon: float, iterations: int) -> None:
-    z = np.load(golden / "selav2.npz")
+    z = arrays(golden / "selav2.npz")
     scores, key = torch.from_numpy(z["scores"].astype(np.float64)), f"swav_bank/eps{epsilon}_it{iterations}"
     log_p = scores / epsilon
     codes = (log_p + balanced(log_p, iterations, tolerance=0)).softmax(1)
     assert torch.equal(codes.argmax(1), torch.from_numpy(z[f"{key}/labels"]))
-    if f"{key}/codes" in z.files:
+    if f"{key}/codes" in z:
         assert gap(codes, z[f"{key}/codes"]) < 1e-12
     over_the_step = sinkhorn(scores, epsilon=epsilon, iterations=iterations, comm=LocalComm())
     assert (over_the_step - codes).abs().max() < 1e-12
@@ -119,8 +120,8 @@ def ours(published: str) -> str:
 @pytest.mark.parametrize("k", [5, 1])
 @pytest.mark.parametrize(("tag", "tolerance"), [("f32", 1e-6), ("f64", 1e-12)])
 def test_mean_shift(golden: Path, k: int, tag: str, tolerance: float) -> None:
-    z, dtype = np.load(golden / "mean_shift.npz"), DTYPES[tag]
-    pixels = (torch.from_numpy(np.load(golden / "swav_views.npz")["large"]).to(dtype) - 128) / 64
+    z, dtype = arrays(golden / "mean_shift.npz"), DTYPES[tag]
+    pixels = (torch.from_numpy(arrays(golden / "swav_views.npz")["large"]).to(dtype) - 128) / 64
     method = mean_shift(z, k, dtype)
     network, options = method.network, Config.model_validate({"train": {"optimiser": {"name": "sgd", "weight_decay": 1e-4}}})
     learner = Learner(network, method, build_optimiser(network.parameters(), options.train.optimiser))
@@ -141,7 +142,7 @@ def test_mean_shift(golden: Path, k: int, tag: str, tolerance: float) -> None:
         assert torch.equal(near, bank[want]), "wrong neighbour"
         places = (near[:, :, None] == bank).all(-1).int().argmax(-1).numpy()
         purity.append((labels[places] == z["labels"][t][:, None]).mean())
-        if f"k{k}/{tag}/bank" in z.files:
+        if f"k{k}/{tag}/bank" in z:
             assert gap(bank, z[f"k{k}/{tag}/bank"][t]) < tolerance
         assert gap(torch.cat([r.embeddings[0] for r in outputs.rows]), z[f"k{k}/{tag}/query"][t]) < 2 * tolerance
         momentum = torch.cat([r.momentum[0] for r in outputs.rows])
@@ -162,7 +163,7 @@ def test_mean_shift(golden: Path, k: int, tag: str, tolerance: float) -> None:
 
     assert np.abs(np.array(losses) - z[f"k{k}/{tag}/loss"]).max() < tolerance
     assert np.abs(np.array(purity) - z[f"k{k}/{tag}/purity"]).max() < 1e-6
-    last = z[f"k{k}/{tag}/bank_final"] if f"k{k}/{tag}/bank_final" in z.files else z[f"k{k}/{tag}/bank"][-1]
+    last = z[f"k{k}/{tag}/bank_final"] if f"k{k}/{tag}/bank_final" in z else z[f"k{k}/{tag}/bank"][-1]
     assert gap(method.bank.features.view(256, 8), last) < 2 * tolerance
     parts = {"encoder": network.encoder, "fc": network.projection_head, "predictor": network.predictor}
     online = dict(nn.ModuleDict(parts).named_parameters())

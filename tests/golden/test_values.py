@@ -18,6 +18,7 @@ from swav_platform.models import heads
 from swav_platform.models.resnet import SHAPES, ResNet
 from swav_platform.training.optimisation.optimisers import Lars
 from swav_platform.training.optimisation.schedules import learning_rate
+from tests.golden.arrays import arrays
 
 SINKHORN = [
     "b256_k300_e05_w1", "b32_k3000_e03_i10_w1", "b48_k100_e05_w3", "b64_k30_e0125_w1_underflow", "b64_k30_e01_w1_overflow",
@@ -27,13 +28,13 @@ SINKHORN = [
 
 
 def test_all_sinkhorn_cases_are_listed(golden: Path) -> None:
-    assert sorted({k.split("/")[0] for k in np.load(golden / "sinkhorn.npz").files}) == SINKHORN
+    assert sorted({k.split("/")[0] for k in arrays(golden / "sinkhorn.npz")}) == SINKHORN
 
 
 @pytest.mark.parametrize("case", SINKHORN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sinkhorn(golden: Path, case: str, dtype: torch.dtype) -> None:
-    z = np.load(golden / "sinkhorn.npz")
+    z = arrays(golden / "sinkhorn.npz")
     scores = torch.from_numpy(z[f"{case}/scores"]).to(dtype)
     world, rows, k = scores.shape
     iterations = int(z[f"{case}/iterations"])
@@ -41,14 +42,14 @@ def test_sinkhorn(golden: Path, case: str, dtype: torch.dtype) -> None:
     tolerance = {torch.float32: 2e-6, torch.float64: 1e-12}[dtype]
     if iterations == 0:  # there, only the total is normalised, and codes are up to 20
         codes, tolerance = codes / codes.sum() * len(codes), tolerance * 50
-    at = z[f"{case}/codes_f64_rows"] if f"{case}/codes_f64_rows" in z.files else slice(None)
+    at = z[f"{case}/codes_f64_rows"] if f"{case}/codes_f64_rows" in z else slice(None)
     assert np.abs(codes.view(world, rows, k).numpy()[:, at] - z[f"{case}/codes_f64"]).max() < tolerance
 
 
 @pytest.mark.parametrize("name", ["assign01", "assign1"])
 @pytest.mark.parametrize(("tag", "dtype", "tolerance"), [("f32", torch.float32, 5e-6), ("f64", torch.float64, 1e-12)])
 def test_swapped_loss_and_gradient(golden: Path, name: str, tag: str, dtype: torch.dtype, tolerance: float) -> None:
-    z = np.load(golden / "swav_loss.npz")
+    z = arrays(golden / "swav_loss.npz")
     assign = {"assign01": (0, 1), "assign1": (1,)}[name]
     scores = torch.from_numpy(z["scores"]).to(dtype).requires_grad_()
     codes = sinkhorn(scores.detach()[list(assign)], epsilon=0.05, iterations=3, comm=LocalComm())
@@ -61,7 +62,7 @@ def test_swapped_loss_and_gradient(golden: Path, name: str, tag: str, dtype: tor
 
 @pytest.mark.parametrize("name", ["swav_800ep", "swav_200ep_bs256", "short"])
 def test_schedule(golden: Path, name: str) -> None:
-    z = np.load(golden / "schedules.npz")
+    z = arrays(golden / "schedules.npz")
     value = {k: z[f"{name}/{k}"].item() for k in ("base_lr", "final_lr", "warmup_epochs", "start_warmup", "iterations_per_epoch")}
     options = config.Optimiser(
         lr=value["base_lr"],
@@ -77,8 +78,8 @@ def test_schedule(golden: Path, name: str) -> None:
 @pytest.mark.parametrize("case", ["swav", "strong_wd", "clip"])
 @pytest.mark.parametrize(("tag", "dtype", "tolerance"), [("f32", torch.float32, 1e-6), ("f64", torch.float64, 1e-12)])
 def test_lars(golden: Path, case: str, tag: str, dtype: torch.dtype, tolerance: float) -> None:
-    z = np.load(golden / "schedules.npz")
-    names = [k.rsplit("/", 1)[1] for k in z.files if k.startswith("larc/weight/")]
+    z = arrays(golden / "schedules.npz")
+    names = [k.rsplit("/", 1)[1] for k in z if k.startswith("larc/weight/")]
     p = {n: nn.Parameter(torch.from_numpy(z[f"larc/weight/{n}"]).to(dtype)) for n in names}
     lr, decay = z[f"larc/{case}/lr"].item(), z[f"larc/{case}/wd"].item()
     assert bool(z[f"larc/{case}/clip"]) == (case == "clip")

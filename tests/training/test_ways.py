@@ -229,7 +229,7 @@ def test_a_step_that_moves_no_weight_goes_forward_once_and_not_back(
 
     forward = MultiCropNetwork.forward
     monkeypatch.setattr(MultiCropNetwork, "forward", only)
-    monkeypatch.setattr(torch.Tensor, "backward", back)
+    monkeypatch.setattr(torch.autograd, "backward", back)
     rig.train(rig.config(method__name="sela", train__steps=1, train__accumulate=accumulate), tmp_path)
     assert passes == [4] * 8
     model = final(tmp_path).model

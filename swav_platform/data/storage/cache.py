@@ -15,8 +15,8 @@ import lzma
 import os
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,8 @@ def _content(url: str) -> Iterator[bytes]:
     """The unpacked content of a shard, up to the first damaged byte. The scan of the tar then reports the truncation."""
     started = False
     try:
-        with _opened(url) as packed:
-            for piece in _unpacked(packed):
+        with _opened(url) as packed, closing(_unpacked(packed)) as pieces:
+            for piece in pieces:
                 started = True
                 yield piece
     except (OSError, EOFError, zlib.error, lzma.LZMAError, BaseError) as error:
@@ -106,13 +106,13 @@ def _content(url: str) -> Iterator[bytes]:
             raise _SourceFailed(EOFError("it is damaged from the first byte")) from None
 
 
-def _unpacked(packed: Any) -> Iterator[bytes]:
-    reader: Any = io.BufferedReader(packed, _PIECE)
-    head = reader.peek(16)[:16]
-    unpack = next((kind for magic, kind in _UNPACK if head.startswith(magic)), None)
-    source = unpack(reader) if unpack else reader
-    read = getattr(source, "read1", source.read)  # `read` would lose the bytes before the damage
-    return iter(lambda: read(_PIECE), b"")
+def _unpacked(packed: io.RawIOBase) -> Generator[bytes, None, None]:
+    with io.BufferedReader(packed, _PIECE) as reader:
+        head = reader.peek(16)[:16]
+        unpack = next((kind for magic, kind in _UNPACK if head.startswith(magic)), None)
+        source: Any = unpack(reader) if unpack else reader
+        read = getattr(source, "read1", source.read)  # `read` would lose the bytes before the damage
+        yield from iter(lambda: read(_PIECE), b"")
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _opened(url: str) -> Iterator[Any]:
     elif is_command(url):
         yield _Pieces(_output(url.removeprefix(COMMAND)))
     else:
-        with open(url, "rb") as file:
+        with open(url, "rb", buffering=0) as file:
             yield file
 
 
