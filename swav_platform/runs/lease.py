@@ -131,7 +131,7 @@ def _record(writer: str, expires: float | None = None) -> bytes:
 def _parsed(found: Stored) -> dict[str, Any]:
     """The record. One that can't be read has expired."""
     try:
-        return {"host": "", "pid": 0, "process": "", "expires": 0.0} | json.loads(found.data)
+        return {"host": "", "pid": 0, "process": "", "expires": 0.0, **json.loads(found.data)}
     except (ValueError, TypeError):
         return {"host": "", "pid": 0, "process": "", "expires": 0.0}
 

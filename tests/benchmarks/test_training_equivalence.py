@@ -65,7 +65,7 @@ def test_without_chance_the_arms_see_the_same_pixels(bench: ModuleType, index: P
     config = load(bench.RECIPE, [*tiny, *PLAIN])
     ours, recipe = next(rows_of(RowJob(config, str(index)), 2, 3)), from_table(bench.RecipeTables(config, index)[2])
     for mine, theirs, parameters in zip(ours.views, bench.normalised(recipe), ours.params, strict=True):
-        changed = photometric.apply(mine, parameters)
+        changed = photometric.apply(mine.copy(), parameters.copy())
         assert changed.shape == theirs.shape
         assert (changed - theirs).abs().max() < 2.5 / 255 / min(photometric.STD)
 

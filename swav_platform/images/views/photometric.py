@@ -38,15 +38,11 @@ def apply(views: Tensor | np.ndarray, params: Tensor | np.ndarray, dtype: torch.
     views: uint8 [V, R, H, W, 3] on any device; params: float32 [V, R, P] with the columns of params.PARAMS, best
     left on the CPU. Whatever the dtype, colours are changed in float32.
     """
-    if isinstance(views, Tensor) and views.device.type != "cpu":
-        return by_tensors(views, params, dtype)
-    numbers = colour_kernel.to_float(np.ascontiguousarray(views), _as_numpy(params))
-    return torch.from_numpy(numbers).to(dtype).permute(0, 3, 1, 2)
-
-
-def _as_numpy(params: Tensor | np.ndarray) -> np.ndarray:
-    """Rows are read-only arrays, from which torch makes tensors only with a warning."""
-    return params.cpu().numpy() if isinstance(params, Tensor) else params
+    pixels = torch.as_tensor(views)
+    if pixels.device.type == "cpu":
+        numbers = colour_kernel.to_float(pixels.contiguous().numpy(), torch.as_tensor(params).cpu().numpy())
+        return torch.from_numpy(numbers).to(dtype).permute(0, 3, 1, 2)
+    return by_tensors(pixels, params, dtype)
 
 
 @torch.no_grad()
