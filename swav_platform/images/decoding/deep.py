@@ -105,7 +105,8 @@ def _pairs(high: Image.Image, low: Image.Image, mode: str) -> Iterator[tuple[np.
 def _sixteen_bits(high: np.ndarray, low: np.ndarray, mode: str) -> np.ndarray:
     """uint16 [h, W, C] of the colours; C = 1 or 3."""
     first, second = (high[..., :1], high[..., 1:2]) if mode == "LA" else (high[..., :3], low[..., :3])
-    return np.bitwise_or(first.astype(np.uint16) << 8, second, dtype=np.uint16)
+    joined: np.ndarray = first.astype(np.uint16) << 8 | second
+    return joined
 
 
 def _alpha(high: np.ndarray, low: np.ndarray, mode: str) -> np.ndarray | None:
