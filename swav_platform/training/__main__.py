@@ -77,12 +77,12 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
             for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
                 log.warning(warning)
             kept = {name: known.get(name) for name in ("run_id", "tracking_uri", "created")}
-            folder.write(config, index=index.path, index_digest=index.digest, samples=index.samples, **kept)
+            folder.write(config, index=index.place, index_digest=index.digest, samples=index.samples, **kept)
         result = train(
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(RowJob(config, str(index.path), known_killers(folder.checkpoints)), comm),
+            rows=local_rows(RowJob(config, index.place, known_killers(folder.checkpoints)), comm),
             comm=comm,
             run_dir=folder.place,
             resume=resume,

@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 from swav_platform.data.index.exclusions import Excluded, Exclusions
 from swav_platform.data.index.manifest import GROUP, SHARDS, ShardTable, read_manifest, renumbered, version_folder
 from swav_platform.data.index.shard import SCHEMA
+from swav_platform.data.storage.copies import local_copy_of_folder
+from swav_platform.data.storage.objects import is_remote
 from swav_platform.errors import UsageError, UserError
 
 _CACHED_GROUPS = 96  # each block of a window may be in a different group
@@ -49,10 +51,13 @@ class IndexLine:
 
 
 class Index:
-    """Read access to an index: `digest`, `samples` (their number), `shards`, `label`, `members`. Can be pickled."""
+    """Read access to an index: `digest`, `samples` (their number), `shards`, `label`, `members`. Can be pickled.
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path, self.manifest = path, manifest
+    path: the folder of the version. place: the same, or the URL that it was copied from.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], place: str | None = None) -> None:
+        self.path, self.manifest, self.place = path, manifest, place or str(path)
         self.digest: str = manifest["digest"]
         self.samples: int = manifest["samples"]
         self.label: str | None = manifest["label"]
@@ -66,21 +71,24 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Opens the current version of the index in a folder, or one version by its own folder (`Index.path`).
+        """Opens the current version of the index in a folder, or one version by its own folder (`Index.place`).
 
+        An index at an s3:// or gs:// URL is copied to the local disk, once per node.
         Raises UsageError if there is no index at `path` and UserError if it is incomplete or has another format.
         """
-        path = Path(path)
+        url = str(path).rstrip("/") if is_remote(str(path)) else None
+        path = _local_copy(url) if url else Path(path)
         manifest = read_manifest(path)
         if manifest is None:
-            raise UsageError(f"There is no index in {path}: create one with `swav index PATTERN --out {path}`.")
+            raise UsageError(f"There is no index in {url or path}: create one with `swav index PATTERN --out {url or path}`.")
         try:
-            return cls(version_folder(path, manifest), manifest)
+            folder = version_folder(path, manifest)
+            return cls(folder, manifest, url and (url if folder == path else f"{url}/{folder.name}"))
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"The index in {path} is incomplete ({error}): index the shards again.") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index.open, (self.path,)
+        return Index.open, (self.place,)
 
     def lines(self, numbers: Sequence[int] | np.ndarray) -> list[IndexLine]:
         """Lines of samples by number, in the given order. Raises IndexError for a number outside 0 .. samples-1."""
@@ -162,3 +170,11 @@ class Index:
             if len(self._files) > _CACHED_FILES:
                 self._files.popitem(last=False)[1].close()
         return file
+
+
+def _local_copy(url: str) -> Path:
+    """A folder on the local disk with the index, or the version of one, at a URL, and its exclusion list."""
+    index, _, name = url.rpartition("/")
+    if not name.startswith("version-"):
+        return local_copy_of_folder(url)
+    return local_copy_of_folder(index, lambda key: "/" not in key or key.startswith(f"{name}/")) / name

@@ -13,10 +13,14 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from obstore.exceptions import BaseError
 
 from swav_platform.atomic import cure
 from swav_platform.data.storage.cache import cache_folder
+from swav_platform.data.storage.errors import explain
 from swav_platform.data.storage.objects import Changed, ObjectInfo, listing, read_range
 from swav_platform.errors import UserError
 
@@ -25,19 +29,18 @@ _PIECE = 32 * 2**20
 _TRIES = 3  # while somebody writes to the folder
 
 
-def local_copy_of_folder(url: str) -> Path:
+def local_copy_of_folder(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
     """The path of a folder with the objects below `url`, which are downloaded if necessary. Empty if there are none.
 
-    Raises OSError or an exception of obstore if the storage does not answer, and UserError if the copy can't be written.
+    wanted: selects objects by their name below `url`. Raises UserError if the storage does not answer or the copy can't be written.
     """
     prefix = url.rstrip("/") + "/"
     for attempt in range(1, _TRIES + 1):
-        found = dict(listing(prefix))
         try:
-            return _copied(prefix, found)
-        except (Changed, FileNotFoundError):
+            return _copied(prefix, {at: info for at, info in listing(prefix) if wanted(at.removeprefix(prefix))})
+        except (Changed, BaseError) as error:
             if attempt == _TRIES:
-                raise
+                raise UserError(explain(url, error)) from error
     raise AssertionError("unreachable")
 
 
@@ -58,7 +61,7 @@ def _copied(prefix: str, found: dict[str, ObjectInfo]) -> Path:
                 os.replace(aside, path)
             os.utime(path)
     except OSError as error:
-        if error.errno is None:  # of the storage
+        if isinstance(error, Changed):
             raise
         raise UserError(
             f"{prefix} can't be copied to {path.parent} ({error.strerror}): {cure(error)}, or set SWAV_CACHE to another folder."
