@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from swav_platform import registry
-from swav_platform.atomic import write_text
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
@@ -25,6 +23,7 @@ from swav_platform.images.decoding.decode import codec_fingerprint
 from swav_platform.methods.build import build_method
 from swav_platform.models.encoders import check_name
 from swav_platform.runs.folder import RunFolder, near_run, runs_folder
+from swav_platform.runs.storage import is_url, join, place_of
 from swav_platform.training import preflight
 from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.checkpoints.export import export_package
@@ -54,10 +53,10 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     _check_names(config)
     session.check_address()
     config = with_absolute_paths(config)
-    folder = RunFolder(Path(str(config.run.out)) / str(config.run.name))
+    folder = RunFolder.at(join(place_of(str(config.run.out)), str(config.run.name)))
     started = time.monotonic()
     shards = None if folder.exists() else _check_data(config)
-    with folder.claimed():
+    with folder.claimed() as confirm:
         if resume and not folder.exists():
             log.warning(_new_run_warning(folder))
         known = known_run(folder, config, resume)
@@ -77,7 +76,8 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
                     result = train.fit(_job(config, folder, index, uri, run_id, allocation.tasks))
                 finally:
                     _repeat_warnings(folder)
-            package = export_package(folder, Path(result["checkpoint"]))
+            confirm()
+            package = export_package(folder, place_of(result["checkpoint"]))
             model_uri = registry.register_package(uri, run_id, package, config.tracking.model or folder.name)
             registry.finish_run(uri, run_id, "FINISHED")
         except BaseException as error:
@@ -90,10 +90,10 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             "run_id": run_id,
             **{k: result[k] for k in _REPORTED},
             "seconds": round(time.monotonic() - started, 2),
-            "folder": str(folder.path),
+            "folder": str(folder.place),
             "model_uri": model_uri,
         }
-        write_text(folder.path / "summary.json", json.dumps(summary))
+        folder.write_summary(summary)
         return summary
 
 
@@ -103,7 +103,7 @@ def with_absolute_paths(config: Config) -> Config:
     tree["run"]["name"] = config.run.name or time.strftime("%Y%m%d-%H%M%S") + f"-{config.method.name}"
     tree["run"]["out"] = str(runs_folder(config.run.out))
     for section, key in (("data", "index"), ("data", "exclude"), ("data", "sample_log"), ("model", "init")):
-        if tree[section][key]:
+        if tree[section][key] and not is_url(tree[section][key]):
             tree[section][key] = os.path.abspath(os.path.expanduser(tree[section][key]))
     return from_tree(tree)
 
@@ -115,9 +115,9 @@ def _check_names(config: Config) -> None:
 
 
 def _new_run_warning(folder: RunFolder) -> str:
-    near = near_run(folder.name, folder.path.parent)
+    near = near_run(folder.name, folder.runs)
     hint = f"{near} If so, stop this run." if near else ""
-    return f"Run {folder.name} is new: {folder.path.parent} has no run of that name to resume.{hint}"
+    return f"Run {folder.name} is new: {folder.runs} has no run of that name to resume.{hint}"
 
 
 def _explain_resume(folder: RunFolder) -> None:
@@ -142,8 +142,10 @@ def _check_data(config: Config) -> Shards | None:
 
 def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str, Any], shards: Shards | None) -> Index:
     """A resumed run uses the version of the index that it started with, also if samples were excluded since."""
+    if known:
+        folder.bring_index()
     index = open_or_build(config.data, folder.index, shards=shards, progress=watch.indexing)
-    if known and (config.data.index or index.excluded) and Path(known["index"]).is_dir():
+    if known and (config.data.index or index.excluded) and (is_url(known["index"]) or Path(known["index"]).is_dir()):
         original = open_index(known["index"], allow_pipe=config.data.allow_pipe)
         index = original if original.digest == known["index_digest"] else index
     plan = plan_of(index, config.data, config.seed)
@@ -172,7 +174,7 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
     run_id = registry.start_run(config, known.get("run_id"), tags, settings)
     folder.write(
         config,
-        index=index.path,
+        index=folder.share_index(index.place),
         index_digest=index.digest,
         samples=index.samples,
         run_id=run_id,
@@ -186,10 +188,10 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # state that Ray Train kept of an earlier attempt
     return train.TrainJob(
         config=config.model_dump(mode="json"),
-        index=str(index.path),
+        index=folder.share_index(index.place),
         index_digest=index.digest,
         samples=index.samples,
-        run_dir=str(folder.path),
+        run_dir=str(folder.place),
         tasks=tasks,
         tracking_uri=uri,
         run_id=run_id,
@@ -199,8 +201,8 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
 
 def _repeat_warnings(folder: RunFolder) -> None:
     """Prints the workers' warnings, which Ray does not forward."""
-    with contextlib.suppress(OSError):
-        for line in dict.fromkeys(folder.worker_log.read_text(encoding="utf-8").splitlines()):
+    with contextlib.suppress(OSError, UserError):
+        for line in dict.fromkeys(folder.storage.get(folder.worker_log.name).decode("utf-8").splitlines()):
             log.warning(line)
 
 

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from swav_platform.atomic import write_text
 from swav_platform.cluster.session import cluster_resources
 from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config, from_tree
 from swav_platform.errors import UserError
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.storage import place_of
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,17 @@ class TrainJob:
     run_id: str
     attempt: str  # unique: a worker left over from a killed attempt must not write the result of this one
 
-    def result_file(self) -> Path:
-        """Where rank 0 writes the result, or any rank an error for the user."""
-        return Path(self.run_dir) / f".result-{self.attempt}.json"
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder.at(place_of(self.run_dir))
+
+    @property
+    def result_key(self) -> str:
+        """The object in the run's storage for the result of rank 0, or for an error of any rank that the user should see."""
+        return f".result-{self.attempt}.json"
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        self.folder.storage.put(self.result_key, json.dumps(result).encode())
 
 
 def fit(job: TrainJob, *, failures: int = 3) -> dict[str, Any]:
@@ -48,9 +56,9 @@ def fit(job: TrainJob, *, failures: int = 3) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = from_tree(job.config)
-    folder = RunFolder(Path(job.run_dir))
-    for stale in (folder.worker_log, *folder.path.glob(".result-*.json")):
-        stale.unlink(missing_ok=True)
+    folder = job.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.storage.delete([folder.worker_log.name])
     gpus = _has_gpus(config.train.workers)
     trainer = TorchTrainer(
         _rank,
@@ -59,7 +67,7 @@ def fit(job: TrainJob, *, failures: int = 3) -> dict[str, Any]:
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray.train.RunConfig(
             name=f"train-{uuid.uuid4().hex[:8]}",  # unique: Ray would restore its own state of an earlier attempt
-            storage_path=str(Path(job.run_dir) / "ray"),
+            storage_path=str(job.folder.path / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=failures),
         ),
     )
@@ -71,8 +79,8 @@ def fit(job: TrainJob, *, failures: int = 3) -> dict[str, Any]:
             f"Training of run {config.run.name} failed: {_root_cause(error)}. Its checkpoints are in {job.run_dir}/checkpoints; "
             f"continue with --resume."
         ) from error
-    result: dict[str, Any] = json.loads(job.result_file().read_text())
-    job.result_file().unlink()
+    result: dict[str, Any] = json.loads(folder.storage.get(job.result_key))
+    folder.storage.delete([job.result_key])
     if "error" in result:
         raise UserError(result["error"])
     return result
@@ -99,8 +107,8 @@ def _rank(loop_config: dict[str, Any]) -> None:
     from swav_platform.training.loop import Progress, train
 
     job = TrainJob(**loop_config["job"])
-    folder = RunFolder(Path(job.run_dir))
-    if job.result_file().is_file():  # Ray restarted the ranks after an error that a restart does not fix
+    folder = job.folder
+    if folder.has(job.result_key):  # Ray restarted the ranks after an error that a restart does not fix
         return
     config, comm, rank_0 = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
     tracker = Tracker(job.tracking_uri, job.run_id) if rank_0 else None
@@ -112,7 +120,7 @@ def _rank(loop_config: dict[str, Any]) -> None:
 
     log_file = _warnings_to(folder.worker_log) if rank_0 else None
     try:
-        with folder.written() if rank_0 else contextlib.nullcontext():
+        with folder.written() if rank_0 else contextlib.nullcontext(lambda: None) as confirm:
             comm.sum(torch.zeros(1))  # barrier: no rank reads checkpoints before rank 0 holds the folder's lock
             result = train(
                 config,
@@ -120,17 +128,18 @@ def _rank(loop_config: dict[str, Any]) -> None:
                 index_digest=job.index_digest,
                 rows=_rows_of(job, config, comm.rank, comm.size),
                 comm=comm,
-                run_dir=folder.path,
+                run_dir=folder.place,
+                confirm=confirm,
                 resume=True,
                 on_progress=notify,
                 device=str(ray.train.torch.get_device()),
             )
         if rank_0:
-            write_text(job.result_file(), json.dumps({**asdict(result), "checkpoint": str(result.checkpoint)}))
+            job.write_result({**asdict(result), "checkpoint": str(result.checkpoint)})
     except Exception as error:
         if (message := user_message(error)) is None:
             raise
-        write_text(job.result_file(), json.dumps({"error": message}))  # Ray itself would only report a failed worker
+        job.write_result({"error": message})  # Ray itself would only report a failed worker
         if comm.size > 1:
             raise  # the other ranks may be waiting for this one
     finally:
@@ -138,6 +147,14 @@ def _rank(loop_config: dict[str, Any]) -> None:
             tracker.close()
         if log_file:
             log_file.close()
+            _publish_log(folder)
+
+
+def _publish_log(folder: RunFolder) -> None:
+    """Copies the warnings of rank 0 to the run's storage, if that is not this disk."""
+    if folder.worker_log.is_file():
+        with contextlib.suppress(UserError):  # the result matters more
+            folder.publish(folder.worker_log.name)
 
 
 def user_message(error: BaseException | None) -> str | None:
@@ -172,7 +189,7 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
         streams: list[Any] = [None]
         if rank == 0:
             data = config.data.model_copy(update={"tasks": job.tasks})
-            known = known_killers(RunFolder(Path(job.run_dir)).checkpoints)
+            known = known_killers(job.folder.checkpoints)
             row_job = RowJob(config.model_copy(update={"data": data}), job.index, known)
             streams = [open_streams(row_job, first, last, ranks)]
         if ranks > 1:

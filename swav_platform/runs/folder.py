@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -105,6 +106,25 @@ class RunFolder:
             files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else [root]
             for file in sorted(files, key=lambda path: (path.suffix == ".json", path.name == "manifest.json", path)):
                 self.storage.put(file.relative_to(self.path).as_posix(), file)
+
+    def share_index(self, place: str) -> str:
+        """A place of an index that every node sees. The index of a run in an object store is uploaded to it."""
+        if self.url is None or is_url(place) or not Path(place).is_relative_to(self.index):
+            return place
+        version = Path(place).relative_to(self.path)
+        stored = self.storage.entries(f"{version}/")
+        for file in sorted(path for path in Path(place).iterdir() if path.is_file()):
+            key = file.relative_to(self.path).as_posix()
+            if stored.get(key) != file.stat().st_size:  # a version never changes
+                self.storage.put(key, file)
+        for file in sorted(path for path in self.index.iterdir() if path.is_file()):
+            self.storage.put(file.relative_to(self.path).as_posix(), file)
+        return str(join(self.url, version.as_posix()))
+
+    def bring_index(self) -> None:
+        """Copies the index of a run in an object store to this machine, so that a resumed run does not read all shards again."""
+        if self.url is not None and not self.index.is_dir():
+            shutil.copytree(self.fetched("index"), self.index)
 
     def exists(self) -> bool:
         return self.has("run.json")

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from swav_platform.training import preflight
 from swav_platform.training.checkpoints.export import export_package
 from swav_platform.training.checkpoints.resume import known_run
 from swav_platform.training.checkpoints.store import known_killers
-from swav_platform.training.collectives import joined
+from swav_platform.training.collectives import broadcast_bytes, joined
 from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import Progress, train
 
@@ -72,17 +71,18 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
 
     with folder.claimed() if comm.rank == 0 else contextlib.nullcontext(lambda: None) as confirm:
         known = known_run(folder, config, resume) if comm.rank == 0 else {}
-        index = _index(config, folder, comm)
+        place = _index(config, folder, comm, bool(known))
+        index = Index.open(place)
         if comm.rank == 0:
             for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
                 log.warning(warning)
             kept = {name: known.get(name) for name in ("run_id", "tracking_uri", "created")}
-            folder.write(config, index=index.place, index_digest=index.digest, samples=index.samples, **kept)
+            folder.write(config, index=place, index_digest=index.digest, samples=index.samples, **kept)
         result = train(
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(RowJob(config, index.place, known_killers(folder.checkpoints)), comm),
+            rows=local_rows(RowJob(config, place, known_killers(folder.checkpoints)), comm),
             comm=comm,
             run_dir=folder.place,
             resume=resume,
@@ -102,13 +102,16 @@ def _configured(options: argparse.Namespace, size: int) -> Config:
     return load_with(options.config, overrides, data=options.data or (), name=options.name, out=options.out)
 
 
-def _index(config: Config, folder: RunFolder, comm: Comm) -> Index:
-    """Rank 0 builds the index while the other ranks wait."""
+def _index(config: Config, folder: RunFolder, comm: Comm, known: bool) -> str:
+    """The place of the index. Rank 0 builds it while the other ranks wait."""
+    place = ""
     if comm.rank == 0:
+        if known:
+            folder.bring_index()
         index = open_or_build(config.data, folder.index)
         check_one_pass(plan_of(index, config.data, config.seed), config.data, config.rows_per_step, config.steps(index.samples))
-    comm.sum(torch.zeros(1))
-    return Index.open(Path(config.data.index or folder.index))
+        place = folder.share_index(index.place)
+    return broadcast_bytes(place.encode(), comm).decode()
 
 
 @contextlib.contextmanager
