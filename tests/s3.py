@@ -17,6 +17,7 @@ from typing import Any
 
 STARTS_WITHIN = 60.0  # seconds
 
+_ALONE = ("-port.iceberg=0", "-port.lance=0")  # fixed ports, which two servers could not share
 _PARTS = ("master", "volume", "filer", "s3")
 
 
@@ -62,7 +63,9 @@ class S3Server:
         keys = self.folder / "keys.json"
         _write_keys(keys, key, secret)
         filer = self.ports["filer"]
-        self._gateway = self._weed("s3", f"-filer=127.0.0.1:{filer}.{filer + 1}", f"-config={keys}", *self._port("s3", ""))
+        self._gateway = self._weed(
+            "s3", f"-filer=127.0.0.1:{filer}.{filer + 1}", f"-config={keys}", *self._port("s3", ""), *_ALONE
+        )
         deadline = time.monotonic() + STARTS_WITHIN
         while not self._ready(key, secret):
             if self._gateway.poll() is not None or time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""Records of a run in an object store: what rank 0 appends to files on its machine, uploaded in parts before each checkpoint.
+"""Records of a run in an object store: files that rank 0 writes on its machine, uploaded before each checkpoint.
 
-metrics.jsonl becomes metrics/part-<first>-<end>.jsonl, one part per checkpoint: the lines of steps first … end-1. Parts that no checkpoint
-covers do not count and are deleted on resume.
+metrics.jsonl becomes metrics/part-<first>-<end>.jsonl, one part per checkpoint: the lines of steps first … end-1. The parts of the ledger
+are files of their own already. Parts that no checkpoint covers do not count and are deleted on resume.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 
 from swav_platform.runs.folder import RunFolder
-from swav_platform.runs.storage import Storage
+from swav_platform.runs.storage import Storage, storage_of
 
-_PART = re.compile(r"metrics/part-(\d+)-(\d+)\.jsonl")
+METRICS, LEDGER = "metrics", "ledger"
+_PART = re.compile(r"\w+/part-(\d+)-(\d+)\.\w+")
+_WHOLE = ("ledger.parquet", "health.json")  # replaced as a whole
 
 
 class Records:
@@ -20,43 +22,66 @@ class Records:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._steps, self._bytes = 0, 0  # uploaded
+        self._steps, self._bytes = 0, 0  # of metrics.jsonl, uploaded
+        self._uploaded: set[str] = set()  # parts of the ledger
 
     def restore(self, steps: int) -> None:
         """Replaces the records on this machine by those of the first `steps` steps, and deletes later ones from the store."""
-        storage = self._folder.storage
-        parts = _parts(storage)
-        storage.delete(key for _, end, key in parts if end > steps)
+        storage, here = self._folder.storage, storage_of(self._folder.path)
+        parts = [(end, key) for name in (METRICS, LEDGER) for _, end, key in _parts(storage, name)]
+        storage.delete(key for end, key in parts if end > steps)
+        here.delete(here.entries(f"{LEDGER}/"))
         self._folder.path.mkdir(parents=True, exist_ok=True)
         with self._folder.metrics.open("wb") as file:
-            for _, end, key in parts:
-                if end <= steps:
-                    file.write(storage.get(key))
-            self._bytes = file.tell()
-        self._steps = steps
+            for _, _, key in _chain(_parts(storage, METRICS)):
+                file.write(storage.get(key))
+            self._steps, self._bytes = steps, file.tell()
+        for _, _, key in _parts(storage, LEDGER):
+            here.put(key, storage.get(key))
+        self._uploaded = set(here.entries(f"{LEDGER}/"))
 
     def ready(self, steps: int) -> Callable[[], None]:
         """Returns the upload of what was recorded until now, after `steps` steps. It may run later, and more than once."""
         path, first, start = self._folder.metrics, self._steps, self._bytes
         end = path.stat().st_size if path.exists() else 0
+        new = set(storage_of(self._folder.path).entries(f"{LEDGER}/")) - self._uploaded
         self._steps, self._bytes = steps, end
+        self._uploaded |= new
 
         def upload() -> None:
+            storage = self._folder.storage
             if end > start:
                 with path.open("rb") as file:
                     file.seek(start)
-                    self._folder.storage.put(f"metrics/part-{first:09d}-{steps:09d}.jsonl", file.read(end - start))
+                    storage.put(f"{METRICS}/part-{first:09d}-{steps:09d}.jsonl", file.read(end - start))
+            for key in sorted(new):
+                storage.put(key, self._folder.path / key)
 
         return upload
+
+    def publish(self) -> None:
+        """Uploads what is replaced as a whole."""
+        for name in _WHOLE:
+            if (self._folder.path / name).is_file():
+                self._folder.publish(name)
 
 
 def metrics_in(storage: Storage) -> Iterator[bytes]:
     """The lines of the metrics in an object store."""
-    for _, _, key in _parts(storage):
+    for _, _, key in _chain(_parts(storage, METRICS)):
         yield from storage.get(key).splitlines()
 
 
-def _parts(storage: Storage) -> list[tuple[int, int, str]]:
+def _parts(storage: Storage, name: str) -> list[tuple[int, int, str]]:
     """First step, end and key of each part, in order."""
-    found = [(match, key) for key in storage.entries("metrics/") if (match := _PART.fullmatch(key))]
+    found = [(match, key) for key in storage.entries(f"{name}/") if (match := _PART.fullmatch(key))]
     return sorted((int(match[1]), int(match[2]), key) for match, key in found)
+
+
+def _chain(parts: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
+    """The parts that follow each other. A worker that had lost the run may have left one that overlaps others."""
+    at = 0
+    for first, end, key in parts:
+        if first == at:
+            yield first, end, key
+            at = end

@@ -94,9 +94,12 @@ class Writer:
         )
 
     def _write(self, snapshot: Snapshot, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self._confirm()
         before()
         checkpoints.save(self.folder, snapshot, self._confirm)
         after()
+        if self._records is not None:
+            self._records.publish()
         checkpoints.prune(self.folder, self._keep)
 
     def _upload(self, snapshot: Snapshot, before: Callable[[], None], after: Callable[[], None]) -> None:
