@@ -18,8 +18,6 @@ from typing import Any
 import yaml
 
 from swav_platform.config import Config, from_tree, load
-from swav_platform.data.storage.cache import cache_folder
-from swav_platform.data.storage.copies import local_copy_of_folder
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.lease import Held, leased
 from swav_platform.runs.locks import locked
@@ -97,7 +95,11 @@ class RunFolder:
 
     def fetched(self, name: str) -> Path:
         """A folder of the run on this machine. Downloads it from an object store; do not write to it."""
-        return self.path / name if self.url is None else local_copy_of_folder(str(join(self.url, name)))
+        if self.url is None:
+            return self.path / name
+        from swav_platform.data.storage.copies import local_copy_of_folder  # imports pyarrow
+
+        return local_copy_of_folder(str(join(self.url, name)))
 
     def publish(self, name: str) -> None:
         """Uploads a file or folder of `path` to the object store, manifests last. A folder on disk needs nothing."""
@@ -247,6 +249,8 @@ def _working_copy(url: str) -> Path:
 
 def working_copies(runs: str) -> Path:
     """The folder on this machine for files of the runs at a URL."""
+    from swav_platform.data.storage.cache import cache_folder  # imports pyarrow
+
     return cache_folder() / "runs" / hashlib.sha256(runs.encode()).hexdigest()[:12]
 
 

@@ -22,7 +22,6 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotFoundError, PreconditionError
 
 from swav_platform.atomic import replacing
-from swav_platform.data.storage.errors import explain
 from swav_platform.data.storage.objects import locate, refused
 from swav_platform.errors import UsageError, UserError
 
@@ -238,6 +237,8 @@ class ObjectFolder:
                 if _is_missing(error):
                     raise FileNotFoundError(f"{url} does not exist") from error
                 if failures == _TRIES or not isinstance(error, GenericError) or refused(error):
+                    from swav_platform.data.storage.errors import explain  # imports pyarrow
+
                     raise Unreachable(explain(url, error)) from error
                 log.debug("storage: %s", error)
             time.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures))
