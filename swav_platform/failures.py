@@ -61,7 +61,7 @@ _CURES = {
     Kind.EXPIRED: "Renew the credentials",
     Kind.NO_SPACE: "Free some space",
     Kind.MISSING: "Bring it back",
-    Kind.CHANGED: "Restore it as it was when it was indexed, or start a new run",
+    Kind.CHANGED: "Restore it as it was, or index it again",
 }
 
 

@@ -17,12 +17,16 @@ from swav_platform import registry
 from swav_platform.cluster import session, train
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
+from swav_platform.data.freshness import changed_shards
 from swav_platform.data.index.lookup import Index
+from swav_platform.data.samples import CHANGED
 from swav_platform.errors import UserError
+from swav_platform.failures import Kind, MachineFault
 from swav_platform.images.decoding.decode import codec_fingerprint
 from swav_platform.methods.build import build_method
 from swav_platform.models.encoders import check_name
 from swav_platform.runs.folder import RunFolder, near_run, runs_folder
+from swav_platform.runs.health_file import NAME, Health, read_health, write_health
 from swav_platform.runs.storage import is_url, join, place_of
 from swav_platform.training import preflight
 from swav_platform.training.checkpoints import store as checkpoints
@@ -55,6 +59,10 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
     config = with_absolute_paths(config)
     folder = RunFolder.at(join(place_of(str(config.run.out)), str(config.run.name)))
     started = time.monotonic()
+    if resume and not (config.data.sources or config.data.index) and folder.exists():
+        config = from_tree(
+            config.model_dump(mode="json") | {"data": {**config.data.model_dump(mode="json"), "index": folder.info()["index"]}}
+        )
     shards = None if folder.exists() else _check_data(config)
     with folder.claimed() as confirm:
         if resume and not folder.exists():
@@ -141,23 +149,51 @@ def _check_data(config: Config) -> Shards | None:
 
 
 def _index(config: Config, folder: RunFolder, watch: Watcher, known: Mapping[str, Any], shards: Shards | None) -> Index:
-    """A resumed run uses the version of the index that it started with, also if samples were excluded since."""
+    """A resumed run uses the version of the index that it started with, also if shards were added or samples excluded since.
+
+    Raises MachineFault, and notes it in health.json, if local shards have changed since they were indexed.
+    """
     if known:
         folder.bring_index()
     index = open_or_build(config.data, folder.index, shards=shards, progress=watch.indexing)
-    if known and (config.data.index or index.excluded) and (is_url(known["index"]) or Path(known["index"]).is_dir()):
+    if known and index.digest != known["index_digest"] and (is_url(known["index"]) or Path(known["index"]).is_dir()):
         original = open_index(known["index"], allow_pipe=config.data.allow_pipe)
-        index = original if original.digest == known["index_digest"] else index
+        if original.digest == known["index_digest"]:
+            if not config.data.index and (difference := _difference(original, index)):
+                log.warning(
+                    f"Run {folder.name} goes on with the {len(original.shards):,} shards that it began with. {difference} "
+                    f"To use the shards of now, start a new run."
+                )
+            index = original
+    if changed := changed_shards(index):
+        names = ", ".join(changed[:20]) + (", ..." if len(changed) > 20 else "")
+        fault = MachineFault(Kind.CHANGED, f"{len(changed):,} of {len(index.shards):,} shards ({names})", CHANGED)
+        write_health(folder.path, Health("broken", str(fault), "Index the shards again, or restore them.", time.time()))
+        raise fault
+    if (health := read_health(folder.path)) is not None and CHANGED in health.because:
+        (folder.path / NAME).unlink(missing_ok=True)
     plan = plan_of(index, config.data, config.seed)
     check_one_pass(plan, config.data, config.rows_per_step, config.steps(index.samples))
     return index
+
+
+def _difference(original: Index, now: Index) -> str:
+    """What is new in the sources, and what they no longer have; empty if neither."""
+    before, after = set(original.shards.urls()), set(now.shards.urls())
+    new = [name for url, name in zip(now.shards.urls(), now.shards.names, strict=True) if url not in before]
+    gone = [name for url, name in zip(original.shards.urls(), original.shards.names, strict=True) if url not in after]
+    parts = [("The sources have new ones", new), ("They no longer name", gone)]
+    return " ".join(
+        f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names):,})." for what, names in parts if names
+    )
 
 
 def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any]) -> str:
     if known and known["index_digest"] != index.digest:
         raise UserError(
             f"The shards of run {folder.name} have changed since its start (index digest {index.digest[:12]}, was "
-            f"{known['index_digest'][:12]}). Restore the shards, or start a new run with another --name."
+            f"{known['index_digest'][:12]}), and its index {known['index']} is gone. Restore the shards, name the index that it began "
+            f"with by data.index= without --data, or start a new run with another --name."
         )
     if not known:
         folder.metrics.unlink(missing_ok=True)  # of an earlier attempt without a checkpoint

@@ -45,7 +45,10 @@ def load_with(
             settings.append(f"{key}={json.dumps(value)}")
     config = load(path, settings)
     if data and config.data.index:
-        raise ConfigError(f"--data and data.index={config.data.index} both select the images; remove one of them.")
+        raise ConfigError(
+            f"--data finds shards and indexes them; data.index={config.data.index} names an index that is made already, so only one of "
+            f"them can select the images. Remove --data to use the index as it is, also to resume a run with the shards that it began with."
+        )
     return config
 
 

@@ -11,6 +11,7 @@ from itertools import chain, groupby
 
 from obstore.exceptions import BaseError
 
+from swav_platform.data.freshness import is_fresh
 from swav_platform.data.index.lookup import IndexLine
 from swav_platform.data.index.tar import HEADER, content_size
 from swav_platform.data.ledger.outcomes import Outcome
@@ -182,11 +183,13 @@ def _fault(error: Exception, shard: str) -> MachineFault:
 def _checked(file: LocalFile, group: list[IndexLine], data: bytes) -> bytes | MachineFault:
     """`data` of a group, unless the shard has another content than when it was indexed.
 
-    A shard that was copied or touched has another time, but still a header with the sample's size before each sample.
+    Where freshness.py can't tell, a header with the sample's size must still be before the sample.
     """
     line = group[0]
-    same = file.version == line.version or not line.version
-    if (same and not line.whole) or line.offset < HEADER:
+    fresh = None if line.whole else is_fresh(file, line.shard_size, line.version, line.probe)
+    if fresh is False:
+        return MachineFault(Kind.CHANGED, line.shard, CHANGED)
+    if fresh or line.offset < HEADER:
         return data
     complete = len(data) >= _extent(group)[1] - line.offset
     if content_size(file.read(HEADER, line.offset - HEADER)) == line.size and (complete or line.whole):

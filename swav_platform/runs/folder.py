@@ -19,6 +19,7 @@ import yaml
 
 from swav_platform.config import Config, from_tree, load
 from swav_platform.errors import UsageError, UserError
+from swav_platform.runs.health_file import read_health
 from swav_platform.runs.lease import Held, leased
 from swav_platform.runs.locks import locked
 from swav_platform.runs.metrics import read_metrics
@@ -294,6 +295,9 @@ def find(run: str, out: str | None = None) -> RunFolder:
         return inside[0]
     if inside:
         raise UsageError(f"{run} holds several runs ({', '.join(p.name for p in inside)}); name one of them.")
+    for place in places:
+        if isinstance(place, Path) and (health := read_health(place)) is not None:
+            raise UserError(f"Run {place.name} has not begun: {health.because}")
     looked = ", ".join(str(p) for p in places)
     raise UsageError(
         f"There is no run '{run}' (looked at {looked}).{near_run(base_name(run), runs_folder(out))} Name a run's folder, or set the folder of runs with --out."

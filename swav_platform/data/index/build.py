@@ -240,7 +240,7 @@ class _Work:
         assert self._current is not None
         shard = self._current.shards[self._known[number]]
         lines = renumbered(self._current.table(self._known[number]), number - self._known[number])
-        return ShardSamples(lines, shard.skipped, 0, shard.whole)
+        return ShardSamples(lines, shard.skipped, 0, shard.whole, shard.probe)
 
 
 def without(samples: ShardSamples, url: str, excluded: Excluded) -> tuple[ShardSamples, set[Line]]:

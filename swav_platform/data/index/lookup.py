@@ -48,6 +48,7 @@ class IndexLine:
     excluded: bool = False  # added to the exclusion list after this version was built
     name: str = ""  # of the shard: the shortest end of its path that is unique in the index
     shard_size: int = -1
+    probe: bytes | None = None  # a hash of some bytes of the shard
 
 
 class Index:
@@ -103,16 +104,17 @@ class Index:
         columns = [table[name].to_pylist() for name in ("shard", "key", "offset", "size", "extension", "label")]
         known = {shard: self._of_shard(shard) for shard in set(columns[0])}
         for place, shard, key, offset, size, extension, label in zip(order.tolist(), *columns, strict=True):
-            url, version, whole, name, shard_size = known[shard]
+            url, version, whole, name, shard_size, probe = known[shard]
             excluded = bool(self.excluded) and (url, key) in self.taken_out
             found[place] = IndexLine(
-                int(wanted[place]), key, url, offset, size, extension, label, version, whole, excluded, name, shard_size
+                int(wanted[place]), key, url, offset, size, extension, label, version, whole, excluded, name, shard_size, probe
             )
         return found
 
-    def _of_shard(self, number: int) -> tuple[str, str, bool, str, int]:
+    def _of_shard(self, number: int) -> tuple[str, str, bool, str, int, bytes | None]:
         shards = self.shards
-        return shards.url(number), shards.version(number), bool(shards.whole[number]), shards.names[number], shards.size(number)
+        place = shards.url(number), shards.version(number), bool(shards.whole[number])
+        return *place, shards.names[number], shards.size(number), shards.probe(number)
 
     @cached_property
     def taken_out(self) -> Excluded:

@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
         ("digest", pa.binary(16)),
         ("whole", pa.bool_()),
         ("skipped", pa.string()),
+        ("probe", pa.binary()),
     ]
 )
 
@@ -51,13 +52,17 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of an index. digest: 16 bytes, of its name, size and lines. whole: it can't be read by ranges."""
+    """A shard of an index.
+
+    digest: 16 bytes, of its name, size and lines. whole: it can't be read by ranges. probe: a hash of some bytes, if it is local.
+    """
 
     file: ShardFile
     samples: int
     digest: bytes
     whole: bool
     skipped: Skipped
+    probe: bytes | None = None
 
 
 class ShardTable:
@@ -74,14 +79,26 @@ class ShardTable:
         columns: list[list[Any]] = [[] for _ in _SCHEMA]
         for shard in shards:
             skipped = _as_json(shard.skipped)
-            line = (shard.file.url, shard.file.size, shard.file.version, shard.samples, shard.digest, shard.whole, skipped)
+            line = (
+                shard.file.url,
+                shard.file.size,
+                shard.file.version,
+                shard.samples,
+                shard.digest,
+                shard.whole,
+                skipped,
+                shard.probe,
+            )
             for column, value in zip(columns, line, strict=True):
                 column.append(value)
         return cls(pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA))
 
     @classmethod
     def read(cls, path: Path) -> ShardTable:
-        return cls(pq.ParquetFile(path).read())
+        table = pq.ParquetFile(path).read()
+        if "probe" not in table.column_names:  # indexes from before there were probes
+            table = table.append_column("probe", pa.nulls(table.num_rows, pa.binary()))
+        return cls(table)
 
     def write(self, path: Path) -> None:
         pq.write_table(self._table, path, compression="zstd")
@@ -98,6 +115,10 @@ class ShardTable:
     def size(self, number: int) -> int:
         return int(self._table["size"][number].as_py())
 
+    def probe(self, number: int) -> bytes | None:
+        value: bytes | None = self._table["probe"][number].as_py()
+        return value
+
     def urls(self) -> list[str]:
         return list(self._table["url"].to_pylist())
 
@@ -110,7 +131,7 @@ class ShardTable:
         line = {name: self._table[name][number].as_py() for name in _SCHEMA.names}
         skipped = Skipped(*json.loads(line["skipped"])) if line["skipped"] else Skipped()
         file = ShardFile(line["url"], line["size"], line["version"])
-        return Shard(file, line["samples"], line["digest"], line["whole"], skipped)
+        return Shard(file, line["samples"], line["digest"], line["whole"], skipped, line["probe"])
 
     def commands(self) -> list[str]:
         """URLs of the shards that are the output of a shell command."""

@@ -18,7 +18,7 @@ from swav_platform.data.index import magic, naming
 from swav_platform.data.index.tar import Member, NotATar, scan_file
 from swav_platform.data.storage.cache import is_command, local_copy
 from swav_platform.data.storage.errors import explain
-from swav_platform.data.storage.ranges import Ranges, open_ranges
+from swav_platform.data.storage.ranges import LocalFile, Ranges, open_ranges, probe
 from swav_platform.errors import UsageError
 
 SCHEMA = pa.schema(
@@ -80,12 +80,16 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ShardSamples:
-    """One line per sample, in the order of the tar (columns of SCHEMA). whole: the shard can't be read by ranges."""
+    """One line per sample, in the order of the tar (columns of SCHEMA).
+
+    whole: the shard can't be read by ranges. probe: a hash of some bytes of a local shard.
+    """
 
     lines: pa.Table
     skipped: Skipped
     bytes_read: int
     whole: bool = False
+    probe: bytes | None = None
 
 
 def check_label(label: str | None) -> None:
@@ -124,7 +128,7 @@ def read_shard(url: str, number: int, label: str | None, version: str = "", chos
 def _unpacked(url: str, number: int, label: str | None, version: str, chosen: tuple[str, ...]) -> ShardSamples:
     with open_ranges(str(local_copy(url, version))) as file:
         found = _samples(file, url, number, label, chosen)
-        return replace(found, whole=True, bytes_read=file.size)
+        return replace(found, whole=True, bytes_read=file.size, probe=None)
 
 
 def _broken(reason: str, detail: str) -> ShardSamples:
@@ -153,7 +157,10 @@ def _samples(file: Ranges, url: str, number: int, label: str | None, chosen: tup
         "label": _labels(label, members, images, file),
         "weight": np.ones(len(images), np.float32),
     }
-    return ShardSamples(pa.table(columns, schema=SCHEMA), skipped, file.bytes_read)
+    read = file.bytes_read
+    return ShardSamples(
+        pa.table(columns, schema=SCHEMA), skipped, read, probe=probe(file) if isinstance(file, LocalFile) else None
+    )
 
 
 def _content(file: Ranges, member: Member, limit: int) -> bytes:

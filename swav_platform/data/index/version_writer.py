@@ -40,7 +40,7 @@ def write_version(
     def tables() -> Iterator[pa.Table]:
         for file, samples in zip(files, found, strict=True):
             digest = shard_digest(file, samples.lines)
-            shards.append(Shard(file, samples.lines.num_rows, digest, samples.whole, samples.skipped))
+            shards.append(Shard(file, samples.lines.num_rows, digest, samples.whole, samples.skipped, samples.probe))
             yield samples.lines
 
     return _write(tables(), shards, out, settings, sources)

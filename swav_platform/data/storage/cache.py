@@ -24,7 +24,7 @@ import pyarrow as pa
 from obstore.exceptions import BaseError
 
 from swav_platform.atomic import cure, replacing
-from swav_platform.data.storage.objects import is_remote, read_whole
+from swav_platform.data.storage.objects import Changed, is_remote, read_whole
 from swav_platform.errors import UserError
 
 _BYTES = 50 * 10**9
@@ -64,7 +64,7 @@ def local_copy(url: str, version: str) -> Path:
     with _locked(path):
         if not path.exists():
             _evict(folder)
-            _fetch(url, path)
+            _fetch(url, path, version)
         os.utime(path)
     return path
 
@@ -80,25 +80,25 @@ class _SourceFailed(Exception):
         self.error = error
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, path: Path, version: str) -> None:
     try:
         with replacing(path) as aside, aside.open("wb") as out:
-            for piece in _content(url):
+            for piece in _content(url, version):
                 out.write(piece)
     except _SourceFailed as failed:
         raise failed.error from None
 
 
-def _content(url: str) -> Iterator[bytes]:
+def _content(url: str, version: str) -> Iterator[bytes]:
     """The unpacked content of a shard, up to the first damaged byte. The scan of the tar then reports the truncation."""
     started = False
     try:
-        with _opened(url) as packed, closing(_unpacked(packed)) as pieces:
+        with _opened(url, version) as packed, closing(_unpacked(packed)) as pieces:
             for piece in pieces:
                 started = True
                 yield piece
     except (OSError, EOFError, zlib.error, lzma.LZMAError, BaseError) as error:
-        if isinstance(error, BaseError) or getattr(
+        if isinstance(error, BaseError | Changed) or getattr(
             error, "errno", None
         ):  # bzip2, gzip and zstd raise OSError without errno for damage
             raise _SourceFailed(error) from None
@@ -116,13 +116,15 @@ def _unpacked(packed: io.RawIOBase) -> Generator[bytes, None, None]:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Any]:
+def _opened(url: str, version: str) -> Iterator[Any]:
     if is_remote(url):
-        yield _Pieces(read_whole(url))
+        yield _Pieces(read_whole(url, version))
     elif is_command(url):
         yield _Pieces(_output(url.removeprefix(COMMAND)))
     else:
         with open(url, "rb", buffering=0) as file:
+            if version not in ("", str(os.fstat(file.fileno()).st_mtime_ns)):
+                raise Changed(f"{url} has changed")
             yield file
 
 

@@ -180,10 +180,13 @@ def read_range(
     raise OSError(f"{url} stops at byte {at:,}")
 
 
-def read_whole(url: str) -> Iterator[bytes]:
-    """The whole object in pieces, for servers without ranges."""
+def read_whole(url: str, version: str = "") -> Iterator[bytes]:
+    """The whole object in pieces, for servers without ranges. Raises Changed if it has another version than `version`."""
     store, path = locate(url, True)
-    for chunk in obstore.get(store, path).stream(min_chunk_size=2**20):
+    answer = obstore.get(store, path)
+    if version and _info(answer.meta).version != version:
+        raise Changed(f"{url} has changed")
+    for chunk in answer.stream(min_chunk_size=2**20):
         yield bytes(chunk)
 
 

@@ -6,6 +6,7 @@ import os
 from types import TracebackType
 from typing import Protocol, Self
 
+import xxhash
 from obstore.exceptions import GenericError
 
 from swav_platform.data.storage.objects import Traffic, info, is_remote, read_range
@@ -41,6 +42,7 @@ class LocalFile:
         self._descriptor = os.open(path, os.O_RDONLY)
         status = os.fstat(self._descriptor)
         self.size, self.version = status.st_size, str(status.st_mtime_ns)
+        self.identity = status.st_dev, status.st_ino, status.st_ctime_ns
         self.bytes_read = 0
 
     def read(self, size: int, offset: int) -> bytes:
@@ -57,6 +59,16 @@ class LocalFile:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+
+
+_PROBES, _PROBE = 8, 4 * 2**10
+
+
+def probe(file: LocalFile) -> bytes:
+    """A hash of some bytes of a shard, at equal distances, from the first to the last."""
+    last = max(0, file.size - _PROBE)
+    places = sorted({last * number // (_PROBES - 1) for number in range(_PROBES)})
+    return xxhash.xxh3_64_digest(b"".join(file.read(_PROBE, place) for place in places))
 
 
 class RemoteFile:
