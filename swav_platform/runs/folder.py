@@ -297,7 +297,7 @@ def find(run: str, out: str | None = None) -> RunFolder:
         raise UsageError(f"{run} holds several runs ({', '.join(p.name for p in inside)}); name one of them.")
     for place in places:
         if isinstance(place, Path) and (health := read_health(place)) is not None:
-            raise UserError(f"Run {place.name} has not begun: {health.because}")
+            raise UserError(f"Run {place.name} did not start: {health.because}")
     looked = ", ".join(str(p) for p in places)
     raise UsageError(
         f"There is no run '{run}' (looked at {looked}).{near_run(base_name(run), runs_folder(out))} Name a run's folder, or set the folder of runs with --out."
