@@ -94,6 +94,7 @@ def record_knn(folder: RunFolder, result: Mapping[str, Any]) -> None:
     from swav_platform.registry import log_metrics
 
     write_text(results_file(folder), json.dumps(result))
+    folder.publish("evaluation/knn.json")
     info = folder.info()
     log_metrics(info["tracking_uri"], info["run_id"], {"eval/knn_top1": result["knn_top1"]}, step=_steps_done(folder))
 
@@ -148,7 +149,7 @@ def embed_images(
     from swav_platform.data.index.sources import expand
     from swav_platform.evaluation.embed import embed
 
-    target = target or folder.embeddings
+    published, target = target is None, target or folder.path / "embeddings"
     config = folder.config()
     if data:
         build_index(expand(data, allow_pipe=config.data.allow_pipe), target / "index", label=label)
@@ -166,6 +167,8 @@ def embed_images(
             thumbnails=thumbnails,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    if published:
+        folder.publish("embeddings")
     if label and not result["labelled"]:
         console.say(f"None of the {result['samples']:,} images has a label of source '{label}'; check --label.")
     return index, result

@@ -34,7 +34,7 @@ class Tracking(Section):
 
 class Run(Section):
     name: str | None = setting(None, "name of the run", changes_results="no", pattern=NAME)
-    out: str | None = setting(None, "folder of the runs; SWAV_OUT, or else ./runs, when null", changes_results="no")
+    out: str | None = setting(None, "folder or s3:// URL of the runs; SWAV_OUT, or else ./runs, when null", changes_results="no")
 
     @field_validator("name")
     @classmethod

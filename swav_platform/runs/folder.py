@@ -83,12 +83,13 @@ class RunFolder:
 
     @property
     def package(self) -> Path:
-        """The model package. Call `fetched` to read that of a run in an object store."""
-        return self.path / "model"
+        """The model package, for readers: a copy on this machine if the run is in an object store."""
+        return self.fetched("model")
 
     @property
     def embeddings(self) -> Path:
-        return self.path / "embeddings"
+        """For readers, like `package`."""
+        return self.fetched("embeddings")
 
     def has(self, name: str) -> bool:
         """Whether the run has a file."""

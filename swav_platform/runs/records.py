@@ -41,7 +41,7 @@ class Records:
         self._uploaded = set(here.entries(f"{LEDGER}/"))
 
     def ready(self, steps: int) -> Callable[[], None]:
-        """Returns the upload of what was recorded until now, after `steps` steps. It may run later, and more than once."""
+        """Returns the upload of all records until now, after `steps` steps. It may run later, and more than once."""
         path, first, start = self._folder.metrics, self._steps, self._bytes
         end = path.stat().st_size if path.exists() else 0
         new = set(storage_of(self._folder.path).entries(f"{LEDGER}/")) - self._uploaded

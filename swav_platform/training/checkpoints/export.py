@@ -17,7 +17,7 @@ def export_package(folder: RunFolder, checkpoint: Place) -> Path:
     info, snapshot = folder.info(), checkpoints.load(checkpoint)
     averages, _ = split(snapshot.optimizer)
     path = save_package(
-        folder.package,
+        folder.path / "model",
         {**snapshot.model, **averages},
         folder.config(),
         name=info["model_name"],
