@@ -55,9 +55,10 @@ class Life:
             command, cwd=self.folder, env=os.environ | self.environment, stdout=subprocess.DEVNULL, stderr=errors
         )
 
-    def logged(self) -> set[int]:
-        """First steps of the files of the sample log."""
-        return {int(path.name.split("-")[3]) for path in self.log.glob("rank-*.parquet")}
+    def logged(self, since: float) -> list[int]:
+        """First steps of the files of the sample log that were written after a time."""
+        files = [path for path in self.log.glob("rank-*.parquet") if path.stat().st_mtime > since]
+        return [int(path.name.split("-")[3]) for path in files]
 
 
 def complete(run: RunFolder) -> set[int]:
@@ -70,12 +71,12 @@ def killed(life: Life, run: RunFolder, kills: int, generator: random.Random) -> 
     """Kills attempts and lets the last one finish."""
     half, done, refused = 0, 0, False
     while True:
-        before, seen = complete(run), life.logged()
+        before, since = complete(run), time.time()
         process = life.start()
         if done == kills:
             assert process.wait(300) == 0, (life.folder / "stderr").read_text()[-2000:]
         else:
-            _wait(lambda: bool(life.logged() - seen) or process.poll() is not None, 120)  # noqa: B023
+            _wait(lambda: bool(life.logged(since)) or process.poll() is not None, 120)  # noqa: B023
             if not refused:
                 refused = life.start().wait(120) == 1
             time.sleep(generator.uniform(0, 0.6))
@@ -83,7 +84,7 @@ def killed(life: Life, run: RunFolder, kills: int, generator: random.Random) -> 
             process.kill()
             process.wait()
             done += 1
-        began = min(life.logged() - seen, default=0)
+        began = min(life.logged(since), default=0)
         half += began not in before
         if process.returncode == 0:
             return {"kills": done, "half_loaded": half, "second_writer_refused": refused}
