@@ -35,7 +35,7 @@ from swav_platform.training.checkpoints.resume import code_version, flat, known_
 
 log = logging.getLogger("swav")
 
-_REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "checkpoint")
+_REPORTED = ("steps", "images", "loss_first", "loss_last", "images_per_second", "quarantined", "blank", "copies", "checkpoint")
 
 
 @dataclass(frozen=True)

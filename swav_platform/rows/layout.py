@@ -73,7 +73,8 @@ class Costs:
 
 @dataclass
 class Row:
-    """R positions. `sample`, `key` and `shard` belong to the image that fills a position, `outcome` to the position's own sample.
+    """R positions. `sample`, `key`, `shard`, `content` and `look` belong to the image that fills a position, `outcome` to the
+    position's own sample. `content` and `look` are 0 where no image does.
 
     `stand_in_for` is the key of the own sample where a replacement sample fills the position. A position whose replacement
     samples failed too keeps its own names, is grey and has weight 0.
@@ -93,3 +94,7 @@ class Row:
     packed: np.ndarray  # uint8 [nbytes]
     layout: RowLayout
     costs: Costs = field(default_factory=Costs)
+    content: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.uint64)
+    )  # [R], or [0] if unknown: xxh3-64 of the image's bytes
+    look: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))  # [R], or [0] if unknown: values of Look

@@ -15,6 +15,7 @@ from swav_platform.data.samples import ReadFailure
 from swav_platform.images.decoding.confined import NoDecoderError
 from swav_platform.images.decoding.decode import decode_reduced, thumbnail
 from swav_platform.images.decoding.refused import Refused
+from swav_platform.images.look import Look, look_of
 from swav_platform.images.views import colour_kernel, crops, params
 from swav_platform.images.views.randomness import uniforms
 from swav_platform.rows.fetch import Fetch, Replacement
@@ -77,6 +78,8 @@ def _blank(spec: RowSpec, layout: RowLayout) -> Row:
         events=[],
         packed=packed,
         layout=layout,
+        content=np.zeros(count, np.uint64),
+        look=np.zeros(count, np.uint8),
     )
 
 
@@ -128,7 +131,7 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, proposals: Proposals, 
     row.costs.read_bytes += len(data)
     try:
         proposed = [group[slot] for group in proposals]
-        cut_views(data, proposed, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
+        look = cut_views(data, proposed, config.data.images, list(config.views.values()), row.views, row.params, slot, row.costs)
     except Refused as refused:
         return refused
     except NoDecoderError:
@@ -137,6 +140,7 @@ def _fill(row: Row, slot: int, data: bytes | ReadFailure, proposals: Proposals, 
         return Refused(Outcome.DECODE_MEMORY, "not enough memory for its views")
     except Exception as error:  # one image must not fail the row
         return Refused(Outcome.CORRUPT, f"{type(error).__name__}: {error}")
+    row.content[slot], row.look[slot] = xxhash.xxh3_64_intdigest(data), look
     return None
 
 
@@ -149,10 +153,11 @@ def cut_views(
     columns: list[np.ndarray],
     slot: int,
     costs: Costs,
-) -> None:
+) -> Look:
     """Writes an image's views [V, R, H, W, 3] and the geometry columns of its parameters [V, R, P] into a slot of a row.
 
-    proposed: proposals of each group and view. Adds the decoder's time to `costs`. Raises Refused for an image that gives no sample.
+    proposed: proposals of each group and view. Adds the decoder's time to `costs`. Returns what is odd about the image. Raises Refused
+    for an image that gives no sample.
     """
 
     @functools.cache
@@ -165,6 +170,9 @@ def cut_views(
         image = decode_reduced(data, policy, lambda *size: crops.reduction(chosen(*size), groups))
     finally:
         costs.decode_seconds += time.perf_counter() - began
+    look = look_of(image.pixels, image.deep)
+    if policy.blank == "reject" and look.blank:
+        raise Refused(Outcome.BLANK, f"looks {look.word}: data.images.blank is reject")
     size = image.height, image.width
     for number, (group, boxes) in enumerate(zip(groups, chosen(*size), strict=True)):
         flips = [proposal.flip for proposal in proposed[number]]
@@ -172,6 +180,7 @@ def cut_views(
             crops.cut(image, box, flip, group.interpolation, views[number][view, slot])
         geometry = [(*box, flip, *size) for box, flip in zip(boxes, flips, strict=True)]
         columns[number][:, slot, : len(params.GEOMETRY)] = geometry
+    return look
 
 
 def _turn_grey(row: Row, slot: int) -> None:

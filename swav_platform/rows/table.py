@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
         ("stand_in_for", pa.list_(pa.string())),
         ("events", pa.list_(_EVENT)),
         ("costs", pa.list_(pa.float64())),  # the fields of Costs
+        ("content", pa.list_(pa.uint64())),
+        ("look", pa.list_(pa.uint8())),
     ]
 )
 
@@ -47,7 +49,7 @@ def to_table(row: Row) -> pa.Table:
     events = [dataclasses.asdict(event) | {"outcome": int(event.outcome)} for event in row.events]
     groups = [number for group in row.layout.groups for number in group]
     values: dict[str, Any] = {"row": row.row, "groups": groups, "events": events, "costs": dataclasses.astuple(row.costs)}
-    for name in ("position", "sample", "outcome", "weight", "key", "shard", "stand_in_for"):
+    for name in ("position", "sample", "outcome", "weight", "key", "shard", "stand_in_for", "content", "look"):
         values[name] = getattr(row, name)
     columns = [
         _one_value(row.packed) if field.name == "packed" else pa.array([values[field.name]], field.type) for field in SCHEMA
@@ -87,6 +89,8 @@ def from_table(table: pa.Table) -> Row:
         packed=packed,
         layout=layout,
         costs=Costs(*line["costs"][0].as_py()),
+        content=_numbers(line["content"]),
+        look=_numbers(line["look"]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.images.look import Look
 from swav_platform.rows.layout import Costs
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Counters:
     """Sums over the rows of one or more steps on all ranks."""
 
     outcomes: tuple[int, ...] = (0,) * len(Outcome)  # number of positions by the outcome of their own sample
+    looks: tuple[int, ...] = (0,) * len(Look)  # number of positions by what is odd about the image that fills them
     costs: Costs = field(default_factory=Costs)
 
     @property
@@ -36,11 +38,17 @@ class Counters:
     def quarantined(self) -> int:
         return sum(self.reasons.values())
 
+    @property
+    def blank(self) -> int:
+        """Number of positions whose image is nearly black, nearly white or of one colour."""
+        return sum(count for look, count in zip(Look, self.looks, strict=True) if look.blank)
+
     def __add__(self, other: Counters) -> Counters:
         return from_sum([a + b for a, b in zip(_flat(self), _flat(other), strict=True)])
 
     def metrics(self) -> dict[str, float]:
-        """MLflow metrics: milliseconds and bytes per image, and quarantined positions by reason."""
+        """MLflow metrics: milliseconds and bytes per image, and quarantined positions by reason, and
+        odd-looking images by kind."""
         images = max(self.images, 1)
         return {
             "data/read_ms": 1000 * self.costs.read_seconds / images,
@@ -48,20 +56,24 @@ class Counters:
             "data/views_ms": 1000 * self.costs.views_seconds / images,
             "data/image_bytes": self.costs.read_bytes / images,
             **{f"data/quarantined/{outcome.word}": float(count) for outcome, count in self.reasons.items()},
+            **{f"data/looks/{look.word}": float(count) for look, count in zip(Look, self.looks, strict=True) if count},
         }
 
 
 def to_sum(rows: Sequence[Row]) -> list[float]:
     """This rank's part of a step's counters. The sum over ranks is in float32, which is exact for counts up to 2^24."""
     outcomes = np.bincount(np.concatenate([row.outcome for row in rows]), minlength=len(Outcome))
-    return [*map(float, outcomes), *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
+    seen = np.concatenate([row.look for row in rows])
+    looks = [np.count_nonzero(seen & look) for look in Look]
+    return [*map(float, outcomes), *map(float, looks), *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
 
 
 def from_sum(numbers: Sequence[float]) -> Counters:
     """Counters from the sum of `to_sum` over ranks."""
-    split = len(Outcome)
-    return Counters(tuple(int(n) for n in numbers[:split]), Costs(*numbers[split:]))
+    first, second = len(Outcome), len(Outcome) + len(Look)
+    counts = [int(n) for n in numbers[:second]]
+    return Counters(tuple(counts[:first]), tuple(counts[first:]), Costs(*numbers[second:]))
 
 
 def _flat(counters: Counters) -> list[float]:
-    return [*counters.outcomes, *astuple(counters.costs)]
+    return [*counters.outcomes, *counters.looks, *astuple(counters.costs)]

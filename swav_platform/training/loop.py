@@ -23,6 +23,7 @@ from swav_platform.training.checkpoints.writer import Writer
 from swav_platform.training.collectives import all_or_none
 from swav_platform.training.counters import Counters, from_sum, to_sum
 from swav_platform.training.device import preparer, set_torch
+from swav_platform.training.first_epoch import FirstEpoch
 from swav_platform.training.journal import Journal
 from swav_platform.training.learner import Learner, build_learner
 from swav_platform.training.meter import Meter
@@ -58,7 +59,8 @@ class Progress:
 class TrainResult:
     """seconds and images_per_second are those of this call, everything else counts from the start of the run.
 
-    quarantined: number of positions whose own sample was refused.
+    quarantined: number of positions whose own sample was refused. blank: number of positions whose image is nearly black, nearly
+    white or of one colour. copies: number of images of the first epoch that have the same bytes as others, on rank 0.
     """
 
     steps: int
@@ -68,6 +70,8 @@ class TrainResult:
     images_per_second: float
     checkpoint: Place
     quarantined: int
+    blank: int
+    copies: int
     seconds: float
 
 
@@ -104,9 +108,11 @@ def train(
     prepare = prepare or preparer(config, device)
     start, total = run.steps, config.steps(samples)
     writer = Writer(folder, config.train.keep_checkpoints, confirm)
+    seen = FirstEpoch(folder, samples, comm)
     all_or_none(lambda: writer.begin(start) if comm.rank == 0 else None, comm)
     with closing(Journal(config, folder.path, comm, run.ledger)) as journal:
         all_or_none(lambda: journal.open(start), comm)
+        all_or_none(lambda: seen.open(start * config.train.batch), comm)
         meter = Meter(comm)
         stream = _checked(rows, start, total, config.rows_per_step, comm)
         for step in range(start, total):
@@ -134,19 +140,21 @@ def train(
             )
             counters = from_sum(report.extra)
             meter.step(config.train.batch, counters, reset=logged)
-            progress = _after(run, report, lr, counters, meter, logged)
+            progress = _after(run, report, lr, counters, meter, logged, seen)
             journal.rows(step, own)
+            seen.rows(own)
             journal.line({"step": step, "loss": report.loss, "lr": lr} | progress.metrics)
             if on_progress is not None and comm.rank == 0:
                 on_progress(progress)
             if logged:
                 _check_quarantine(config, run, samples, journal)
             if last or (step + 1) % config.train.checkpoint_every == 0:
-                _checkpoint(config, run, learner, journal, who, writer, wait=last)
-    return _result(run, run.steps - start, config.train.batch, time.perf_counter() - began)
+                _checkpoint(config, run, learner, journal, seen, who, writer, wait=last)
+                seen.tell(run.steps * config.train.batch, last)
+    return _result(run, seen, run.steps - start, config.train.batch, time.perf_counter() - began)
 
 
-def _result(run: Run, made: int, batch: int, seconds: float) -> TrainResult:
+def _result(run: Run, seen: FirstEpoch, made: int, batch: int, seconds: float) -> TrainResult:
     assert run.checkpoint is not None  # written by the last step, or found at the start
     return TrainResult(
         steps=run.steps,
@@ -156,6 +164,8 @@ def _result(run: Run, made: int, batch: int, seconds: float) -> TrainResult:
         images_per_second=made * batch / seconds,
         checkpoint=run.checkpoint,
         quarantined=run.quarantined,
+        blank=run.blank,
+        copies=seen.copied,
         seconds=seconds,
     )
 
@@ -179,11 +189,12 @@ def _expect(row: Row | None, number: int, rank: int) -> Row:
     return row
 
 
-def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: Meter, logged: bool) -> Progress:
+def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: Meter, logged: bool, seen: FirstEpoch) -> Progress:
     """Adds the finished step to `run` and returns its progress."""
     step, run.steps, run.loss_last = run.steps, run.steps + 1, report.loss
     run.loss_first = report.loss if step == 0 else run.loss_first
     run.quarantined += counters.quarantined
+    run.looks = tuple(before + new for before, new in zip(run.looks, counters.looks, strict=True))
     metrics = {
         "train/loss": report.loss,
         "train/lr": lr,
@@ -192,6 +203,8 @@ def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: M
         "data/wait_share": meter.wait_share,
         **({} if meter.collective_share is None else {"train/collective_share": meter.collective_share}),
         "data/quarantined_total": float(run.quarantined),
+        "data/blank_total": float(run.blank),
+        "data/copies_total": float(seen.copied),
         **meter.data.metrics(),
     }
     metrics = metrics if logged else {}
@@ -216,7 +229,15 @@ def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) 
 
 
 def _checkpoint(
-    config: Config, run: Run, learner: Learner, journal: Journal, who: Mapping[str, str], writer: Writer, *, wait: bool
+    config: Config,
+    run: Run,
+    learner: Learner,
+    journal: Journal,
+    seen: FirstEpoch,
+    who: Mapping[str, str],
+    writer: Writer,
+    *,
+    wait: bool,
 ) -> None:
     """All ranks gather, and rank 0 writes. If one rank fails, all fail.
 
@@ -229,12 +250,13 @@ def _checkpoint(
         writer.say_skipped(run.steps)
         return
     ledger = journal.gather()
+    seen.gather()
     steps = run.steps
     snapshot = snapshots.take(learner, steps, run.state(config, who), ledger.to_bytes(), comm)
 
     def write() -> None:
         if snapshot is not None:
-            writer.write(snapshot, lambda: journal.commit(steps))
+            writer.write(snapshot, lambda: journal.commit(steps), before=seen.ready(steps))
             if wait:
                 writer.finish()
 

@@ -38,6 +38,8 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
         "data/images_per_second",
         "data/wait_share",
         "data/quarantined_total",
+        "data/blank_total",
+        "data/copies_total",
     }
     wanted |= {"data/read_ms", "data/decode_ms", "data/views_ms", "data/image_bytes"}
     wanted |= {"train/collective_share"}

@@ -27,6 +27,7 @@ class Outcome(enum.IntEnum):
     DECODE_MEMORY = 12
     DECODE_CRASH = 13
     EXCLUDED = 14
+    BLANK = 15
 
     @property
     def word(self) -> str:

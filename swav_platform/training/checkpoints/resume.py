@@ -14,6 +14,7 @@ from swav_platform.config import Config
 from swav_platform.config.table import settings
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UsageError, UserError
+from swav_platform.images.look import Look
 from swav_platform.methods.comm import Comm
 from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.storage import Place, join
@@ -28,12 +29,16 @@ log = logging.getLogger("swav")
 
 @dataclass
 class Run:
-    """A run after `steps` finished steps. quarantined: number of positions whose own sample was refused."""
+    """A run after `steps` finished steps.
+
+    quarantined: number of positions whose own sample was refused. looks: number of positions by each `Look` of their image.
+    """
 
     steps: int = 0
     loss_first: float = float("nan")
     loss_last: float = float("nan")
     quarantined: int = 0
+    looks: tuple[int, ...] = (0,) * len(Look)
     checkpoint: Place | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -45,7 +50,13 @@ class Run:
             "loss_first": self.loss_first,
             "loss_last": self.loss_last,
             "quarantined": self.quarantined,
+            "looks": list(self.looks),
         }
+
+    @property
+    def blank(self) -> int:
+        """Number of positions whose image is nearly black, nearly white or of one colour."""
+        return sum(count for look, count in zip(Look, self.looks, strict=True) if look.blank)
 
 
 def begin(learner: Learner, folder: Place, identity: Mapping[str, str], comm: Comm, resume: bool) -> Run:
@@ -68,7 +79,8 @@ def begin(learner: Learner, folder: Place, identity: Mapping[str, str], comm: Co
     snapshots.restore(learner, snapshot, comm)
     path = join(folder, checkpoints.name_of(snapshot.steps))
     ledger, state = Ledger.from_bytes(snapshot.ledger), snapshot.state
-    return Run(snapshot.steps, state["loss_first"], state["loss_last"], state["quarantined"], path, ledger)
+    looks = tuple(state.get("looks", Run.looks))  # absent in older checkpoints
+    return Run(snapshot.steps, state["loss_first"], state["loss_last"], state["quarantined"], looks, path, ledger)
 
 
 def _check_resumable(folder: Place, newest: tuple[Place, Snapshot], identity: Mapping[str, str], resume: bool) -> None:

@@ -45,18 +45,24 @@ class Writer:
         """Whether an upload is running."""
         return self._thread is not None and self._thread.is_alive()
 
-    def write(self, snapshot: Snapshot, after: Callable[[], None]) -> None:
-        """Writes a checkpoint, or begins to upload it. after: called when it is complete, possibly in another thread.
+    def write(self, snapshot: Snapshot, after: Callable[[], None], before: Callable[[], None] = lambda: None) -> None:
+        """Writes a checkpoint, or begins to upload it. before and after: called before it begins and when it is complete, possibly in
+        another thread, and possibly again after a failure.
 
         Waits for an earlier upload. Raises UserError if another process writes to the run, or a disk is full.
         """
         self.finish()
         if self._records is None:
-            self._write(snapshot, lambda: None, after)
+            self._write(snapshot, before, after)
             return
         self._steps, self._fault = snapshot.steps, ""
         records = self._records.ready(snapshot.steps)
-        self._thread = threading.Thread(target=self._upload, args=(snapshot, records, after), name="upload", daemon=True)
+
+        def first() -> None:
+            before()
+            records()
+
+        self._thread = threading.Thread(target=self._upload, args=(snapshot, first, after), name="upload", daemon=True)
         self._thread.start()
 
     def check(self) -> None:

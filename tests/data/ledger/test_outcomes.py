@@ -5,7 +5,7 @@ import pytest
 from swav_platform.data.ledger.outcomes import Outcome
 
 WORDS = """ok filler read_error not_an_image unsupported_format truncated corrupt too_many_pixels too_many_bytes too_small
-extreme_aspect decode_timeout decode_memory decode_crash excluded"""
+extreme_aspect decode_timeout decode_memory decode_crash excluded blank"""
 
 
 def test_words_and_numbers_never_change() -> None:
