@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.table import Table
@@ -15,6 +17,11 @@ from swav_platform.cli import console
 from swav_platform.data.index.exclusions import Exclusions
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UsageError
+from swav_platform.images.look import WORDS
+
+if TYPE_CHECKING:
+    from swav_platform.rows.odd_images import Group
+    from swav_platform.runs.folder import RunFolder
 
 
 @click.command(
@@ -193,21 +200,30 @@ def pack_command(folder: str, out: str, samples_per_shard: int, as_json: bool) -
     epilog=console.examples(
         "swav ledger mine",
         "swav ledger mine --html bad.html",
+        "swav ledger mine --duplicates > copies.txt",
         "swav ledger --check log --json",
     )
 )
 @click.argument("run", required=False)
 @click.option("--check", metavar="LOG", help="Check that the sample log LOG has every position exactly once; exit code 1 if not.")
-@click.option("--html", metavar="FILE", help="Write an HTML page with the bad images and their thumbnails.")
+@click.option("--html", metavar="FILE", help="Write an HTML page with the bad and odd images and their thumbnails.")
+@click.option(
+    "--duplicates", is_flag=True, help="List copies as SHARD<tab>KEY lines for `swav index --exclude`; one of each is kept."
+)
+@click.option("--weights", metavar="FILE", help="With --duplicates, write them as CSV for `swav index --weights`, with weight 0.")
 @click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
-def ledger_command(run: str | None, check: str | None, html: str | None, out: str | None, as_json: bool) -> int:
+def ledger_command(
+    run: str | None, check: str | None, html: str | None, duplicates: bool, weights: str | None, out: str | None, as_json: bool
+) -> int:
     """List the bad images of RUN with reasons, or check a sample log.
 
     RUN is a name or a folder of a run.
     """
     if (run is None) == (check is None):
         raise UsageError("Give either RUN or --check LOG.")
+    if weights is not None and not duplicates:
+        raise UsageError("--weights needs --duplicates: add it.")
     if check is not None:
         from swav_platform.data.ledger.sample_log import check as check_log
 
@@ -219,6 +235,9 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
 
     page = console.page("--html", html) if html is not None else None
     folder = find(str(run), out)
+    if duplicates:
+        _list_copies(folder, weights, as_json)
+        return 0
     ledger = Ledger.read(folder.ledger)
     if ledger.forget(Exclusions.of_index(Path(folder.info()["index"]).parent)):
         ledger.write(folder.ledger)
@@ -226,17 +245,80 @@ def ledger_command(run: str | None, check: str | None, html: str | None, out: st
         from swav_platform.atomic import write_text
         from swav_platform.data.ledger.page import ledger_page
 
-        write_text(page, ledger_page(ledger, folder.name))
+        write_text(page, ledger_page(ledger, folder.name, _sections(folder)))
         console.say(f"Wrote {page}")
     if as_json:
         by_shard = ledger.samples_by_shard()
         shards = [{"shard": shard, "count": sum(words.values()), "reasons": words} for shard, words in by_shard.items()]
         images = [{"key": e.key, "shard": e.shard, "reason": e.outcome.word, "detail": e.detail} for e in ledger.bad()]
+        odd = {group.name: group.total for group in _odd(folder)}
         counts = {"outcomes": ledger.samples_by_outcome(), "shards": shards, "images": images}
-        console.answer({**counts, "samples": ledger.samples(), "positions": ledger.outcomes()}, as_json=True)
+        console.answer({**counts, "samples": ledger.samples(), "positions": ledger.outcomes(), "odd": odd}, as_json=True)
     else:
         _show_ledger(ledger, folder.ledger)
+        _show_odd(folder)
     return 0
+
+
+def _odd(folder: RunFolder) -> list[Group]:
+    from swav_platform.data.index.lookup import Index
+    from swav_platform.data.ledger.contents import read_contents
+    from swav_platform.rows.odd_images import odd
+
+    contents = read_contents(folder.storage)
+    return odd(contents, Index.open(Path(folder.info()["index"]))) if len(contents) else []
+
+
+def _show_odd(folder: RunFolder) -> None:
+    told = {"copies": "have the same bytes as others"} | {look.word: text for look, text in WORDS.items()}
+    for group in _odd(folder):
+        names = ", ".join(line.key for line, _ in group.examples[:3])
+        click.echo(f"{group.total:,} images of the first epoch {told[group.name]}: {names}{' …' if group.total > 3 else ''}")
+
+
+def _sections(folder: RunFolder) -> list[tuple[str, list[tuple[str, str, bytes | None]]]]:
+    """For the page: titles, and of each example its name, a detail and its picture."""
+    from swav_platform.rows.odd_images import pictures
+
+    groups, policy = _odd(folder), folder.config().data.images
+    small = pictures([line for group in groups for line, _ in group.examples], policy)
+    return [
+        (
+            f"{group.name}: {group.total:,} images of the first epoch",
+            [(line.key, caption or line.name, small.get(line.number)) for line, caption in group.examples],
+        )
+        for group in groups
+    ]
+
+
+def _list_copies(folder: RunFolder, weights: str | None, as_json: bool) -> None:
+    from swav_platform.atomic import write_text
+    from swav_platform.data.index.lookup import Index
+    from swav_platform.data.ledger.contents import read_contents, share_of
+    from swav_platform.rows.odd_images import copies
+
+    info = folder.info()
+    contents = read_contents(folder.storage)
+    groups = copies(contents, Index.open(Path(info["index"])))
+    if weights is not None:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["shard", "key", "weight"])
+        rows.writerows([line.name, line.key, int(place == 0)] for group in groups for place, line in enumerate(group))
+        write_text(Path(weights).expanduser(), text.getvalue())
+    images = sum(map(len, groups))
+    if as_json:
+        listed = [{"shard": line.name, "key": line.key, "kept": group[0].key} for group in groups for line in group[1:]]
+        console.answer({"images": images, "groups": len(groups), "compared": len(contents), "copies": listed}, as_json=True)
+        return
+    for group in groups:
+        for line in group[1:]:
+            click.echo(f"{line.name}\t{line.key}")
+    share = share_of(int(info["samples"]))
+    part = f" One image of {share} was compared." if share > 1 else ""
+    console.say(
+        f"{images:,} of {len(contents):,} images have the same bytes as others, in {len(groups):,} groups; one of each is kept.{part}"
+    )
 
 
 def _show_ledger(ledger: Ledger, path: Path, most: int = 20) -> None:

@@ -68,6 +68,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: list[
         "loss_last",
         "images_per_second",
         "quarantined",
+        "blank",
+        "copies",
         "checkpoint",
     }
     assert (result["steps"], result["images"], result["quarantined"]) == (8, 256, 0)

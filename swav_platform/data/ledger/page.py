@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
@@ -20,8 +21,12 @@ small{color:#555}
 """
 
 
-def ledger_page(ledger: Ledger, run: str) -> str:
-    """Names and details are escaped."""
+Odd = Sequence[tuple[str, Sequence[tuple[str, str, bytes | None]]]]
+"""Titles of further sections, and of each image its name, a detail and a JPEG."""
+
+
+def ledger_page(ledger: Ledger, run: str, odd: Odd = ()) -> str:
+    """Names and details are escaped. odd: images that were used but look odd."""
     shards = ledger.samples_by_shard()
     place = {shard: number for number, shard in enumerate(shards)}
     bad = sorted(ledger.bad(), key=lambda event: place[event.shard])
@@ -31,7 +36,7 @@ def ledger_page(ledger: Ledger, run: str) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-        f"<p>{len(bad):,} images: {counts}. Positions whose own image was bad: {ledger.quarantined:,}.</p>{''.join(sections)}</html>"
+        f"<p>{len(bad):,} images: {counts}. Positions whose own image was bad: {ledger.quarantined:,}.</p>{''.join(sections)}{''.join(map(_odd_section, odd))}</html>"
     )
 
 
@@ -40,8 +45,19 @@ def _section(shard: str, reasons: dict[str, int], events: list[Event]) -> str:
     return f"<h2>{escape(shard)}: {counts}</h2><ul>{''.join(map(_item, events))}</ul>"
 
 
+def _odd_section(section: tuple[str, Sequence[tuple[str, str, bytes | None]]]) -> str:
+    title, images = section
+    items = [
+        f"<li>{_picture(small)}<b>{escape(name)}</b><br><small>{escape(detail)}</small></li>" for name, detail, small in images
+    ]
+    return f"<h2>{escape(title)}</h2><ul>{''.join(items)}</ul>"
+
+
+def _picture(small: bytes | None) -> str:
+    if small is None:
+        return '<span class="none">no picture</span>'
+    return f'<img alt="" src="data:image/jpeg;base64,{b64encode(small).decode()}">'
+
+
 def _item(event: Event) -> str:
-    picture = '<span class="none">no picture</span>'
-    if event.thumbnail is not None:
-        picture = f'<img alt="" src="data:image/jpeg;base64,{b64encode(event.thumbnail).decode()}">'
-    return f"<li>{picture}<b>{event.outcome.word}</b> {escape(event.key)}<br><small>{escape(event.detail)}</small></li>"
+    return f"<li>{_picture(event.thumbnail)}<b>{event.outcome.word}</b> {escape(event.key)}<br><small>{escape(event.detail)}</small></li>"
