@@ -12,6 +12,7 @@ import click
 from swav_platform.atomic import write_text
 from swav_platform.cli import console
 from swav_platform.runs.folder import RunFolder, find
+from swav_platform.runs.storage import join
 
 if TYPE_CHECKING:
     from swav_platform.data.index.lookup import Index
@@ -169,6 +170,7 @@ def embed_images(
         )
     if published:
         folder.publish("embeddings")
+        result["out"] = str(join(folder.place, "embeddings"))
     if label and not result["labelled"]:
         console.say(f"None of the {result['samples']:,} images has a label of source '{label}'; check --label.")
     return index, result
