@@ -16,8 +16,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import GenericError, InvalidPathError, NotFoundError, PreconditionError
+from obstore.exceptions import (
+    GenericError,
+    InvalidPathError,
+    NotFoundError,
+    PreconditionError,
+)
 from obstore.store import GCSStore, HTTPStore, S3Store
+
+from swav_platform.data.storage.addresses import headers as headers_of
+from swav_platform.data.storage.redirects import target
 
 SCHEMES = ("s3", "gs", "http", "https")
 _REFUSED = re.compile(r"status code: 4(?!08|25|29)\d\d")  # a retry does not help
@@ -204,10 +212,12 @@ def locate(url: str, patient: bool) -> tuple[Any, str]:
         if path and is_odd(url):
             raise OddName("its name has an empty segment, a segment of dots or a control character")
         return _bucket(parts.scheme, parts.netloc, patient, silence, _endpoint(parts.scheme)), path
+    url = target(url)
+    parts, headers = urlsplit(url), tuple(headers_of(url).items())
     path = unquote(parts.path.lstrip("/"))
     if parts.query or "//" in path:  # the query of a signed URL is valid for this object only
-        return _server(url, patient, silence), ""
-    return _server(f"{parts.scheme}://{parts.netloc}", patient, silence), path
+        return _server(url, patient, silence, headers), ""
+    return _server(f"{parts.scheme}://{parts.netloc}", patient, silence, headers), path
 
 
 @lru_cache(64)
@@ -218,8 +228,9 @@ def _bucket(scheme: str, bucket: str, patient: bool, silence: float, endpoint: s
 
 
 @lru_cache(256)
-def _server(base: str, patient: bool, silence: float) -> Any:
-    return HTTPStore.from_url(base, client_options=_client(silence, patient, base), retry_config=_retries(patient))
+def _server(base: str, patient: bool, silence: float, headers: tuple[tuple[str, str], ...]) -> Any:
+    options = _client(silence, patient, base) | ({"default_headers": dict(headers)} if headers else {})
+    return HTTPStore.from_url(base, client_options=options, retry_config=_retries(patient))
 
 
 def _endpoint(scheme: str) -> str | None:
