@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.orientation import upright
 from swav_platform.images.decoding.pillow import orientation, to_rgb
 from swav_platform.images.decoding.refused import Refused, check_size
+from swav_platform.locate import Located, locate
 from swav_platform.models.inference import Assignment, Encoded, InferenceModel, load_for_inference
-from swav_platform.runs.folder import RunFolder, find, runs_on_disk
 
 __all__ = ["Encoder", "ImageError", "ImageInput", "Located", "load", "locate"]
 
@@ -200,13 +199,6 @@ def _describe(image: ImageInput) -> str:
     return f"array of {image.shape[1]}x{image.shape[0]} pixels"
 
 
-class Located(NamedTuple):
-    """Where a model is: the folder of its package, and its run if it was named by one."""
-
-    package: Path
-    run: RunFolder | None
-
-
 def load(
     source: str | os.PathLike[str], *, out: str | None = None, tracking_uri: str | None = None, device: str | torch.device = "cpu"
 ) -> Encoder:
@@ -227,29 +219,3 @@ def load(
         found = locate(os.fspath(source), Path(scratch), out=out, tracking_uri=tracking_uri)
         policy = None if found.run is None else found.run.config().data.images
         return Encoder(load_for_inference(found.package), policy).to(device)
-
-
-def locate(source: str, scratch: Path, *, out: str | None = None, tracking_uri: str | None = None) -> Located:
-    """Finds the model package that `source` names, as `load` describes. A package in MLflow is downloaded to `scratch`."""
-    if source.startswith(("models:/", "runs:/")):
-        from swav_platform.registry import download_package  # sets environment variables of MLflow
-
-        return Located(download_package(_tracking_uri(source, out, tracking_uri), source, scratch), None)
-    if (Path(source) / "model.json").is_file():
-        return Located(Path(source), None)
-    run = find(source, out)
-    if not (run.package / "model.json").is_file():
-        raise UsageError(f"Run {run.name} has no model yet ({run.package}). Finish it with `swav pretrain … --resume`.")
-    return Located(run.package, run)
-
-
-def _tracking_uri(source: str, out: str | None, given: str | None) -> str:
-    if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    store = runs_on_disk(out) / "mlflow.db"
-    if store.is_file():
-        return f"sqlite:///{store}"
-    raise UsageError(
-        f"No MLflow server or store is named for {source}, and there is no {store}. "
-        f"Pass tracking_uri or set MLFLOW_TRACKING_URI, for example to sqlite:///swav-demo/mlflow.db."
-    )

@@ -92,12 +92,11 @@ def knn(
 def record_knn(folder: RunFolder, result: Mapping[str, Any]) -> None:
     """Stores a result in the run's folder and in MLflow, at the last step of the run."""
     from swav_platform.evaluation.knn import results_file
-    from swav_platform.registry import log_metrics
+    from swav_platform.registry import log_evaluation, uri_of_run
 
     write_text(results_file(folder), json.dumps(result))
     folder.publish("evaluation/knn.json")
-    info = folder.info()
-    log_metrics(info["tracking_uri"], info["run_id"], {"eval/knn_top1": result["knn_top1"]}, step=_steps_done(folder))
+    log_evaluation(folder, uri_of_run(folder), {"eval/knn_top1": result["knn_top1"]}, step=_steps_done(folder))
 
 
 def _steps_done(folder: RunFolder) -> int:

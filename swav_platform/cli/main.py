@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
+import logging
 import os
 import signal
 import sys
@@ -12,9 +14,11 @@ from typing import Any
 import click
 from click.exceptions import NoSuchCommand
 
+from swav_platform.config.secrets import SecretsFilter, without_secrets
 from swav_platform.errors import UsageError, UserError
 
 TERMINATED = 143
+_NO_SECRETS = SecretsFilter()
 
 # command -> module of this folder, imported when the command runs, so that `swav --help` starts fast
 _COMMANDS = {
@@ -25,6 +29,7 @@ _COMMANDS = {
     "pretrain": "pretrain",
     "evaluate": "evaluate",
     "embed": "evaluate",
+    "promote": "promote",
     "serve": "serve",
     "query": "serve",
     "submit": "jobs",
@@ -68,6 +73,9 @@ def entry() -> None:
 def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("SWAV_DEBUG"))
     signal.signal(signal.SIGTERM, _terminated)
+    logging.getLogger("swav").addFilter(_NO_SECRETS)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a run's letters must not end the run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         outcome: Any = swav.main([a for a in arguments if a != "--debug"], prog_name="swav", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
@@ -75,7 +83,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        click.echo(f"swav: {_wrong_use(error)}", err=True)
+        click.echo(without_secrets(f"swav: {_wrong_use(error)}"), err=True)
         return error.exit_code
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -89,7 +97,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        click.echo(f"swav: {_paragraph(error)}", err=True)
+        click.echo(without_secrets(f"swav: {_paragraph(error)}"), err=True)
         return 2 if isinstance(error, UsageError) else 1
 
 

@@ -208,22 +208,22 @@ class ProgressDisplay:
         self._bars.update(self._bars.tasks[0].id, completed=done, total=total)
 
     def started(self, folder: RunFolder, steps: int) -> None:
-        if not console.stderr.is_terminal:
-            click.echo(f"run_id {folder.info()['run_id']}", err=True)
         console.say(f"Run {folder.name} in {folder.path}")
         before = metrics_state(folder.path)  # written by an earlier attempt, whose last steps are repeated
-        self._thread = threading.Thread(target=self._follow, args=(folder.path, steps, before), daemon=True)
+        self._thread = threading.Thread(target=self._follow, args=(folder, steps, before), daemon=True)
         self._thread.start()
 
-    def _follow(self, run: Path, steps: int, before: tuple[int, int] | None) -> None:
+    def _follow(self, folder: RunFolder, steps: int, before: tuple[int, int] | None) -> None:
         """before: state of an earlier attempt's metrics, which are not shown."""
-        ours = False
+        ours, run_id = False, None
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
         said, told = 0.0, 0
         while True:
             last = self._stop.wait(0.5)
-            ours = ours or metrics_state(run) != before
-            line = last_metrics(run) if ours else None
+            if run_id is None and not console.stderr.is_terminal and (run_id := _run_id(folder)):
+                click.echo(f"run_id {run_id}", err=True)  # MLflow may have been away at the start
+            ours = ours or metrics_state(folder.path) != before
+            line = last_metrics(folder.path) if ours else None
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
                 self._bars.update(task, completed=done, note=note)
@@ -233,3 +233,11 @@ class ProgressDisplay:
                     said, told = time.monotonic(), done
             if last:
                 return
+
+
+def _run_id(folder: RunFolder) -> str | None:
+    try:
+        found = folder.info()["run_id"]
+    except UserError:
+        return None
+    return None if found is None else str(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from services.embeddings.server import listen
 from swav_platform.cli import console
 from swav_platform.errors import UsageError
-from swav_platform.runs.folder import find
+from swav_platform.locate import Located, locate
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_CLUSTERS = 20  # limit of the service for one image
@@ -32,7 +31,11 @@ MAX_CLUSTERS = 20  # limit of the service for one image
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="TCP port; 0 chooses a free one.")
 @click.option("--embeddings", metavar="DIR", help="Folder written by `swav embed` (default: the run's).")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of torch (default: torch's choice).")
-@click.option("--tracking-uri", metavar="URI", help="MLflow server for a models:/ or runs:/ URI (default: MLFLOW_TRACKING_URI).")
+@click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="MLflow of a models:/ or runs:/ URI (default: MLFLOW_TRACKING_URI, else the runs' mlflow.db).",
+)
 @click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
 def serve_command(
@@ -60,34 +63,19 @@ def serve_command(
         raise UsageError(f"There is no embeddings.parquet in {embeddings}; create it with `swav embed RUN --to {embeddings}`.")
     listen(host, port).close()  # reports a port in use before the slow imports
     with tempfile.TemporaryDirectory() as scratch:
-        package, beside = _package(model, tracking_uri, out, Path(scratch))
+        found = locate(model, Path(scratch), out=out, tracking_uri=tracking_uri)
         from services.embeddings.server import serve
         from services.embeddings.settings import ServiceSettings
 
-        stored = Path(embeddings) if embeddings else beside
-        settings = ServiceSettings(model=package, embeddings=stored, host=host, port=port, threads=threads)
+        stored = Path(embeddings) if embeddings else _stored(found)
+        settings = ServiceSettings(model=found.package, embeddings=stored, host=host, port=port, threads=threads)
         serve(settings, on_ready=ready)
 
 
-def _package(model: str, tracking_uri: str | None, out: str | None, scratch: Path) -> tuple[Path, Path | None]:
-    """Folder of the model package, and of its run's embeddings if there are any."""
-    if model.startswith(("models:/", "runs:/")):
-        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if uri is None:
-            raise UsageError(
-                f"{model} needs an MLflow server: set --tracking-uri or MLFLOW_TRACKING_URI, for the demo to "
-                f"sqlite:///swav-demo/mlflow.db."
-            )
-        from swav_platform.registry import download_package
-
-        return download_package(uri, model, scratch), None
-    if (Path(model) / "model.json").is_file():
-        return Path(model), None
-    folder = find(model, out)
-    if not (folder.package / "model.json").is_file():
-        raise UsageError(f"Run {folder.name} has no model yet ({folder.package}). Complete it with `swav pretrain … --resume`.")
-    stored = folder.embeddings if (folder.embeddings / "embeddings.parquet").is_file() else None
-    return folder.package, stored
+def _stored(found: Located) -> Path | None:
+    """The embeddings of the model's run, if there are any."""
+    folder = found.run.embeddings if found.run else None
+    return folder if folder and (folder / "embeddings.parquet").is_file() else None
 
 
 @click.command(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,41 +69,40 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         if resume and not folder.exists():
             log.warning(_new_run_warning(folder))
         known = known_run(folder, config, resume)
+        uri = registry.tracking_uri(config)
         if (finished := folder.summary()) is not None:
-            return finished
+            return finished if finished.get("model_uri") else _register(folder, uri, finished, config.tracking.patience)
         if folder.exists() and not known:
             log.warning(f"Run {folder.name} has no checkpoint yet and restarts from step 0.")
         index = _index(config, folder, watch, known, shards)
         for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
             log.warning(warning)
-        run_id = _open_run(config, folder, index, known)
-        uri = registry.tracking_uri(config)
+        _open_run(config, folder, index, known, uri)
         try:
             with session.connected(config) as allocation:
-                watch.started(folder, config.steps(index.samples))
+                with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+                    watch.started(folder, config.steps(index.samples))
                 try:
-                    result = train.fit(_job(config, folder, index, uri, run_id, allocation.tasks))
+                    result = train.fit(_job(config, folder, index, uri, allocation.tasks))
                 finally:
                     _repeat_warnings(folder)
             confirm()
-            package = export_package(folder, place_of(result["checkpoint"]))
-            model_uri = registry.register_package(uri, run_id, package, config.tracking.model or folder.name)
-            registry.finish_run(uri, run_id, "FINISHED")
+            export_package(folder, place_of(result["checkpoint"]))
         except BaseException as error:
-            _close_quietly(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            registry.close(folder, uri, "FAILED" if isinstance(error, Exception) else "KILLED")
             if not isinstance(error, Exception):
                 _explain_resume(folder)
             raise
         summary = {
             "run": folder.name,
-            "run_id": run_id,
+            "run_id": folder.info()["run_id"],
             **{k: result[k] for k in _REPORTED},
             "seconds": round(time.monotonic() - started, 2),
             "folder": str(folder.place),
-            "model_uri": model_uri,
+            "model_uri": None,
         }
         folder.write_summary(summary)
-        return summary
+        return _register(folder, uri, summary, config.tracking.patience)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -188,7 +188,23 @@ def _difference(original: Index, now: Index) -> str:
     )
 
 
-def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any]) -> str:
+def _register(folder: RunFolder, uri: str, summary: dict[str, Any], patience: float) -> dict[str, Any]:
+    """The summary of a trained run after its model is registered; unchanged, with a warning, if MLflow does not do it now."""
+    if not folder.has("model/model.json"):  # of a run under torchrun, or deleted
+        return summary
+    try:
+        summary = summary | registry.complete(folder, uri, patience=patience)
+    except registry.TrackingError as error:
+        log.warning(
+            f"Run {folder.name} is complete and its model is {folder.place}/model, but it is not registered in MLflow. {error} "
+            f"To register it later: swav promote {shlex.quote(str(folder.place))} --alias candidate, or the same command with --resume."
+        )
+        return summary
+    folder.write_summary(summary)
+    return summary
+
+
+def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any], uri: str) -> None:
     if known and known["index_digest"] != index.digest:
         raise UserError(
             f"The shards of run {folder.name} have changed since its start (index digest {index.digest[:12]}, was "
@@ -207,20 +223,30 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
     settings = flat(
         config.model_dump(mode="json", exclude={"tracking", "run"})
     )  # excluded: locations, not the experiment; may contain a password
-    run_id = registry.start_run(config, known.get("run_id"), tags, settings)
+    card = registry.Card(
+        config.tracking.experiment,
+        {key: str(value) for key, value in tags.items()},
+        {key: str(value) for key, value in settings.items()},
+        {"name": "index", "digest": index.digest[:36], "source": str(index.path)},
+        config.tracking.log_checkpoints,
+        config.tracking.system_metrics,
+    )
+    if known:
+        before = registry.read_card(folder)
+        card = replace(card, uid=before.uid, run_id=before.run_id)
     folder.write(
         config,
         index=folder.share_index(index.place),
         index_digest=index.digest,
         samples=index.samples,
-        run_id=run_id,
-        tracking_uri=registry.tracking_uri(config),
+        run_id=card.run_id,
+        tracking_uri=uri,
         created=known.get("created"),
     )
-    return run_id
+    registry.begin(folder, uri, card)
 
 
-def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str, tasks: int) -> train.TrainJob:
+def _job(config: Config, folder: RunFolder, index: Index, uri: str, tasks: int) -> train.TrainJob:
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # state that Ray Train kept of an earlier attempt
     return train.TrainJob(
         config=config.model_dump(mode="json"),
@@ -230,7 +256,6 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, run_id: str,
         run_dir=str(folder.place),
         tasks=tasks,
         tracking_uri=uri,
-        run_id=run_id,
         attempt=uuid.uuid4().hex,
     )
 
@@ -240,8 +265,3 @@ def _repeat_warnings(folder: RunFolder) -> None:
     with contextlib.suppress(OSError, UserError):
         for line in dict.fromkeys(folder.storage.get(folder.worker_log.name).decode("utf-8").splitlines()):
             log.warning(line)
-
-
-def _close_quietly(uri: str, run_id: str, status: str) -> None:
-    with contextlib.suppress(UserError):  # the original error matters more
-        registry.finish_run(uri, run_id, status)

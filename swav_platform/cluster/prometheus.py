@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
@@ -9,12 +10,15 @@ from ray.util.metrics import Counter, Gauge
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.training.loop import Progress
 
+log = logging.getLogger("swav")
+
 
 class Exporter:
     """Metrics of rank 0. Counters start at zero with the process, as is usual for Prometheus."""
 
     def __init__(self, run: str) -> None:
-        self._tags = {"run": run}
+        self._tags = {"run": run.encode("ascii", "backslashreplace").decode()}  # Ray takes ASCII only
+        self._failed = False
         self._loss = Gauge("swav_train_loss", "Loss of the last step.", ("run",))
         self._steps = self._counter("train_steps_total", "Completed steps.")
         self._images = self._counter("data_images_total", "Positions consumed.")
@@ -26,6 +30,17 @@ class Exporter:
         self._bytes = self._counter("data_read_bytes_total", "Encoded bytes of all images read, good and bad.")
 
     def progress(self, progress: Progress) -> None:
+        """Never raises: a metric must not end a training."""
+        try:
+            self._export(progress)
+        except Exception as error:
+            if not self._failed:
+                log.warning(
+                    "Metrics for Prometheus could not be exported (%s: %s); training goes on.", type(error).__name__, error
+                )
+            self._failed = True
+
+    def _export(self, progress: Progress) -> None:
         counters, costs = progress.counters, progress.counters.costs
         self._loss.set(progress.loss, self._tags)
         self._add(self._steps, 1)

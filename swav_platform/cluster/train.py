@@ -14,6 +14,7 @@ from typing import Any
 from swav_platform.cluster.session import cluster_resources
 from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config, from_tree
+from swav_platform.config.secrets import SecretsFilter
 from swav_platform.errors import UserError
 from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.storage import place_of
@@ -30,7 +31,6 @@ class TrainJob:
     run_dir: str
     tasks: int
     tracking_uri: str
-    run_id: str
     attempt: str  # unique: a worker left over from a killed attempt must not write the result of this one
 
     @property
@@ -102,7 +102,7 @@ def _rank(loop_config: dict[str, Any]) -> None:
     import torch
 
     from swav_platform.cluster.prometheus import Exporter
-    from swav_platform.registry import Tracker
+    from swav_platform.registry import Tracker, node_metrics
     from swav_platform.training.collectives import DistributedComm
     from swav_platform.training.loop import Progress, train
 
@@ -111,8 +111,7 @@ def _rank(loop_config: dict[str, Any]) -> None:
     if folder.has(job.result_key):  # Ray restarted the ranks after an error that a restart does not fix
         return
     config, comm, rank_0 = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
-    tracker = Tracker(job.tracking_uri, job.run_id) if rank_0 else None
-    listeners = [tracker.progress, Exporter(str(config.run.name)).progress] if tracker else []
+    listeners = [Exporter(str(config.run.name)).progress] if rank_0 else []
 
     def notify(progress: Progress) -> None:
         for listener in listeners:
@@ -120,7 +119,12 @@ def _rank(loop_config: dict[str, Any]) -> None:
 
     log_file = _warnings_to(folder.worker_log) if rank_0 else None
     try:
-        with folder.written() if rank_0 else contextlib.nullcontext(lambda: None) as confirm:
+        with contextlib.ExitStack() as inside:
+            confirm = inside.enter_context(folder.written() if rank_0 else contextlib.nullcontext(lambda: None))
+            if rank_0:
+                inside.enter_context(Tracker(folder, job.tracking_uri))  # inside the lock: two trackers would send points twice
+            if config.tracking.system_metrics and ray.train.get_context().get_local_rank() == 0:
+                inside.enter_context(node_metrics(folder, job.tracking_uri))
             comm.sum(torch.zeros(1))  # barrier: no rank reads checkpoints before rank 0 holds the folder's lock
             result = train(
                 config,
@@ -143,8 +147,6 @@ def _rank(loop_config: dict[str, Any]) -> None:
         if comm.size > 1:
             raise  # the other ranks may be waiting for this one
     finally:
-        if tracker:
-            tracker.close()
         if log_file:
             log_file.close()
             _publish_log(folder)
@@ -172,8 +174,8 @@ def _warnings_to(path: Path) -> logging.Handler:
     """Copies warnings of training and tracking to a file, because Ray does not forward the workers' output."""
     handler = logging.FileHandler(path, delay=True, encoding="utf-8")
     handler.setLevel(logging.WARNING)
-    for name in ("swav", "swav_platform.registry"):
-        logging.getLogger(name).addHandler(handler)
+    handler.addFilter(SecretsFilter())
+    logging.getLogger("swav").addHandler(handler)
     return handler
 
 

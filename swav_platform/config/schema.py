@@ -18,9 +18,10 @@ class ConfigError(UsageError):
     """Invalid configuration. The message is one paragraph for the user."""
 
 
-NAME = r"^[A-Za-z0-9][\w. -]*$"  # of a run or a model: a folder, a job's id and a part of models:/ URIs
+NAME = r"^[\w&&[^_]][\w. -]*$"  # of a run or a model: a folder and a part of models:/ URIs. \w: letters and digits of any script
+NAME_BYTES = 200  # in UTF-8; file systems take 255, and locks, logs and jobs add to the name
 
-BESIDE_RUNS = ("mlartifacts", *(f"mlflow.db{end}" for end in ("", "-journal", "-wal", "-shm")))
+BESIDE_RUNS = ("mlartifacts", *(f"mlflow.db{end}" for end in ("", ".lock", "-journal", "-wal", "-shm")))
 """What tracking keeps in the folder of the runs."""
 
 
@@ -30,6 +31,20 @@ class Tracking(Section):
     model: str | None = setting(
         None, "name of the registered model; the run's name when null", changes_results="no", pattern=NAME
     )
+    patience: float = setting(
+        60, "time that a finished run waits for a server that does not answer", unit="s", changes_results="no", ge=0
+    )
+    log_checkpoints: bool = setting(
+        False, "upload the kept checkpoints and the ledger's counts to MLflow when the run is finished", changes_results="no"
+    )
+    system_metrics: bool = setting(
+        False, "record CPU, memory, disk, network and GPU of each node in MLflow", changes_results="no"
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _is_short(cls, name: str | None) -> str | None:
+        return _short(name)
 
 
 class Run(Section):
@@ -41,7 +56,13 @@ class Run(Section):
     def _is_free(cls, name: str | None) -> str | None:
         if name and name.lower() in BESIDE_RUNS:
             raise ValueError("this name is reserved for the files of tracking; choose another name")
-        return name
+        return _short(name)
+
+
+def _short(name: str | None) -> str | None:
+    if name and len(name.encode()) > NAME_BYTES:
+        raise ValueError(f"this name has {len(name.encode())} bytes in UTF-8; choose one of at most {NAME_BYTES}")
+    return name
 
 
 class Config(Section):

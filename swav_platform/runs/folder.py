@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from swav_platform.config import Config, from_tree, load
+from swav_platform.config.secrets import tree_without_secrets
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.health_file import read_health
 from swav_platform.runs.lease import Held, leased
@@ -185,8 +186,11 @@ class RunFolder:
             "model_name": config.tracking.model or self.name,
             "created": created or time.time(),
         }
-        self.storage.put("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-        self.storage.put("run.json", json.dumps(info, indent=1).encode())
+        self.storage.put(
+            "config.yaml",
+            yaml.safe_dump(tree_without_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True).encode(),
+        )
+        self.storage.put("run.json", json.dumps(tree_without_secrets(info), indent=1).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Marks the run as finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,9 +58,9 @@ class Journal:
                 self.sample_log.append(step, row, view_hashes(row))
 
     def line(self, values: Mapping[str, Any]) -> None:
-        """Adds the metrics of a step (rank 0). Raises UserError when the disk is full."""
+        """Adds the metrics of a step, with the time (rank 0). Raises UserError when the disk is full."""
         if self.metrics is not None:
-            self.metrics.append(values)
+            self.metrics.append({**values, "time": round(time.time(), 3)})
 
     def gather(self) -> Ledger:
         """Returns the ledger of all ranks, on each rank. Its order is by position, so it does not depend on the number of ranks."""

@@ -105,5 +105,5 @@ def test_plain_progress_says_a_step_once(
 
     display = pretrain.ProgressDisplay()
     monkeypatch.setattr(display, "_stop", Looks())
-    display._follow(folder.path, 8, metrics_state(folder.path))
-    assert capsys.readouterr().err.splitlines() == ["step 1/8 loss 1.500", "step 3/8 loss 1.500"]
+    display._follow(folder, 8, metrics_state(folder.path))
+    assert capsys.readouterr().err.splitlines() == ["run_id r", "step 1/8 loss 1.500", "step 3/8 loss 1.500"]

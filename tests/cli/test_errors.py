@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
@@ -182,16 +183,14 @@ def test_a_run_without_a_checkpoint_restarts(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from swav_platform import registry
     from swav_platform.cluster import session
     from swav_platform.runs.folder import RunFolder
 
     def no_ray(config: object) -> None:
         raise UserError("Ray is away.")
 
-    opened: list[str | None] = []
-    monkeypatch.setattr(registry, "start_run", lambda config, run_id, tags, params: opened.append(run_id) or f"id{len(opened)}")
-    monkeypatch.setattr(registry, "finish_run", lambda *_: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(session, "connected", no_ray)
     pretrain = ["pretrain", preset(root), "--data", str(shards), "--name", "n"]
     (tmp_path / "runs" / "nn").mkdir(parents=True)
@@ -199,12 +198,14 @@ def test_a_run_without_a_checkpoint_restarts(
     fails(capsys, [*pretrain, "--resume"], 1, "Ray is away")
     assert "Run n is new" in caplog.text
     assert "Did you mean nn?" in caplog.text
+    assert "not recorded in MLflow yet" in caplog.text, "tracking that is away costs a warning"
+    folder = RunFolder(tmp_path / "runs" / "n")
+    first = json.loads((folder.path / "tracking.json").read_text())["uid"]
     fails(capsys, [*pretrain, "method.epsilon=0.1", "method.queue_length=200"], 1, "Ray is away")
     assert "restarts from step 0" in caplog.text
     assert "method.queue_length=200" in caplog.text, "preflight warnings come at the start"
-    folder = RunFolder(tmp_path / "runs" / "n")
-    assert opened == [None, None]
-    assert (folder.info()["run_id"], folder.config().method.epsilon) == ("id2", 0.1)
+    assert json.loads((folder.path / "tracking.json").read_text())["uid"] != first, "another run"
+    assert (folder.info()["run_id"], folder.config().method.epsilon) == (None, 0.1)
 
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt

@@ -52,6 +52,9 @@ OTHER_VALUES = {  # of every setting outside of the digest
     "tracking.uri": "x",
     "tracking.experiment": "e",
     "tracking.model": "m",
+    "tracking.patience": "0",
+    "tracking.log_checkpoints": "true",
+    "tracking.system_metrics": "true",
     "run.name": "other",
     "run.out": "out",
 }

@@ -43,7 +43,7 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
     }
     wanted |= {"data/read_ms", "data/decode_ms", "data/views_ms", "data/image_bytes"}
     wanted |= {"train/collective_share"}
-    assert wanted | {"step", "loss", "lr"} == set(lines[0])
+    assert wanted | {"step", "loss", "lr", "time"} == set(lines[0])
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:09d}" for n in (4, 8, 10)]
     assert len(Ledger.read(whole / "ledger.parquet")) == 0
 
