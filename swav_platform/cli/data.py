@@ -16,6 +16,7 @@ from rich.table import Table
 from swav_platform.cli import console
 from swav_platform.data.index.exclusions import Exclusions
 from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.ledger.parts import forget_thumbnails
 from swav_platform.errors import UsageError
 from swav_platform.images.look import WORDS
 
@@ -238,9 +239,10 @@ def ledger_command(
     if duplicates:
         _list_copies(folder, weights, as_json)
         return 0
-    ledger = Ledger.read(folder.ledger)
-    if ledger.forget(Exclusions.of_index(Path(folder.info()["index"]).parent)):
-        ledger.write(folder.ledger)
+    path = folder.readable_ledger()
+    if folder.url is None and (excluded := Exclusions.of_index(Path(folder.info()["index"]).parent)):
+        forget_thumbnails(path, excluded)
+    ledger = Ledger.read(path)
     if page is not None:
         from swav_platform.atomic import write_text
         from swav_platform.data.ledger.page import ledger_page

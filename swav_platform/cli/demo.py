@@ -206,7 +206,7 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
         facts={
             "images seen": f"{trained['images']:,} at {trained['images_per_second']:.0f} a second",
             "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.heads[0]):.3f})",
-            "bad images": Ledger.read(folder.ledger).samples(),
+            "bad images": Ledger.read(folder.readable_ledger()).samples(),
             "model": trained["model_uri"],
             "MLflow run": trained["run_id"],
         },

@@ -191,7 +191,7 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
         streams: list[Any] = [None]
         if rank == 0:
             data = config.data.model_copy(update={"tasks": job.tasks})
-            known = known_killers(job.folder.checkpoints)
+            known = known_killers(job.folder)
             row_job = RowJob(config.model_copy(update={"data": data}), job.index, known)
             streams = [open_streams(row_job, first, last, ranks)]
         if ranks > 1:

@@ -80,7 +80,8 @@ class RunFolder:
 
     @property
     def ledger(self) -> Path:
-        return self.path / "ledger.parquet"
+        """The folder with the parts of the ledger on the machine of rank 0; `data.ledger.parts` writes and reads them."""
+        return self.path / "ledger"
 
     @property
     def package(self) -> Path:
@@ -91,6 +92,10 @@ class RunFolder:
     def embeddings(self) -> Path:
         """For readers, like `package`."""
         return self.fetched("embeddings")
+
+    def readable_ledger(self) -> Path:
+        """The ledger on this machine, for `Ledger.read`. That of an object store is downloaded."""
+        return self.ledger if self.url is None else self.fetched("ledger")
 
     def has(self, name: str) -> bool:
         """Whether the run has a file."""

@@ -14,7 +14,7 @@ from swav_platform.runs.storage import Storage, storage_of
 
 METRICS, LEDGER = "metrics", "ledger"
 _PART = re.compile(r"\w+/part-(\d+)-(\d+)\.\w+")
-_WHOLE = ("ledger.parquet", "health.json")  # replaced as a whole
+_WHOLE = ("health.json",)  # replaced as a whole
 
 
 class Records:

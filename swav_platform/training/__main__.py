@@ -82,7 +82,7 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(RowJob(config, place, known_killers(folder.checkpoints)), comm),
+            rows=local_rows(RowJob(config, place, known_killers(folder)), comm),
             comm=comm,
             run_dir=folder.place,
             resume=resume,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from swav_platform.atomic import cure
 from swav_platform.config import Config
-from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event
+from swav_platform.data.ledger.parts import THUMBNAILS, LedgerWriter, without_thumbnail
 from swav_platform.data.ledger.sample_log import SampleLog
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 class Journal:
     """The records of one rank. They count from `commit` on; steps after the last commit are repeated and recorded again."""
 
-    def __init__(self, config: Config, run_dir: Path, comm: Comm, ledger: Ledger) -> None:
-        self.comm, self.ledger, self.folder, self.batch = comm, ledger, run_dir, config.train.batch
+    def __init__(self, config: Config, run_dir: Path, comm: Comm, earlier: bytes = b"") -> None:
+        """earlier: the ledger of a checkpoint of an older version (rank 0)."""
+        self.comm, self.folder, self.batch, self._earlier = comm, run_dir, config.train.batch, earlier
+        self.ledger = LedgerWriter(run_dir)
+        self._thumbnails = 0  # of this rank; more than THUMBNAILS are never kept
         self.events: list[Event] = []  # of this rank's rows since the last `gather`
         self.metrics: MetricsWriter | None = None
         self.sample_log = SampleLog(config.data.sample_log, comm.rank) if config.data.sample_log else None
@@ -36,6 +39,7 @@ class Journal:
         try:
             if self.comm.rank == 0:
                 self.metrics = MetricsWriter(self.folder, steps)
+                self.ledger.open(steps, self._earlier)
             if self.sample_log is not None:  # fail before hours of training, not after
                 self.sample_log.folder.mkdir(parents=True, exist_ok=True)
                 probe = self.sample_log.folder / f".probe-{self.comm.rank}"
@@ -51,7 +55,7 @@ class Journal:
     def rows(self, step: int, rows: Sequence[Row]) -> None:
         """Records the rows of a finished step."""
         for row in rows:
-            self.events.extend(row.events)
+            self.events.extend(map(self._bounded, row.events))
             if self.sample_log is not None:
                 from swav_platform.rows.make import view_hashes  # imports image libraries
 
@@ -62,13 +66,20 @@ class Journal:
         if self.metrics is not None:
             self.metrics.append({**values, "time": round(time.time(), 3)})
 
-    def gather(self) -> Ledger:
-        """Returns the ledger of all ranks, on each rank. Its order is by position, so it does not depend on the number of ranks."""
+    def _bounded(self, event: Event) -> Event:
+        if event.thumbnail is None or self._thumbnails >= THUMBNAILS:
+            return without_thumbnail(event)
+        self._thumbnails += 1
+        return event
+
+    def gather(self, steps: int) -> None:
+        """Adds the events of all ranks to the ledger, up to `steps` steps. Their order is by position, so it does not depend on the
+        number of ranks. Raises UserError when the disk is full."""
         parts = gather_bytes(pickle.dumps(self.events), self.comm)
-        events = [event for part in parts for event in pickle.loads(part)]  # safe: the bytes come from ranks of this run
-        self.ledger.add(sorted(events, key=lambda e: (e.position, e.attempt)))
         self.events = []
-        return self.ledger
+        if self.comm.rank == 0:
+            events = [event for part in parts for event in pickle.loads(part)]  # safe: the bytes come from ranks of this run
+            self.ledger.append(sorted(events, key=lambda e: (e.position, e.attempt)), steps)
 
     def flush(self) -> None:
         """Flushes to disk what the next checkpoint refers to. Raises UserError when the disk is full."""
@@ -79,14 +90,8 @@ class Journal:
 
     def commit(self, steps: int) -> None:
         """Makes the records valid after the checkpoint of `steps` steps was written (rank 0)."""
-        if self.comm.rank == 0:
-            self.write_ledger()
-            if self.sample_log is not None:
-                self.sample_log.commit(steps, self.batch)
-
-    def write_ledger(self) -> None:
-        if self.comm.rank == 0:
-            self.ledger.write(self.folder / "ledger.parquet")
+        if self.comm.rank == 0 and self.sample_log is not None:
+            self.sample_log.commit(steps, self.batch)
 
     def close(self) -> None:
         if self.metrics is not None:

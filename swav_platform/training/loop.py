@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from swav_platform.config import Config
+from swav_platform.data.ledger.parts import FOLDER, worst
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.models import normalisation
@@ -20,7 +22,7 @@ from swav_platform.training.checkpoints import snapshots
 from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.checkpoints.resume import Run, begin, identity
 from swav_platform.training.checkpoints.writer import Writer
-from swav_platform.training.collectives import all_or_none
+from swav_platform.training.collectives import all_or_none, gather_bytes
 from swav_platform.training.counters import Counters, from_sum, to_sum
 from swav_platform.training.device import preparer, set_torch
 from swav_platform.training.first_epoch import FirstEpoch
@@ -218,14 +220,20 @@ def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) 
     limit, positions = config.data.max_quarantine_fraction, run.steps * config.train.batch
     if positions < min(_FEWEST_POSITIONS, samples) or run.quarantined <= limit * positions:
         return
-    ledger = journal.gather()
-    journal.write_ledger()
-    reason, shard = next(iter(ledger.outcomes())), ledger.shards()[0][0]
+    reason, shard = _worst(journal, run.steps)
     raise UserError(
         f"{run.quarantined:,} of the first {positions:,} images can't be used, more than data.max_quarantine_fraction={limit:g} allows. "
         f"The most frequent reason is {reason}; the worst shard is {shard}. Inspect the run with `swav ledger`, then remove bad shards, "
         f"relax data.images, or raise data.max_quarantine_fraction."
     )
+
+
+def _worst(journal: Journal, steps: int) -> tuple[str, str]:
+    """The most frequent reason and the worst shard until now. Writes the ledger, so that the user finds there what the message says."""
+    all_or_none(lambda: journal.gather(steps), journal.comm)
+    found = worst(journal.folder / FOLDER) if journal.comm.rank == 0 else ("", "")
+    reason, shard = pickle.loads(gather_bytes(pickle.dumps(found), journal.comm)[0])  # safe: the bytes come from rank 0
+    return reason, shard
 
 
 def _checkpoint(
@@ -249,10 +257,9 @@ def _checkpoint(
         all_or_none(writer.check, comm)
         writer.say_skipped(run.steps)
         return
-    ledger = journal.gather()
     seen.gather()
     steps = run.steps
-    snapshot = snapshots.take(learner, steps, run.state(config, who), ledger.to_bytes(), comm)
+    snapshot = snapshots.take(learner, steps, run.state(config, who), comm)
 
     def write() -> None:
         if snapshot is not None:
@@ -260,6 +267,7 @@ def _checkpoint(
             if wait:
                 writer.finish()
 
+    all_or_none(lambda: journal.gather(steps), comm)
     all_or_none(journal.flush, comm)  # on every rank, before the checkpoint that refers to it
     all_or_none(write, comm)
     run.checkpoint = join(writer.folder, checkpoints.name_of(steps))

@@ -94,7 +94,9 @@ def mine(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "mine")
     folder.write(Config(), index=tmp_path / "ix" / "version-1", index_digest="d", samples=4)
     events = [(0, 0, 1, "a<b>"), (5, 0, 1, "a<b>"), (5, 1, 2, "two"), (9, 0, 3, "three")]
-    Ledger(Event(p, n, s, key, f"{s % 2}.tar", Outcome.CORRUPT, "why", b"jpg") for p, n, s, key in events).write(folder.ledger)
+    Ledger(Event(p, n, s, key, f"{s % 2}.tar", Outcome.CORRUPT, "why", b"jpg") for p, n, s, key in events).write(
+        folder.path / "ledger.parquet"  # as older versions wrote it
+    )
     return folder
 
 

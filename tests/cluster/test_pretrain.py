@@ -203,7 +203,7 @@ def test_a_sample_that_kills_its_worker_every_time(unbroken: Path, shards: Path,
     for before, after in zip(clean, dirty, strict=True):
         if before["sample_key"] != victim:
             assert (before["sample_key"], before["view_hash"]) == (after["sample_key"], after["view_hash"])
-    ledger = pq.read_table(unbroken / "poisoned" / "ledger.parquet").to_pylist()
+    ledger = pq.read_table(unbroken / "poisoned" / "ledger").to_pylist()
     assert {line["sample_key"] for line in ledger} == {victim}
     assert log_check(unbroken, "poisoned")["ok"]
 

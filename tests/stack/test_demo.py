@@ -119,7 +119,7 @@ def test_what_it_tells(shown: Shown) -> None:
 
 
 def test_each_broken_file_is_in_the_ledger(shown: Shown) -> None:
-    ledger = Ledger.read(shown.place / "demo" / "ledger.parquet")
+    ledger = Ledger.read(shown.place / "demo" / "ledger")
     assert {event.key: event.outcome.word for event in ledger.events()} == BROKEN
     assert shown.result["quarantined"] == ledger.quarantined >= len(BROKEN)
 

@@ -45,7 +45,7 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
     wanted |= {"train/collective_share"}
     assert wanted | {"step", "loss", "lr", "time"} == set(lines[0])
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:09d}" for n in (4, 8, 10)]
-    assert len(Ledger.read(whole / "ledger.parquet")) == 0
+    assert len(Ledger.read(whole / "ledger")) == 0
 
 
 def test_running_statistics_move_once_a_step(whole: Path) -> None:
@@ -112,9 +112,9 @@ def test_a_line_that_a_crash_cut_off(rig: ModuleType, whole: Path, copied: Path)
 
 def test_a_crash_between_the_checkpoint_and_what_follows_it(rig: ModuleType, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    (run / "ledger.parquet").unlink()
+    (run / "ledger").unlink()
     rig.train(rig.config(), run, resume=True)
-    assert len(Ledger.read(run / "ledger.parquet")) == 0
+    assert len(Ledger.read(run / "ledger")) == 0
 
 
 def test_a_run_that_is_done_is_done(rig: ModuleType, whole: Path) -> None:
@@ -177,17 +177,17 @@ def test_too_many_unreadable_images_end_the_run(rig: ModuleType, tmp_path: Path)
     settings = rig.config(data__max_quarantine_fraction=0.2)
     with pytest.raises(UserError, match=r"(?s)24 of the first 96 images.*corrupt.*shard-7\.tar.*swav ledger"):
         rig.train(settings, tmp_path, bad=tuple(range(0, 320, 4)), samples=90)
-    assert Ledger.read(tmp_path / "ledger.parquet").outcomes() == {"corrupt": 24}
+    assert Ledger.read(tmp_path / "ledger").outcomes() == {"corrupt": 24}
 
 
 def test_unreadable_images_are_counted_and_kept_over_a_crash(rig: ModuleType, tmp_path: Path) -> None:
     bad = (3, 50, 130, 131, 200, 319)
     with pytest.raises(ConnectionError):
         rig.train(rig.config(), tmp_path, bad=bad, stop=6 * 8 + 3)
-    assert len(Ledger.read(tmp_path / "ledger.parquet")) == 2  # of what was committed
+    assert len(Ledger.read(tmp_path / "ledger")) == 2  # of what was committed
     result = rig.train(rig.config(), tmp_path, bad=bad, resume=True)
     assert result.quarantined == 6
-    assert [event.position for event in Ledger.read(tmp_path / "ledger.parquet").events()] == list(bad)
+    assert [event.position for event in Ledger.read(tmp_path / "ledger").events()] == list(bad)
 
 
 def test_the_sample_log_has_each_position_once(rig: ModuleType, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 
 from swav_platform.config import Config
 from swav_platform.config.table import settings
-from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.errors import UsageError, UserError
 from swav_platform.images.look import Look
 from swav_platform.methods.comm import Comm
@@ -40,7 +39,7 @@ class Run:
     quarantined: int = 0
     looks: tuple[int, ...] = (0,) * len(Look)
     checkpoint: Place | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: bytes = b""  # of a checkpoint of an older version, on rank 0
 
     def state(self, config: Config, identity: Mapping[str, str]) -> dict[str, Any]:
         """The content of state.json besides the number of steps."""
@@ -78,7 +77,7 @@ def begin(learner: Learner, folder: Place, identity: Mapping[str, str], comm: Co
     snapshot = snapshots.broadcast(found[0][1] if found else None, comm)
     snapshots.restore(learner, snapshot, comm)
     path = join(folder, checkpoints.name_of(snapshot.steps))
-    ledger, state = Ledger.from_bytes(snapshot.ledger), snapshot.state
+    ledger, state = found[0][1].ledger if found else b"", snapshot.state
     looks = tuple(state.get("looks", Run.looks))  # absent in older checkpoints
     return Run(snapshot.steps, state["loss_first"], state["loss_last"], state["quarantined"], looks, path, ledger)
 

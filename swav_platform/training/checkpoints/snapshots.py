@@ -19,7 +19,7 @@ from swav_platform.training.optimisation.optimisers import load_optimiser_tensor
 from swav_platform.training.optimisation.sharding import split_like, whole
 
 
-def take(learner: Learner, steps: int, state: Mapping[str, Any], ledger: bytes, comm: Comm) -> Snapshot | None:
+def take(learner: Learner, steps: int, state: Mapping[str, Any], comm: Comm) -> Snapshot | None:
     """Snapshot of the learner after `steps` steps on rank 0, in host memory that later steps do not change; None on the other ranks.
 
     All ranks must call it.
@@ -36,7 +36,7 @@ def take(learner: Learner, steps: int, state: Mapping[str, Any], ledger: bytes, 
         return None
     if learner.scaler.is_enabled():
         state = {**state, "loss_scale": learner.scaler.state_dict()}
-    return Snapshot(steps, model, optimiser, _whole(method, first), ledger, state)
+    return Snapshot(steps, model, optimiser, _whole(method, first), state)
 
 
 def _whole(tensors: Mapping[str, Tensor], first: bool) -> dict[str, Tensor]:
@@ -68,9 +68,8 @@ def broadcast(snapshot: Snapshot | None, comm: Comm) -> Snapshot:
                 for name, dtype, shape in names
             }
         )
-    ledger = broadcast_bytes(snapshot.ledger if snapshot else b"", comm)
     model, optimiser, method = received
-    return Snapshot(steps, model, optimiser, method, ledger, state)
+    return Snapshot(steps, model, optimiser, method, state)
 
 
 def restore(learner: Learner, snapshot: Snapshot, comm: Comm) -> None:

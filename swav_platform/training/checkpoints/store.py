@@ -1,4 +1,4 @@
-"""Checkpoint files: `step-000001234/` with three safetensors files, ledger.parquet, state.json and MANIFEST.json.
+"""Checkpoint files: `step-000001234/` with three safetensors files, state.json and MANIFEST.json.
 
 The manifest is written last. A checkpoint is valid only if its files match the manifest, so a crash during a write leaves the previous
 checkpoint as the newest valid one. `folder` is the `checkpoints` of a run, on a disk or in an object store.
@@ -23,12 +23,15 @@ from torch import Tensor
 
 from swav_platform.atomic import cure
 from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.ledger.parts import read_events
 from swav_platform.data.samples import Killers
 from swav_platform.errors import UserError
 from swav_platform.rows.isolation import killers_among
+from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.storage import Place, base_name, join, storage_of
 
 MANIFEST = "MANIFEST.json"
+_OLD_LEDGER = "ledger.parquet"  # in checkpoints of older versions
 log = logging.getLogger("swav")
 
 _NAME = re.compile(r"step-\d{9}")
@@ -42,8 +45,8 @@ class Snapshot:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     method: Mapping[str, Tensor]
-    ledger: bytes
     state: Mapping[str, Any]  # JSON
+    ledger: bytes = b""  # of checkpoints of older versions; now the run's folder has it
 
 
 def save(folder: Place, snapshot: Snapshot, confirm: Callable[[], None] = lambda: None) -> Place:
@@ -94,7 +97,6 @@ def _contents(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     yield "model.safetensors", _pack(snapshot.model)
     yield "optimizer.safetensors", _pack(snapshot.optimizer)
     yield "method.safetensors", _pack(snapshot.method)
-    yield "ledger.parquet", snapshot.ledger
     yield "state.json", json.dumps({"format": 1, "steps": snapshot.steps, **snapshot.state}).encode()
 
 
@@ -176,7 +178,8 @@ def load(path: Place) -> Snapshot:
         model, optimizer, method = (
             safetensors.torch.load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "method")
         )
-        return Snapshot(int(state["steps"]), model, optimizer, method, (path / "ledger.parquet").read_bytes(), state)
+        old = path / _OLD_LEDGER
+        return Snapshot(int(state["steps"]), model, optimizer, method, state, old.read_bytes() if old.is_file() else b"")
     storage = storage_of(path)
     known = {file["name"]: file for file in _listed(storage.get(MANIFEST))}
 
@@ -188,7 +191,7 @@ def load(path: Place) -> Snapshot:
 
     state = json.loads(read("state.json"))
     model, optimizer, method = (safetensors.torch.load(read(f"{name}.safetensors")) for name in ("model", "optimizer", "method"))
-    return Snapshot(int(state["steps"]), model, optimizer, method, read("ledger.parquet"), state)
+    return Snapshot(int(state["steps"]), model, optimizer, method, state)
 
 
 def prune(folder: Place, keep: int) -> None:
@@ -249,7 +252,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def known_killers(folder: Place) -> Killers:
-    """Samples that the newest checkpoint knows to kill their decoder; a resumed run does not decode them again."""
-    path = latest_valid(folder)
-    return {} if path is None else killers_among(Ledger.from_bytes(storage_of(path).get("ledger.parquet")).events())
+def known_killers(run: RunFolder) -> Killers:
+    """Samples that the ledger knows to kill their decoder; a resumed run does not decode them again."""
+    newest = latest_valid(run.checkpoints)
+    if newest is None:
+        return {}
+    if isinstance(newest, Path) and (newest / _OLD_LEDGER).is_file():
+        return killers_among(Ledger.from_bytes((newest / _OLD_LEDGER).read_bytes()).events())
+    with contextlib.suppress(FileNotFoundError):
+        ledger = run.readable_ledger()
+        return killers_among(read_events(ledger)) if ledger.is_dir() else {}
+    return {}

@@ -54,7 +54,7 @@ def test_round_trip_through_a_checkpoint_and_a_file(tmp_path: Path) -> None:
 
 def test_one_thumbnail_per_sample_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [e.thumbnail for e in Ledger(EVENTS).events()] == [b"jpeg2", b"jpeg1", b"jpeg7", None, None]
-    monkeypatch.setattr("swav_platform.data.ledger.ledger._THUMBNAILS", 10)
+    monkeypatch.setattr("swav_platform.data.ledger.parts.THUMBNAILS", 10)
     many = Ledger(event(position, 0, position) for position in range(50))
     assert sum(e.thumbnail is not None for e in many.events()) == 10
     assert len(many) == 50

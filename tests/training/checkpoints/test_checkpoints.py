@@ -10,14 +10,14 @@ import torch
 from swav_platform.errors import UserError
 from swav_platform.training.checkpoints.store import MANIFEST, Snapshot, is_valid, latest_valid, load, prune, save
 
-FILES = ["model.safetensors", "optimizer.safetensors", "method.safetensors", "ledger.parquet", "state.json"]
+FILES = ["model.safetensors", "optimizer.safetensors", "method.safetensors", "state.json"]
 
 
 def snapshot(steps: int, size: int = 10) -> Snapshot:
     numbers = torch.arange(size, dtype=torch.float32)
     conv = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     return Snapshot(
-        steps, {"a": numbers, "conv": conv}, {"a/step": torch.tensor(3.0)}, {"rows": torch.zeros(0)}, b"ledger", {"x": 1.5}
+        steps, {"a": numbers, "conv": conv}, {"a/step": torch.tensor(3.0)}, {"rows": torch.zeros(0)}, {"x": 1.5}
     )
 
 
@@ -31,7 +31,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     found = load(path)
     assert found.steps == 1234
     assert torch.equal(found.model["conv"], given.model["conv"])
-    assert (found.optimizer["a/step"].shape, found.method["rows"].shape, found.ledger) == ((), (0,), b"ledger")
+    assert (found.optimizer["a/step"].shape, found.method["rows"].shape, found.ledger) == ((), (0,), b"")
     assert found.state["x"] == 1.5
 
 
