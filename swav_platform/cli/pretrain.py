@@ -20,6 +20,7 @@ from swav_platform.cli import console
 from swav_platform.config import Config, load_with
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.health_file import WAITING, read_health
 from swav_platform.runs.metrics import last_metrics, metrics_state
 
 DRY_RUN_INDEX_BYTES = 2 * 2**30  # a dry run indexes local shards up to this size
@@ -217,20 +218,26 @@ class ProgressDisplay:
         """before: state of an earlier attempt's metrics, which are not shown."""
         ours, run_id = False, None
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
-        said, told = 0.0, 0
+        said, told, warned = 0.0, 0, 0.0
         while True:
             last = self._stop.wait(0.5)
             if run_id is None and not console.stderr.is_terminal and (run_id := _run_id(folder)):
                 click.echo(f"run_id {run_id}", err=True)  # MLflow may have been away at the start
             ours = ours or metrics_state(folder.path) != before
             line = last_metrics(folder.path) if ours else None
+            waiting = _waiting(folder.path)
+            if waiting and not console.stderr.is_terminal and time.monotonic() - warned > LINE_INTERVAL:
+                click.echo(waiting, err=True)
+                warned = time.monotonic()
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
-                self._bars.update(task, completed=done, note=note)
+                self._bars.update(task, completed=done, note=waiting or note)
                 due = done != told and (last or not told or time.monotonic() - said > LINE_INTERVAL)
                 if due and not console.stderr.is_terminal:
                     click.echo(f"step {done}/{steps} {note}", err=True)
                     said, told = time.monotonic(), done
+            elif waiting:
+                self._bars.update(task, note=waiting)
             if last:
                 return
 
@@ -241,3 +248,9 @@ def _run_id(folder: RunFolder) -> str | None:
     except UserError:
         return None
     return None if found is None else str(found)
+
+
+def _waiting(run: Path) -> str | None:
+    """What a run waits for, in words."""
+    health = read_health(run)
+    return str(health) if health is not None and health.state == WAITING else None

@@ -9,18 +9,25 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 import ray.data
 
 from swav_platform.config import Config
+from swav_platform.data.outages import Outages
 from swav_platform.data.samples import Killers
+from swav_platform.failures import LONGEST_PAUSE, Wait
 from swav_platform.rows.job import RowJob
 from swav_platform.rows.layout import RowLayout
+
+T = TypeVar("T")
+
+_FORGOTTEN = 3 * LONGEST_PAUSE + 30.0  # seconds after which a wait that was not told again no longer counts
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ class Segments:
         self._iterators: dict[int, list[ray.data.DataIterator]] = {}
         self._attempts: Counter[int] = Counter()
         self._killers = dict(job.killers)
+        self._gone: dict[str, str] = {}  # shards that are gone for good, with the reason
+        self._waits: dict[int, tuple[float, Wait]] = {}  # of data tasks for storages, by chunk, and when each was told
 
     def iterator(self, segment: int, output: int) -> ray.data.DataIterator:
         """The iterator of split `output` of a segment; the first call for a segment creates its dataset."""
@@ -105,14 +114,35 @@ class Segments:
         return self._iterators[segment][output]
 
     @ray.method(concurrency_group="attempts")
-    def start_chunk(self, first: int) -> tuple[int, Killers]:
-        """Called by a data task that starts the chunk at row `first`. Returns the attempt's number, from 1, and known killers."""
+    def start_chunk(self, first: int) -> tuple[int, Killers, dict[str, str]]:
+        """Called by a data task that starts the chunk at row `first`. Returns the attempt's number, from 1, known killers and shards
+        that are gone."""
         self._attempts[first] += 1
-        return self._attempts[first], self._killers
+        return self._attempts[first], self._killers, self._gone
 
     @ray.method(concurrency_group="attempts")
     def add_killers(self, found: Killers) -> None:
         self._killers |= found
+
+    @ray.method(concurrency_group="attempts")
+    def add_gone(self, shards: dict[str, str]) -> None:
+        self._gone |= shards
+
+    @ray.method(concurrency_group="attempts")
+    def tell_wait(self, chunk: int, wait: Wait | None) -> None:
+        """Called by a data task that waits for a storage, and with None when it goes on."""
+        if wait is None:
+            self._waits.pop(chunk, None)
+        else:
+            self._waits[chunk] = time.monotonic(), wait
+
+    @ray.method(concurrency_group="attempts")
+    def longest_wait(self) -> Wait | None:
+        """The longest wait of a data task now. A task that has told nothing for long is gone."""
+        now = time.monotonic()
+        self._waits = {chunk: told for chunk, told in self._waits.items() if now - told[0] < _FORGOTTEN}
+        waits = [replace(wait, seconds=wait.seconds + now - told) for told, wait in self._waits.values()]
+        return max(waits, key=lambda wait: wait.seconds, default=None)
 
 
 def dataset(job: RowJob, split: StreamSplit, first: int, last: int, segments: Any) -> ray.data.Dataset:
@@ -181,11 +211,22 @@ def _make_tables(work: pa.Table, job: RowJob, segments: Any) -> Iterator[pa.Tabl
 
     for first, last in chain.from_iterable(work["chunks"].to_pylist()):
         numbers = range(first, last, job.config.data.streams)
-        attempt, killers = ray.get(segments.start_chunk.remote(first))
+        attempt, killers, gone = ray.get(segments.start_chunk.remote(first))
+        outages = job.outages().telling(partial(segments.tell_wait.remote, first), dict(gone))
         if attempt == 1:
-            yield from tables(job, numbers, killers)
+            yield from _noting(tables(job, numbers, killers, outages), outages, gone, segments)
             continue
-        for table, found in isolated_tables(job, numbers, killers):
+        for table, found in _noting(isolated_tables(job, numbers, killers, outages), outages, gone, segments):
             if found:
                 segments.add_killers.remote(found)
             yield table
+
+
+def _noting(made: Iterator[T], outages: Outages, known: dict[str, str], segments: Any) -> Iterator[T]:
+    """`made`, and tells other tasks which shards turn out to be gone, so that only one waits for them."""
+    count = len(known)
+    for each in made:
+        if len(outages.gone) > count:
+            count = len(outages.gone)
+            segments.add_gone.remote(outages.gone)
+        yield each

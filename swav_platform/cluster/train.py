@@ -184,18 +184,25 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
     import torch.distributed as dist
 
     from swav_platform.cluster.stream import open_streams, rank_rows
+    from swav_platform.cluster.waits import WaitReporter, to_log_and_health
     from swav_platform.rows.job import RowJob
     from swav_platform.training.checkpoints.store import known_killers
 
     def rows(first: int, last: int) -> Iterator[Any]:
         streams: list[Any] = [None]
+        reporter = None
         if rank == 0:
             data = config.data.model_copy(update={"tasks": job.tasks})
             known = known_killers(job.folder)
             row_job = RowJob(config.model_copy(update={"data": data}), job.index, known)
             streams = [open_streams(row_job, first, last, ranks)]
+            reporter = WaitReporter(streams[0].segments, to_log_and_health(Path(job.run_dir)))
         if ranks > 1:
             dist.broadcast_object_list(streams, src=0)
-        return rank_rows(streams[0], rank)
+        try:
+            yield from rank_rows(streams[0], rank)
+        finally:
+            if reporter:
+                reporter.stop()
 
     return rows

@@ -16,9 +16,7 @@ FILES = ["model.safetensors", "optimizer.safetensors", "method.safetensors", "st
 def snapshot(steps: int, size: int = 10) -> Snapshot:
     numbers = torch.arange(size, dtype=torch.float32)
     conv = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
-    return Snapshot(
-        steps, {"a": numbers, "conv": conv}, {"a/step": torch.tensor(3.0)}, {"rows": torch.zeros(0)}, {"x": 1.5}
-    )
+    return Snapshot(steps, {"a": numbers, "conv": conv}, {"a/step": torch.tensor(3.0)}, {"rows": torch.zeros(0)}, {"x": 1.5})
 
 
 def test_there_and_back(tmp_path: Path) -> None:
