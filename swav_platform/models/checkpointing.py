@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swav_platform.models.normalisation import not_recording
+from swav_platform.models.normalisation import counted_in, counting, not_recording
 
 
 def run_stage(stage: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
@@ -25,8 +26,15 @@ def run_stage(stage: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    counted = counted_in(block)
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with not_recording(block), counting(block, counted):  # the first pass has recorded the batch statistics already
+            yield
+
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), not_recording(block)  # the first pass has recorded the batch statistics already
+        return nullcontext(), again()
 
     out: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out

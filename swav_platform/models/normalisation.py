@@ -3,6 +3,8 @@
 Batch statistics are those of one forward pass, which is one row at one resolution. After `across`, they are those of the step's
 rows on all ranks. Running statistics are updated once per step, with the mean over the step's passes on all ranks: `collect`
 returns this rank's sums, the training step adds them up over ranks together with the gradients, and `commit` applies the total.
+
+Grey images (positions without a usable image) are normalised like the others, but statistics leave them out; see `counting`.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class RowBatchNorm(nn.Module):
         self.channels, self.eps, self.momentum = channels, eps, momentum
         self.ranks: Sum | None = None  # set if statistics are those of all ranks
         self.recording = True
+        self.counted: Tensor | None = None  # bool [images]: those that statistics count; None for all
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -55,8 +58,8 @@ class RowBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if self.ranks is not None:
-            out, statistics = _over_ranks(x, self.weight, self.bias, self.eps, self.ranks)
+        if self.ranks is not None or self.counted is not None:
+            out, statistics = _over_ranks(x, self.weight, self.bias, self.eps, self.ranks or _OneRank(), self._mask(x))
             if self.recording:
                 self.sums += statistics
             return out
@@ -66,6 +69,12 @@ class RowBatchNorm(nn.Module):
         if self.recording:
             self.sums += self.scratch
         return out
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """Which entries of `x` [n, …] count, for broadcasting; n is a multiple of the images, view by view."""
+        if self.counted is None:
+            return None
+        return self.counted.repeat(len(x) // len(self.counted)).view(-1, *[1] * (x.dim() - 1))
 
     def reset(self) -> None:
         """Sets weight 1, bias 0, running mean 0, running variance 1, and clears the collected sums."""
@@ -80,45 +89,66 @@ class RowBatchNorm(nn.Module):
         return str(self.channels)
 
 
+class _OneRank:
+    """No other ranks."""
+
+    size = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+
 class _OverRanks(torch.autograd.Function):
     """Batch normalisation with the statistics of all ranks, which may hold different numbers of samples.
 
     The forward pass sums 2C + 1 float64 numbers over ranks: in float32, variances computed from sums would lose their precision.
     The backward pass sums 2C float32 numbers. Gradients of weight and bias are this rank's part; the training step sums them
-    over ranks. Also returns the statistics that `sums` accumulates.
+    over ranks. Also returns the statistics that `sums` accumulates. mask: see `RowBatchNorm._mask`; where nothing counts on any rank, the
+    statistics are mean 0, variance 1 and no pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Sum) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Sum, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         shape, dims = _by_channel(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = (t.double() for t in torch.var_mean(wide, dims, correction=0))
-        own = x.new_full([1], x.numel() // x.shape[1], dtype=torch.float64)
+        counts = wide if mask is None else wide[mask.flatten()]
+        if len(counts):
+            var, mean = (t.double() for t in torch.var_mean(counts, dims, correction=0))
+        else:
+            var = mean = x.new_zeros(x.shape[1], dtype=torch.float64)
+        own = x.new_full([1], counts.numel() // x.shape[1], dtype=torch.float64)
         first, second, count = ranks.sum(torch.cat([own * mean, own * (var + mean**2), own])).tensor_split(
             [len(mean), 2 * len(mean)]
         )
+        passes = (count > 0).to(count)
+        count = count.clamp_min(1)
         mean = first / count
-        var = (second / count - mean**2).clamp_min(0)
+        var = (second / count - mean**2).clamp_min(0) + (1 - passes)
         rstd = (var + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean.to(wide), rstd.to(wide), count.to(wide))
+        ctx.save_for_backward(x, weight, mean.to(wide), rstd.to(wide), count.to(wide), mask)
         ctx.ranks = ranks
         scale = weight * rstd.to(weight)
         out = wide * scale.view(shape) + (bias - mean.to(bias) * scale).view(shape)
         unbiased = var * count / (count - 1).clamp_min(1)
-        statistics = torch.cat([mean, unbiased, torch.ones_like(count)]).to(weight)
+        statistics = (torch.cat([mean, unbiased, torch.ones_like(count)]) * passes).to(weight)
         ctx.mark_non_differentiable(statistics)
         return out.to(x.dtype), statistics
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd, count = ctx.saved_tensors
+        x, weight, mean, rstd, count, mask = ctx.saved_tensors
         shape, dims = _by_channel(x)
         grad = grads[0].to(mean.dtype)
         normalised = (x.to(mean.dtype) - mean.view(shape)) * rstd.view(shape)
         by_bias, by_weight = grad.sum(dims), (grad * normalised).sum(dims)
         all_bias, all_weight = ctx.ranks.sum(torch.cat([by_bias, by_weight])).div(count).view(2, -1)
-        into_x = (grad - all_bias.view(shape) - normalised * all_weight.view(shape)) * (weight * rstd).view(shape)
-        return into_x.to(x.dtype), by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None
+        by_statistics = all_bias.view(shape) + normalised * all_weight.view(shape)
+        if mask is not None:
+            by_statistics = by_statistics * mask
+        into_x = (grad - by_statistics) * (weight * rstd).view(shape)
+        return into_x.to(x.dtype), by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None, None
 
 
 _over_ranks: Callable[..., tuple[Tensor, Tensor]] = _OverRanks.apply
@@ -142,6 +172,24 @@ def across(module: nn.Module, ranks: Sum) -> None:
     """From now on, batch statistics of the layers in `module` are those of all `ranks`."""
     for layer in _layers(module):
         layer.ranks = ranks if ranks.size > 1 else None
+
+
+@contextmanager
+def counting(module: nn.Module, counted: Tensor | None) -> Iterator[None]:
+    """In this context, statistics count only these images of a pass: bool [images], the same in each view. None counts all."""
+    layers = list(_layers(module)) if counted is not None else []
+    for layer in layers:
+        layer.counted = counted
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.counted = None
+
+
+def counted_in(module: nn.Module) -> Tensor | None:
+    """The images that the layers of `module` count now."""
+    return next((layer.counted for layer in _layers(module)), None)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class Counters:
     outcomes: tuple[int, ...] = (0,) * len(Outcome)  # number of positions by the outcome of their own sample
     looks: tuple[int, ...] = (0,) * len(Look)  # number of positions by what is odd about the image that fills them
     costs: Costs = field(default_factory=Costs)
+    trained: int = 0  # number of positions with an image, own or replacement; the others are grey and have weight 0
 
     @property
     def images(self) -> int:
@@ -65,15 +66,16 @@ def to_sum(rows: Sequence[Row]) -> list[float]:
     outcomes = np.bincount(np.concatenate([row.outcome for row in rows]), minlength=len(Outcome))
     seen = np.concatenate([row.look for row in rows])
     looks = [np.count_nonzero(seen & look) for look in Look]
-    return [*map(float, outcomes), *map(float, looks), *map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))]
+    costs = map(sum, zip(*(astuple(row.costs) for row in rows), strict=True))
+    return [*map(float, outcomes), *map(float, looks), *costs, float(sum(np.count_nonzero(row.weight) for row in rows))]
 
 
 def from_sum(numbers: Sequence[float]) -> Counters:
     """Counters from the sum of `to_sum` over ranks."""
     first, second = len(Outcome), len(Outcome) + len(Look)
     counts = [int(n) for n in numbers[:second]]
-    return Counters(tuple(counts[:first]), tuple(counts[first:]), Costs(*numbers[second:]))
+    return Counters(tuple(counts[:first]), tuple(counts[first:]), Costs(*numbers[second:-1]), int(numbers[-1]))
 
 
 def _flat(counters: Counters) -> list[float]:
-    return [*counters.outcomes, *counters.looks, *astuple(counters.costs)]
+    return [*counters.outcomes, *counters.looks, *astuple(counters.costs), counters.trained]

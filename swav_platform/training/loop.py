@@ -31,12 +31,11 @@ from swav_platform.training.learner import Learner, build_learner
 from swav_platform.training.meter import Meter
 from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.passes import Prepare
+from swav_platform.training.quarantine import Recent, too_many
 from swav_platform.training.step import StepReport, train_step
 
 if TYPE_CHECKING:
     from swav_platform.rows.layout import Row
-
-_FEWEST_POSITIONS = 1000  # a share of fewer positions is not reliable
 
 Rows = Callable[[int, int], "Iterator[Row]"]
 """rows(first, last): in order, the rows k of [first, last) with (k - first) % size == rank."""
@@ -115,7 +114,7 @@ def train(
     with closing(Journal(config, folder.path, comm, run.ledger)) as journal:
         all_or_none(lambda: journal.open(start), comm)
         all_or_none(lambda: seen.open(start * config.train.batch), comm)
-        meter = Meter(comm)
+        meter, recent = Meter(comm), Recent()
         stream = _checked(rows, start, total, config.rows_per_step, comm)
         for step in range(start, total):
             with meter.waiting():
@@ -142,6 +141,7 @@ def train(
             )
             counters = from_sum(report.extra)
             meter.step(config.train.batch, counters, reset=logged)
+            recent.add(counters)
             progress = _after(run, report, lr, counters, meter, logged, seen)
             journal.rows(step, own)
             seen.rows(own)
@@ -149,7 +149,9 @@ def train(
             if on_progress is not None and comm.rank == 0:
                 on_progress(progress)
             if logged:
-                _check_quarantine(config, run, samples, journal)
+                _check_quarantine(config, run, samples, journal, recent)
+            if last:
+                _check_trained(run, journal, recent)
             if last or (step + 1) % config.train.checkpoint_every == 0:
                 _checkpoint(config, run, learner, journal, seen, who, writer, wait=last)
                 seen.tell(run.steps * config.train.batch, last)
@@ -215,17 +217,28 @@ def _after(run: Run, report: StepReport, lr: float, counters: Counters, meter: M
     )
 
 
-def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal) -> None:
-    """Raises UserError if too large a share of the positions had an unusable sample, from 1000 positions or one epoch on."""
-    limit, positions = config.data.max_quarantine_fraction, run.steps * config.train.batch
-    if positions < min(_FEWEST_POSITIONS, samples) or run.quarantined <= limit * positions:
+def _check_quarantine(config: Config, run: Run, samples: int, journal: Journal, recent: Recent) -> None:
+    """Raises UserError if too large a share of all positions, or of the last ones, had an unusable sample."""
+    limit = config.data.max_quarantine_fraction
+    share = too_many(limit, run.steps * config.train.batch, run.quarantined, samples, recent)
+    if share is None:
         return
     reason, shard = _worst(journal, run.steps)
     raise UserError(
-        f"{run.quarantined:,} of the first {positions:,} images can't be used, more than data.max_quarantine_fraction={limit:g} allows. "
+        f"{share} can't be used, more than data.max_quarantine_fraction={limit:g} allows. "
         f"The most frequent reason is {reason}; the worst shard is {shard}. Inspect the run with `swav ledger`, then remove bad shards, "
         f"relax data.images, or raise data.max_quarantine_fraction."
     )
+
+
+def _check_trained(run: Run, journal: Journal, recent: Recent) -> None:
+    """Raises UserError if the last positions of the run had no image at all."""
+    if recent.trained == 0:
+        reason, shard = _worst(journal, run.steps)
+        raise UserError(
+            f"None of the last {recent.positions:,} positions of the run had an image, so the run did not succeed. The most frequent reason "
+            f"is {reason}; the worst shard is {shard}. Restore the shards and resume with --resume."
+        )
 
 
 def _worst(journal: Journal, steps: int) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from swav_platform.methods.method import Method, RowOutputs, StepOutputs, Targets
-from swav_platform.models.normalisation import not_recording
+from swav_platform.models.normalisation import counting, not_recording
 
 if TYPE_CHECKING:
     from swav_platform.rows.layout import Row
@@ -85,8 +85,10 @@ class Passes:
             # Before the forward pass: a copy to a GPU waits for all queued kernels.
             samples = [torch.tensor(row.sample, device=device) for row in group]
             weights = [torch.tensor(row.weight, dtype=torch.float32, device=device) for row in group]
+            whole = all(bool((row.weight > 0).all()) for row in group)
+            counted = None if whole else torch.cat(weights) > 0  # grey images do not change statistics
             low = _LOW.get(self.precision, torch.bfloat16)
-            with torch.autocast(device.type, low, enabled=self.precision in _LOW):
+            with torch.autocast(device.type, low, enabled=self.precision in _LOW), counting(self.network, counted):
                 outputs = self.network(views, sum(sizes))
             of_rows = zip(*(of_all.split(sizes, dim=1) for of_all in outputs), strict=True)
             for row, sample, weight, own in zip(group, samples, weights, of_rows, strict=True):

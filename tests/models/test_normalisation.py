@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from swav_platform.models.normalisation import RowBatchNorm, across, collect, commit, not_recording
+from swav_platform.models.normalisation import RowBatchNorm, across, collect, commit, counting, not_recording
 
 
 def rows(count: int, seed: int = 0) -> list[torch.Tensor]:
@@ -153,3 +153,35 @@ def test_recomputed_passes_do_not_count() -> None:
     commit(layer, collect(layer))  # without a pass, nothing changes
     assert layer.running_var.eq(1).all()
     assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 5, 4, 4)])
+def test_grey_images_do_not_change_statistics(shape: tuple[int, ...]) -> None:
+    """Two views of six images, of which two are grey."""
+    counted = torch.tensor([True, False, True, True, False, True])
+    ours, alone = RowBatchNorm(5), RowBatchNorm(5)
+    x = torch.randn(shape) * 3 + 1
+    mask = counted.repeat(2)
+    a, b = x.clone().requires_grad_(), x[mask].clone().requires_grad_()
+    with counting(ours, counted):
+        out = ours(a)
+    expected = alone(b)
+    assert torch.allclose(out[mask], expected, atol=1e-5)
+    out[mask].pow(3).sum().backward()
+    expected.pow(3).sum().backward()
+    assert torch.allclose(a.grad[mask], b.grad, atol=1e-3)
+    assert torch.allclose(ours.weight.grad, alone.weight.grad, rtol=1e-4)
+    found, wanted = collect(ours), collect(alone)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert ours.counted is None
+
+
+def test_a_pass_without_any_image_does_not_count() -> None:
+    ours = RowBatchNorm(5)
+    with counting(ours, torch.zeros(6, dtype=torch.bool)):
+        out = ours(torch.randn(6, 5, 4, 4))
+    assert torch.isfinite(out).all()
+    commit(ours, collect(ours))
+    assert torch.equal(ours.running_mean, torch.zeros(5))
+    assert torch.equal(ours.running_var, torch.ones(5))
+    assert ours.num_batches_tracked == 0

@@ -112,7 +112,7 @@ def test_a_line_that_a_crash_cut_off(rig: ModuleType, whole: Path, copied: Path)
 
 def test_a_crash_between_the_checkpoint_and_what_follows_it(rig: ModuleType, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    (run / "ledger").unlink()
+    shutil.rmtree(run / "ledger")
     rig.train(rig.config(), run, resume=True)
     assert len(Ledger.read(run / "ledger")) == 0
 
