@@ -196,7 +196,7 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
             known = known_killers(job.folder)
             row_job = RowJob(config.model_copy(update={"data": data}), job.index, known)
             streams = [open_streams(row_job, first, last, ranks)]
-            reporter = WaitReporter(streams[0].segments, to_log_and_health(Path(job.run_dir)))
+            reporter = WaitReporter(streams[0].segments, to_log_and_health(job.folder.path))
         if ranks > 1:
             dist.broadcast_object_list(streams, src=0)
         try:
