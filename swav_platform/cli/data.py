@@ -319,7 +319,7 @@ def _list_copies(folder: RunFolder, weights: str | None, as_json: bool) -> None:
     share = share_of(int(info["samples"]))
     part = f" One image of {share} was compared." if share > 1 else ""
     console.say(
-        f"{images:,} of {len(contents):,} images have the same bytes as others, in {len(groups):,} groups; one of each is kept.{part}"
+        f"{images:,} of {len(contents):,} images have the same bytes as others, and one of each group is kept ({len(groups):,}).{part}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the images of the first epoch contain: copies, by the hashes of what data tasks read, and images that look odd."""
+"""Counts copies and odd-looking images during the first epoch. Data tasks hash each image and judge its look."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("swav")
 
 _EMPTY = Contents(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint8))
-_EARLY, _FEWEST = 0.1, 100  # a tenth of so many images is told before the epoch ends
+_EARLY, _FEWEST = 0.1, 100  # the warning comes before the epoch ends if a tenth of so many images is odd
 _OUTSIDE = 2**16  # images that are recorded although their hash is not in the part that is compared: odd ones and frequent ones
 
 
