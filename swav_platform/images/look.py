@@ -6,7 +6,7 @@ import enum
 
 import numpy as np
 
-_SIDE = 24  # rows and columns that are looked at, at least
+_SIDE = 16  # rows and columns that are looked at, at least
 _NEAR = 16  # levels: a sixteenth of the range
 _SAME = 4  # levels that a colour may differ by, because JPEG changes them
 
