@@ -3,10 +3,13 @@ away and come back, and shards that do not come back.
 
     python benchmarks/outage.py [--seconds 60] [--steps 60] [--cases stopped,revoked,moved,gone]
 
-Every run is `swav pretrain` in a process of its own. The last line is a JSON object: `read_errors` (positions booked as unreadable),
-`losses_equal` (all losses are bit-equal to those of an undisturbed run), `succeeded_without_data` (a run without its shards ended with
-exit code 0 or registered a model), `resumed` (that run completed with --resume once the shards were back), `waits_said` (each wait was
-on the terminal).
+Every run is `swav pretrain` in a process of its own. The last line is a JSON object:
+
+- `read_errors`: positions that were recorded as unreadable.
+- `losses_equal`: all losses are bit-equal to those of an undisturbed run.
+- `succeeded_without_data`: a run without its shards ended with exit code 0 or wrote a model.
+- `resumed`: that run completed with --resume after the shards came back.
+- `waits_said`: each wait was on the terminal.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class LogWaits:
     def __call__(self, wait: Wait | None) -> None:
         if wait is None:
             if self._said is not None and self._current is not None:
-                log.warning("%s is there again after %s", self._current.place, duration(self._current.seconds))
+                log.warning("end of the wait for %s, after %s", self._current.place, duration(self._current.seconds))
             self._said = None
         elif wait.seconds >= QUIET if self._said is None else wait.seconds - self._said >= REMINDER:
             log.warning("%s", wait)

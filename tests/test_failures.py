@@ -137,7 +137,7 @@ def test_the_log_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "waiting for /data: permission denied, 7 s",
         "waiting for /data: permission denied, 75 s",
-        "/data is there again after 95 s",
+        "end of the wait for /data, after 95 s",
     ]
 
 

@@ -28,7 +28,7 @@ class WaitReporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Also takes back what was told."""
+        """Ends the thread and removes its note from health.json."""
         self._stopped.set()
         self._thread.join(timeout=10)
 
