@@ -102,7 +102,7 @@ class Segments:
         self._attempts: Counter[int] = Counter()
         self._killers = dict(job.killers)
         self._gone: dict[str, str] = {}  # shards that are gone for good, with the reason
-        self._waits: dict[int, tuple[float, Wait]] = {}  # of data tasks for storages, by chunk, and when each was told
+        self._waits: dict[int, tuple[float, Wait]] = {}  # of data tasks for storages, by chunk, and when each was reported
 
     def iterator(self, segment: int, output: int) -> ray.data.DataIterator:
         """The iterator of split `output` of a segment; the first call for a segment creates its dataset."""

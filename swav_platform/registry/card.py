@@ -17,7 +17,7 @@ NAME = "tracking.json"
 
 @dataclass(frozen=True)
 class Card:
-    """What MLflow is told of a run.
+    """The facts about a run that MLflow records.
 
     uid: the identity of the run, also where MLflow never answered; a tag of the run in MLflow. run_id: MLflow's, once it is known.
     dataset: name, digest and source of the index.

@@ -159,7 +159,7 @@ def _set_aside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(lock: Path, path: Path) -> Iterator[None]:
-    """Waits for the lock without limit: whoever holds it makes the store in seconds, and the system frees it when he dies."""
+    """Waits for the lock without limit: its holder makes the store in seconds, and the system frees it when the holder dies."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         began = time.monotonic()
