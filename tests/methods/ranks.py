@@ -108,7 +108,7 @@ def row(number: int, settings: Config) -> Any:
             pixels[:, i] = image + np.random.default_rng([p, size]).normal(0, 40, (count, size, size, 3))
         views.append(torch.from_numpy(pixels / 64 - 2).flatten(0, 1).permute(0, 3, 1, 2))
     outcome = np.full(R, Outcome.OK, np.uint8)
-    unknown = np.zeros(0, np.uint64)  # hashes and looks of the images
+    unknown = np.zeros(0, np.uint8)  # hashes and looks of the images
     return SimpleNamespace(
         row=number,
         sample=sample,
