@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -85,7 +86,7 @@ class Passes:
             # Before the forward pass: a copy to a GPU waits for all queued kernels.
             samples = [torch.tensor(row.sample, device=device) for row in group]
             weights = [torch.tensor(row.weight, dtype=torch.float32, device=device) for row in group]
-            whole = all(bool((row.weight > 0).all()) for row in group)
+            whole = all(bool((np.asarray(row.weight) > 0).all()) for row in group)
             counted = None if whole else torch.cat(weights) > 0  # grey images do not change statistics
             low = _LOW.get(self.precision, torch.bfloat16)
             with torch.autocast(device.type, low, enabled=self.precision in _LOW), counting(self.network, counted):
