@@ -127,9 +127,9 @@ def _log_checkpoints(client: Any, run_id: str, folder: RunFolder) -> None:
         name, _, file = key.partition("/")
         if file == "MANIFEST.json" and name not in known:
             client.log_artifacts(run_id, str(folder.fetched(f"checkpoints/{name}")), artifact_path=f"checkpoints/{name}")
-    if folder.ledger.is_file():
+    if (written := folder.readable_ledger()).is_dir():
         from swav_platform.data.ledger.ledger import Ledger
 
-        ledger = Ledger.read(folder.ledger)
+        ledger = Ledger.read(written)
         summary = {"outcomes": dict(ledger.outcomes()), "shards": dict(ledger.shards())}
         client.log_dict(run_id, summary, "ledger.json")

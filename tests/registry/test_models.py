@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from swav_platform.cli.main import run
+from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.data.ledger.parts import LedgerWriter
 from swav_platform.errors import UsageError
 from swav_platform.registry import begin, complete, download_package, log_evaluation, set_alias
 from swav_platform.registry.connect import connect
@@ -83,3 +85,16 @@ def test_wrong_use(trained: RunFolder, uri: str, tmp_path: Path) -> None:
         download_package(uri, "models:/a/b/c", tmp_path)
     with pytest.raises(UsageError, match="can't be an alias"):
         set_alias(uri, complete(trained, uri, patience=0)["model_uri"], "latest")
+
+
+def test_checkpoints_and_the_counts_of_the_ledger_are_logged_if_wanted(uri: str, make_recorded: Callable[..., RunFolder]) -> None:
+    folder = make_recorded("logged", uri)
+    writer = LedgerWriter(folder.path)
+    writer.open(0)
+    writer.append([Event(3, 0, 1, "b", "shard-000000.tar", Outcome.TRUNCATED, "cut off", None)], 5)
+    begin(folder, uri, card(log_checkpoints=True))
+    run_id = complete(folder, uri, patience=0)["run_id"]
+    client = connect(uri)
+    assert [Path(each.path).name for each in client.list_artifacts(run_id, "checkpoints")] == ["step-000000005"]
+    counts = json.loads(Path(client.download_artifacts(run_id, "ledger.json")).read_text())
+    assert counts == {"outcomes": {"truncated": 1}, "shards": {"shard-000000.tar": 1}}
