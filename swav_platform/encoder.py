@@ -20,10 +20,8 @@ from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.orientation import upright
 from swav_platform.images.decoding.pillow import orientation, to_rgb
 from swav_platform.images.decoding.refused import Refused, check_size
-from swav_platform.locate import Located, locate
+from swav_platform.locate import locate
 from swav_platform.models.inference import Assignment, Encoded, InferenceModel, load_for_inference
-
-__all__ = ["Encoder", "ImageError", "ImageInput", "Located", "load", "locate"]
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an image file's content, a Pillow image, or pixels as a uint8 array [height, width, 3] in RGB order."""

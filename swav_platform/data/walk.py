@@ -21,12 +21,12 @@ def walk(root: bytes, note: Note, avoid: Collection[bytes] = ()) -> Iterator[byt
     Each folder is visited once, so circles of links end: under its own name, or under that of a link if its own is not below `root`.
     Nothing is opened. avoid: folders that are left out without a note. Raises OSError if `root` can't be read.
     """
-    seen = {identity for folder in avoid if (identity := _identity(folder)) is not None} - {_identity(root)}
+    seen = {identity for folder in avoid if (identity := identity_of(folder)) is not None} - {identity_of(root)}
     avoided = set(seen)
     folders, links = deque([root]), deque[bytes]()
     while folders or links:
         folder = folders.popleft() if folders else links.popleft()
-        if (identity := _identity(folder)) in seen:
+        if (identity := identity_of(folder)) in seen:
             if identity not in avoided:
                 note("linked_folder", folder)
             continue
@@ -68,9 +68,10 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "special_file"
 
 
-def _identity(folder: bytes) -> tuple[int, int] | None:
+def identity_of(path: bytes | str) -> tuple[int, int] | None:
+    """Device and inode of a file or folder, the same under all its names; None if it can't be looked at."""
     try:
-        status = os.stat(folder)
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino

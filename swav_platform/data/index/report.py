@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from swav_platform.data.index.shard import EXAMPLES, SHARD_REASONS, Skipped
 from swav_platform.data.samples import read_samples
 from swav_platform.data.storage.cache import is_command
 from swav_platform.data.storage.objects import is_remote
+from swav_platform.data.walk import identity_of
 
 NAMED = 100  # damaged shards that are named
 _LOOKED_AT = 2**20  # samples whose sizes are compared
@@ -86,18 +86,10 @@ def _listed_several_times(index: Index) -> Iterable[Finding]:
     yield Finding("shard_twice", len(twice), twice[:EXAMPLES])
     files: dict[tuple[int, int], list[str]] = defaultdict(list)
     for url in times:
-        if not (is_remote(url) or is_command(url)) and (identity := _identity(url)) is not None:
+        if not (is_remote(url) or is_command(url)) and (identity := identity_of(url)) is not None:
             files[identity].append(url)
     same = [" = ".join(short_names(linked)) for linked in files.values() if len(linked) > 1]
     yield Finding("shard_two_names", len(same), same[:EXAMPLES])
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _members(index: Index) -> Iterable[Finding]:
