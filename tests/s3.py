@@ -97,11 +97,13 @@ class S3Server:
 
     def stop(self) -> None:
         """As a crash does: at once. Clients find nothing listening, until `start`."""
-        self._gateway = _ended(self._gateway)
+        _end(self._gateway)
+        self._gateway = None
 
     def close(self) -> None:
         self.stop()
-        self._storage = _ended(self._storage)
+        _end(self._storage)
+        self._storage = None
 
     def suspend(self) -> None:
         """The server keeps its connections and answers nothing, until `resume`."""
@@ -147,7 +149,7 @@ class S3Server:
         return f"s3://{bucket}"
 
 
-def _ended(process: subprocess.Popen[bytes] | None) -> None:
+def _end(process: subprocess.Popen[bytes] | None) -> None:
     """Kills a process, also a suspended one."""
     if process is not None:
         process.kill()

@@ -18,6 +18,7 @@ from swav_platform.data.index.lookup import Index
 from swav_platform.data.index.names import short_names
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.data.ledger.parts import forget_thumbnails
 
 
 @pytest.fixture
@@ -90,9 +91,10 @@ def test_weights_are_for_one_shard(parts: list[str], tmp_path: Path, caplog: pyt
     assert "1 lines of the weights" in caplog.text
 
 
-def test_a_ledger_forgets_thumbnails_by_any_end_of_a_path() -> None:
+def test_a_ledger_forgets_thumbnails_by_any_end_of_a_path(tmp_path: Path) -> None:
     events = [Event(n, 0, n, "k", f"{part}/x.tar", Outcome.CORRUPT, "", b"jpeg") for n, part in enumerate("ab")]
     for line, kept in (("/d/b/x.tar", 1), ("b/x.tar", 1), ("x.tar", 0), ("*/x.tar", 0), ("y.tar", 2), (None, 0)):
-        ledger = Ledger(events)
-        ledger.forget(Exclusions([(line, "k")]))
+        Ledger(events).write(tmp_path / "ledger.parquet")
+        forget_thumbnails(tmp_path / "ledger.parquet", Exclusions([(line, "k")]))
+        ledger = Ledger.read(tmp_path / "ledger.parquet")
         assert sum(event.thumbnail is not None for event in ledger.events()) == kept
