@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.stack
 def test_it_prints_one_line(root: Path) -> None:
-    command = [sys.executable, str(root / "benchmarks" / "train_step.py"), "--setting", "toy"]
+    command = [sys.executable, str(root / "benchmarks" / "train_step.py"), "--setting", "toy", "--pairs", "1"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"vs_plain_loop", "channels_last_gain", "collective_share", "codes_and_loss_share", "images_per_second"} <= set(found)

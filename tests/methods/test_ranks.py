@@ -30,8 +30,7 @@ def test_all_cases_are_listed(script: ModuleType) -> None:
     assert list(script.CASES) == CASES
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize(("size", "case"), [*((size, case) for size in (2, 3) for case in EVERY), *((4, case) for case in CASES)])
 def test_losses_and_weights_are_those_of_one_process(script: ModuleType, runs: Callable, case: str, size: int) -> None:
     one, many = runs(1) / case, runs(size) / case
     want = script.losses(one)

@@ -58,8 +58,6 @@ def ranks(rig: ModuleType, ranks_of: Callable[..., None], tmp_path_factory: pyte
         if size not in done:
             folder = done[size] = tmp_path_factory.mktemp(f"ranks{size}")
             _break(rig, folder / "broken", double=True)
-            with pytest.raises(ConnectionError):  # after the checkpoint of four steps
-                rig.train_split("sgd", folder / "split_later", shard="none", stop=4 * 8 + 3)
             ranks_of("small", size, folder)
         return done[size]
 

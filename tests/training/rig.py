@@ -1,8 +1,8 @@
 """A small run over rows made up from their numbers: for tests in this process, and as a program, one process a rank.
 
 `python rig.py RANK SIZE STORE FOLDER small` trains to the end in FOLDER/whole and FOLDER/short and goes on with the run in FOLDER/broken;
-two also train with split weights, in FOLDER/split_<name>; rank 0 writes FOLDER/calls.json, the collectives so far after each step of the first, each rank what it gathered.
-`... FOLDER resnet18` trains a ResNet-18 in FOLDER/resnet18_<scope> instead.
+rank 0 writes FOLDER/calls.json, the collectives so far after each step of the first, each rank what it gathered.
+`... FOLDER split` trains with split weights, in FOLDER/split_<name>, and `... FOLDER resnet18` a ResNet-18 in FOLDER/resnet18_<scope>.
 """
 
 from __future__ import annotations
@@ -190,12 +190,6 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
         train(short(), folder / "short", comm)
         for name in WAYS:
             train(way(name), folder / name, comm, double=True)
-        for name in SPLIT if size == 2 else ():
-            train_split(name, folder / f"split_{name}", comm)
-        if size == 2:
-            train_split("sgd", folder / "split_later", comm, resume=True)
-            network = loop.build_learner(split("sgd"), torch.device("cpu"), size).network
-            torch.save({name: own(p.detach()).clone() for name, p in network.named_parameters()}, folder / f"held-{rank}.pt")
         uneven = comm.gather_in_order(torch.arange(rank + 1) + 10 * rank).tolist()
         lengths = [len(part) for part in gather_bytes(b"x" * (rank * 3), comm)]
         (folder / f"gathered-{rank}.json").write_text(json.dumps([uneven, lengths]))
@@ -203,12 +197,21 @@ def main(rank: int, size: int, store: str, folder: Path) -> None:
             (folder / "calls.json").write_text(json.dumps(seen))
 
 
+def main_split(rank: int, size: int, store: str, folder: Path) -> None:
+    with joined(rank, size, f"file://{store}") as comm:
+        for name in SPLIT:
+            train_split(name, folder / f"split_{name}", comm)
+        train_split("sgd", folder / "split_later", comm, resume=True)
+        network = loop.build_learner(split("sgd"), torch.device("cpu"), size).network
+        torch.save({name: own(p.detach()).clone() for name, p in network.named_parameters()}, folder / f"held-{rank}.pt")
+
+
 def main_resnet18(rank: int, size: int, store: str, folder: Path) -> None:
     with joined(rank, size, f"file://{store}") as comm:
-        for scope in ("row", "step") if size == 2 else ("row",):  # tests/methods compare scope `step` over three and four, too
+        for scope in ("row", "step") if size == 2 else ("row",):  # tests/methods compare scope `step` over three, too
             train(resnet18(scope), folder / f"resnet18_{scope}", comm)
 
 
 if __name__ == "__main__":
-    todo = {"small": main, "resnet18": main_resnet18}[sys.argv[5]]
+    todo = {"small": main, "split": main_split, "resnet18": main_resnet18}[sys.argv[5]]
     todo(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

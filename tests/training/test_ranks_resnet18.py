@@ -1,4 +1,4 @@
-"""Ten steps of SwAV on a real ResNet-18 in float32, one process against two, three and four over gloo.
+"""Ten steps of SwAV on a real ResNet-18 in float32, one process against two and four over gloo.
 
 LARS at rates at which roundings do not grow: at 0.1 losses of one process and several lie 1e-2 apart after ten steps, since batch
 norm over rows of four images makes much of the last bits.
@@ -44,7 +44,7 @@ def many(ranks_of: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return run
 
 
-@pytest.mark.parametrize(("scope", "size"), [("row", 2), ("row", 3), ("row", 4), ("step", 2)])
+@pytest.mark.parametrize(("scope", "size"), [("row", 2), ("row", 4), ("step", 2)])
 def test_losses_and_weights_are_those_of_one_process(
     rig: ModuleType, one: Callable, many: Callable, scope: str, size: int
 ) -> None:

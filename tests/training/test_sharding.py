@@ -21,15 +21,25 @@ from swav_platform.training.optimisation import sharding
 NAMES = ["sgd", "lars", "over_step", "mean_shift", "forward_only"]
 
 
+@pytest.fixture(scope="module")
+def split(rig: ModuleType, ranks_of: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs of two processes with split weights."""
+    folder = tmp_path_factory.mktemp("split")
+    with pytest.raises(ConnectionError):  # after the checkpoint of four steps
+        rig.train_split("sgd", folder / "split_later", shard="none", stop=4 * 8 + 3)
+    ranks_of("split", 2, folder)
+    return folder
+
+
 def test_all_cases_are_listed(rig: ModuleType) -> None:
     assert list(rig.SPLIT) == NAMES
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_and_checkpoints_are_those_of_whole_weights(rig: ModuleType, ranks: Callable, tmp_path: Path, name: str) -> None:
+def test_losses_and_checkpoints_are_those_of_whole_weights(rig: ModuleType, split: Path, tmp_path: Path, name: str) -> None:
     rig.train_split(name, tmp_path, shard="none")
-    run = ranks(2) / f"split_{name}"
+    run = split / f"split_{name}"
     assert len(rig.losses(run)) == 5
     assert rig.losses(run) == pytest.approx(rig.losses(tmp_path), abs=1e-5)
     one, two = (load(folder / "checkpoints" / "step-000000005") for folder in (tmp_path, run))
@@ -42,22 +52,22 @@ def test_losses_and_checkpoints_are_those_of_whole_weights(rig: ModuleType, rank
 
 
 @pytest.mark.stack
-def test_a_run_of_split_weights_goes_on_with_whole_ones(rig: ModuleType, ranks: Callable, tmp_path: Path) -> None:
-    found = Path(shutil.copytree(ranks(2) / "split_sgd", tmp_path / "run"))
+def test_a_run_of_split_weights_goes_on_with_whole_ones(rig: ModuleType, split: Path, tmp_path: Path) -> None:
+    found = Path(shutil.copytree(split / "split_sgd", tmp_path / "run"))
     shutil.rmtree(found / "checkpoints" / "step-000000005")
     rig.train_split("sgd", found, shard="none", resume=True)
-    assert rig.losses(found) == pytest.approx(rig.losses(ranks(2) / "split_sgd"), abs=1e-5)
+    assert rig.losses(found) == pytest.approx(rig.losses(split / "split_sgd"), abs=1e-5)
 
 
 @pytest.mark.stack
-def test_and_the_other_way_round(rig: ModuleType, ranks: Callable) -> None:
-    assert rig.losses(ranks(2) / "split_later") == pytest.approx(rig.losses(ranks(2) / "split_sgd"), abs=1e-5)
+def test_and_the_other_way_round(rig: ModuleType, split: Path) -> None:
+    assert rig.losses(split / "split_later") == pytest.approx(rig.losses(split / "split_sgd"), abs=1e-5)
 
 
 @pytest.mark.stack
-def test_each_rank_holds_a_part(rig: ModuleType, ranks: Callable) -> None:
+def test_each_rank_holds_a_part(rig: ModuleType, split: Path) -> None:
     """Of all weights but prototypes, which stay whole and float32 on each."""
-    held = [torch.load(ranks(2) / f"held-{rank}.pt") for rank in (0, 1)]
+    held = [torch.load(split / f"held-{rank}.pt") for rank in (0, 1)]
     whole = build_learner(rig.split("sgd", "none"), torch.device("cpu")).network
     for name, p in whole.named_parameters():
         parts = [of_rank[name] for of_rank in held]
