@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+
+NOISE = re.compile(r"alembic|mlflow\.(?!db)|🏃|🧪|Downloading artifacts|Registered model|it/s\]|\bINFO\b", re.IGNORECASE)
+"""What MLflow and its libraries print, which users of `swav` must not see."""
 
 STARTS_WITHIN = 180.0  # seconds; two thirds of a start are imports
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from swav_platform.config.explain import explain
 from swav_platform.config.schema import Config, ConfigError
+from swav_platform.config.secrets import HIDDEN, has_hidden
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = next((f for f in (_PACKAGE.parent / "configs" / "pretrain", _PACKAGE / "recipes") if f.is_dir()), _PACKAGE / "recipes")
@@ -49,7 +50,26 @@ def load_with(
             f"--data finds shards and indexes them; data.index={config.data.index} names an index that is made already, so only one of "
             f"them can select the images. Remove --data to use the index as it is, also to resume a run with the shards that it began with."
         )
+    _refuse_hidden(config.model_dump(mode="json"), str(path))
     return config
+
+
+_REMEDIES = {
+    "data.sources": "Give the addresses again with --data, or resume with data.sources=[], which uses the run's own index.",
+    "tracking.uri": "Give it again with tracking.uri=, or set tracking.uri=null and the variable MLFLOW_TRACKING_URI.",
+}
+
+
+def _refuse_hidden(tree: Mapping[str, Any], path: str) -> None:
+    """Raises ConfigError for an address without its password, as files of a run have it."""
+    for section, values in tree.items():
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if has_hidden(json.dumps(value, ensure_ascii=False)):
+                name = f"{section}.{key}"
+                raise ConfigError(
+                    f"{path}: {name} has {HIDDEN} in place of a password, token or signature, because a run's files hold no secrets. "
+                    + _REMEDIES.get(name, f"Give it again with {name}=.")
+                )
 
 
 def from_tree(tree: Mapping[str, Any], name: str = "the configuration", overrides: Sequence[str] = ()) -> Config:

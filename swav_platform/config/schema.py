@@ -27,7 +27,7 @@ BESIDE_RUNS = ("mlartifacts", *(f"mlflow.db{end}" for end in ("", ".lock", "-jou
 
 class Tracking(Section):
     uri: str | None = setting(None, "MLflow server; SQLite in run.out when null", changes_results="no")
-    experiment: str = setting("swav", "MLflow experiment", changes_results="no")
+    experiment: str = setting("swav", "MLflow experiment", changes_results="no", min_length=1)
     model: str | None = setting(
         None, "name of the registered model; the run's name when null", changes_results="no", pattern=NAME
     )
@@ -41,7 +41,7 @@ class Tracking(Section):
         False, "record CPU, memory, disk, network and GPU of each node in MLflow", changes_results="no"
     )
 
-    @field_validator("model")
+    @field_validator("model", "experiment")
     @classmethod
     def _is_short(cls, name: str | None) -> str | None:
         return _short(name)

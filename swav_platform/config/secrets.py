@@ -42,8 +42,9 @@ def tree_without_secrets(tree: Any) -> Any:
 
 
 def has_hidden(text: str) -> bool:
-    """Whether `text` is an address from which `without_secrets` removed something."""
-    return f"{HIDDEN}@" in text or f"={HIDDEN}" in text
+    """Whether `without_secrets` removed something from `text`."""
+    filled = text.replace(HIDDEN, "hidden")
+    return HIDDEN in text and without_secrets(filled) != filled
 
 
 class SecretsFilter(logging.Filter):

@@ -35,14 +35,17 @@ def node_metrics(folder: RunFolder, uri: str) -> Iterator[None]:
 def _watch(folder: RunFolder, uri: str, closing: threading.Event) -> None:
     """Starts a monitor as soon as MLflow knows the run, and another one when that ends because MLflow was away."""
     monitor: Any = None
-    try:
-        while not closing.wait(LOOK_SECONDS):
+    told = False
+    while not closing.wait(LOOK_SECONDS):
+        try:
             if (run_id := read_card(folder).run_id) and (monitor is None or not monitor._process.is_alive()):
                 monitor = _started(run_id, uri)
-        if monitor is not None:
-            monitor.finish()
-    except Exception as error:  # must not end a training
-        log.warning("System metrics of this node are not recorded: %s", error)
+        except Exception as error:  # must not end a training
+            if not told:
+                log.warning("System metrics of this node can't be recorded now: %s", error)
+            told = True
+    if monitor is not None:
+        monitor.finish()
 
 
 def _started(run_id: str, uri: str) -> Any:

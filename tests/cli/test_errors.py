@@ -14,7 +14,9 @@ import click
 import pytest
 
 from swav_platform.cli.main import run, swav
+from swav_platform.config import load, load_with
 from swav_platform.errors import UserError
+from swav_platform.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +139,40 @@ def test_no_data_leaves_no_run_behind(root: Path, tmp_path: Path, capsys: pytest
 def test_names_that_no_run_may_have(name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["pretrain", preset(root), "--data", "x.tar", "--name", name], 2, "run.name", repr(name))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "submit"])
+@pytest.mark.parametrize("name", ["x" * 201, "é" * 101, "猫" * 67])
+def test_names_over_200_bytes(
+    command: str, name: str, root: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, [command, preset(root), "--data", str(shards), "--name", name], 2, "run.name", "at most 200")
+    for key in ("tracking.model", "tracking.experiment"):
+        fails(capsys, [command, preset(root), "--data", str(shards), f"{key}={name}"], 2, key, "at most 200")
+    assert not (tmp_path / "runs").exists()
+    assert load(None, [f"run.name={name[:-1]}"]).run.name == name[:-1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("data.sources=[https://me:hush@host/a.tar]", "data.sources=[]"),
+        ("data.sources=['https://host/{0..9}.tar?X-Amz-Signature=hush']", "data.sources=[]"),
+        ("data.sources=[{pattern: \"pipe:curl -H 'Authorization: Bearer hush' https://h/x\", weight: 2}]", "data.sources=[]"),
+        ("tracking.uri=http://me:hush@mlflow:5000", "MLFLOW_TRACKING_URI"),
+        ("data.index=https://me:hush@host/index", "data.index="),
+    ],
+)
+def test_settings_without_their_passwords_are_not_used(
+    setting: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "runs" / "r")
+    folder.write(load(None, [setting]), index=folder.index, index_digest="d", samples=1)
+    key = setting.partition("=")[0]
+    fails(capsys, ["pretrain", "runs/r/config.yaml", "--resume"], 2, key, "***", remedy)
+    fails(capsys, ["submit", "runs/r/config.yaml"], 2, key, "***", remedy)
+    given = load_with(folder.path / "config.yaml", ["tracking.uri=null", "data.sources=[]", "data.index=null"])
+    assert (given.data.sources, given.tracking.uri, given.data.index) == ((), None, None)
 
 
 def test_no_permission(root: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

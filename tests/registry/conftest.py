@@ -1,11 +1,12 @@
-"""Stores and servers of MLflow, and runs to record in them."""
+"""Stores of MLflow, and runs to record in them."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 from swav_platform.config import load
 from swav_platform.registry import Card, store
 from swav_platform.runs.folder import RunFolder
-from tests.mlflow_server import MlflowServer
 
 
 @pytest.fixture(scope="session")
@@ -32,23 +32,6 @@ def uri(complete_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-@pytest.fixture(scope="session")
-def running_server(complete_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(complete_store, folder / "server.db")
-    server = MlflowServer(folder).start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(running_server: MlflowServer) -> Iterator[MlflowServer]:
-    """An MLflow server that answers; tests may stop it."""
-    yield running_server
-    if running_server._process is None:
-        running_server.start()
-
-
 def line(step: int, **values: float) -> dict[str, Any]:
     """A logged line of metrics.jsonl."""
     points = {"train/loss": 4.0 - step / 100, "train/lr": 0.1, "data/images_per_second": 100 + time.time() % 1}
@@ -57,20 +40,22 @@ def line(step: int, **values: float) -> dict[str, Any]:
 
 @pytest.fixture
 def make_recorded(tmp_path: Path) -> Callable[..., RunFolder]:
-    """make_recorded(name, uri, steps=5): a run's folder with so many logged steps, a final checkpoint and a package."""
+    """make_recorded(name, uri, steps=5): `make_folder` in the test's folder."""
+    return functools.partial(make_folder, tmp_path)
 
-    def make(name: str, uri: str, steps: int = 5) -> RunFolder:
-        config = load(None, [f"run.name={json.dumps(name)}", f"run.out={tmp_path}", f"tracking.uri={uri}"])
-        folder = RunFolder(tmp_path / name)
-        folder.write(config, index=folder.index, index_digest="d", samples=1, tracking_uri=uri)
-        record(folder, range(steps))
+
+def make_folder(out: Path, name: str, uri: str, steps: int = 5) -> RunFolder:
+    """A run's folder with so many logged steps, a final checkpoint and a package."""
+    config = load(None, [f"run.name={json.dumps(name)}", f"run.out={out}", f"tracking.uri={uri}"])
+    folder = RunFolder(out / name)
+    folder.write(config, index=folder.index, index_digest="d", samples=1, tracking_uri=uri)
+    record(folder, range(steps))
+    if steps:
         commit(folder, steps)
-        folder.package.mkdir()
-        (folder.package / "model.json").write_text("{}")
-        (folder.package / "encoder.safetensors").write_bytes(name.encode())
-        return folder
-
-    return make
+    folder.package.mkdir()
+    (folder.package / "model.json").write_text("{}")
+    (folder.package / "encoder.safetensors").write_bytes(name.encode())
+    return folder
 
 
 def record(folder: RunFolder, steps: range) -> None:

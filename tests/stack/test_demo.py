@@ -20,6 +20,7 @@ from swav_platform.cli.demo_images import OwnImages, own_images
 from swav_platform.cli.main import run
 from swav_platform.data.ledger.ledger import Ledger
 from tests.makers import encoded
+from tests.mlflow_server import NOISE
 
 pytestmark = pytest.mark.stack
 
@@ -102,6 +103,7 @@ def shown(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     folder = tmp_path_factory.mktemp("demo")
     done = demo(folder, "--data", str(photos), *SMALL, f"train.steps={STEPS}")
     assert done.returncode == 0, done.stderr
+    assert NOISE.findall(done.stderr) == [], done.stderr
     return Shown(folder / "swav-demo", json.loads(done.stdout.splitlines()[-1]))
 
 

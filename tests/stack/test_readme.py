@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from swav_platform.config import load
+from tests.mlflow_server import NOISE
 
 pytestmark = pytest.mark.stack
 
@@ -72,6 +73,7 @@ class Scratch:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
+        assert NOISE.findall(done.stderr) == [], done.stderr
         return done.stdout
 
     def losses(self) -> list[float]:

@@ -24,6 +24,8 @@ import pytest
 pytestmark = pytest.mark.stack
 
 SWAV = [sys.executable, "-m", "swav_platform"]
+NAME, LABEL = "été-猫", r'run="\\xe9t\\xe9-\\u732b"'
+"""A run's name in any script, and how Prometheus shows it."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -117,7 +119,7 @@ def metrics_of(cluster: Cluster, *names: str) -> dict[str, float]:
 
 def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: list[str]) -> None:
     (cluster.folder / "recipe.yaml").touch()
-    job = ["submit", "recipe.yaml", "--data", os.path.relpath(shards, cluster.folder), "--name", "job", *tiny]
+    job = ["submit", "recipe.yaml", "--data", os.path.relpath(shards, cluster.folder), "--name", NAME, *tiny]
     job += ["train.steps=120", "train.workers=2", "train.checkpoint_every=10", f"data.sample_log={cluster.folder / 'log'}"]
 
     follower = subprocess.Popen(
@@ -141,20 +143,20 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
 
     counted = metrics_of(cluster, "swav_data_images_total", "swav_data_outcomes_total", "swav_data_decode_seconds_total")
     assert all(value > 0 for value in counted.values())
-    assert any('outcome="ok"' in name and 'run="job"' in name for name in counted), counted
+    assert any('outcome="ok"' in name and LABEL in name for name in counted), counted
 
     listed = cluster.said("list")["jobs"]
-    assert [(j["name"], j["state"]) for j in listed] == [("job", "running")]
+    assert [(j["name"], j["state"]) for j in listed] == [(NAME, "running")]
     twice = cluster.swav(*job)
     assert twice.returncode == 2
-    assert "swav stop job" in twice.stderr
+    assert f"swav stop {NAME}" in twice.stderr
 
-    committed = cluster.folder / "runs" / "job" / "checkpoints"
+    committed = cluster.folder / "runs" / NAME / "checkpoints"
     deadline = time.monotonic() + 300
     while not any(committed.glob("*/MANIFEST.json")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    stopped = cluster.said("stop", "job")
+    stopped = cluster.said("stop", NAME)
     assert stopped["state"] == "stopped"
     assert 0 < stopped["step"] < 120
     assert stopped["run_id"]
@@ -163,9 +165,9 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     again = cluster.swav(*fewer, "data.segment=512", "--wait", "--json")  # the rest is in two data sets, not in dozens
     assert again.returncode == 0, again.stderr
     ended = json.loads(again.stdout.splitlines()[-1])
-    assert (ended["id"], ended["state"], ended["step"]) == ("job-2", "succeeded", 120)
+    assert (ended["id"], ended["state"], ended["step"]) == (f"{NAME}-2", "succeeded", 120)
     assert ended["run_id"] == stopped["run_id"]
-    steps = [json.loads(line)["step"] for line in (cluster.folder / "runs" / "job" / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (cluster.folder / "runs" / NAME / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(120))
     check = subprocess.run([*SWAV, "ledger", "--check", str(cluster.folder / "log"), "--json"], capture_output=True, text=True)
     assert json.loads(check.stdout)["ok"]
