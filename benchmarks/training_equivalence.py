@@ -115,7 +115,7 @@ def recipe_rows(config: Config, index: Path) -> Callable[[int, int], Iterator[Ro
             RecipeTables(config, index),
             batch_size=None,
             sampler=numbers,
-            num_workers=config.data.tasks,
+            num_workers=config.data.tasks_of(2),
             prefetch_factor=2,
             multiprocessing_context="forkserver",
         )

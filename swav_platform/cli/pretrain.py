@@ -101,7 +101,7 @@ def pretrain_command(
     from swav_platform.cluster.pretrain import Watcher, pretrain
 
     with ProgressDisplay() as display:
-        result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started))
+        result = pretrain(settings, resume=resume, watch=Watcher(display.indexing, display.started, console.say))
     console.answer(result, as_json)
 
 
@@ -137,8 +137,9 @@ def _dry_run(settings: Config, as_json: bool) -> None:
     sent = {
         k: _binary(v) if k.endswith("bytes") and v is not None else console.readable(v) for k, v in found["communication"].items()
     }
-    told = ", ".join(f"{k} {v}" for k, v in sent.items()) if settings.train.workers > 1 else "none, one worker"
+    told = ", ".join(f"{k} {v}" for k, v in sent.items()) if settings.most_workers > 1 else "none, one worker"
     click.echo(f"# communication of a worker, each step: {told}")
+    click.echo(f"# {_feed(found['feed'], settings)}")
     if found["schedule"]["steps"] is None:
         click.echo(
             "# steps and images are known with local data of up to 2 GiB, data.index instead of --data (see `swav index`), "
@@ -146,6 +147,18 @@ def _dry_run(settings: Config, as_json: bool) -> None:
         )
     for warning in found["warnings"]:
         click.echo(f"# warning: {warning}")
+
+
+def _feed(feed: dict[str, Any], settings: Config) -> str:
+    """What data tasks must and can deliver."""
+    rate, each = feed["images_per_second"], feed["images_per_second_per_worker"]
+    if feed["tasks"] is None:
+        return f"data tasks: as many as cores are free, each about {rate:,.0f} images per second (estimate)"
+    seconds = settings.train.batch / rate
+    return (
+        f"data tasks: {feed['tasks']} make about {rate:,.0f} images per second (estimate), {each:,.0f} for each worker; a worker that trains "
+        f"more than that waits, so a step takes {seconds:.2g} s or more"
+    )
 
 
 def _look_at_data(settings: Config) -> tuple[int | None, list[str]]:

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from swav_platform.cluster.pretrain import with_absolute_paths
+from swav_platform.cluster.report import read_log
 from swav_platform.config import Config, from_tree
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import runs_folder
@@ -35,7 +36,6 @@ READY_SECONDS = 60.0
 OUTAGE_TIMEOUT = 60.0  # seconds that a cluster may be unreachable while its job is followed
 ENDED = ("succeeded", "failed", "stopped")
 _STOPPED_BY_SIGNAL = (130, 143, -2, -15)
-_STEP = re.compile(r"^step (\d+)/(\d+)", re.MULTILINE)
 _ERROR = re.compile(r"^swav: (.+)", re.MULTILINE)
 _RUN_ID = re.compile(r"^run_id (\w+)", re.MULTILINE)
 
@@ -129,15 +129,16 @@ class Cluster:
     def report(self, job: Job) -> dict[str, Any]:
         """The keys that `submit`, `status` and `list` print with --json."""
         text = self.logs(job) if job.state != "pending" else ""
-        steps, run_ids, errors = _STEP.findall(text), _RUN_ID.findall(text), _ERROR.findall(text)
+        told, run_ids, errors = read_log(text), _RUN_ID.findall(text), _ERROR.findall(text)
+        if job.state != "running":
+            told |= {"waiting_for": "a node of the cluster" if job.state == "pending" else None, "health": None}
         return {
             "id": job.id,
             "name": job.name,
             "state": job.state,
             "address": self.address,
             "run_id": run_ids[-1] if run_ids else None,
-            "step": int(steps[-1][0]) if steps else None,
-            "steps": int(steps[-1][1]) if steps else None,
+            **told,
             "error": errors[-1] if errors and job.state == "failed" else None,
         }
 

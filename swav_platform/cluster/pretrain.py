@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from swav_platform import registry
 from swav_platform.cluster import session, train
+from swav_platform.cluster.report import Report
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
 from swav_platform.data.freshness import changed_shards
@@ -45,6 +45,7 @@ class Watcher:
 
     indexing: Callable[[int, int], None] = lambda done, total: None  # counts of shards
     started: Callable[[RunFolder, int], None] = lambda folder, steps: None
+    told: Callable[[str], None] = log.info  # a line about workers, restarts and waits
 
 
 def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = None) -> dict[str, Any]:
@@ -79,11 +80,12 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             log.warning(warning)
         _open_run(config, folder, index, known, uri)
         try:
-            with session.connected(config) as allocation:
+            with session.connected(config) as (group, local):
                 with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
                     watch.started(folder, config.steps(index.samples))
                 try:
-                    result = train.fit(_job(config, folder, index, uri, allocation.tasks))
+                    job, report = _job(config, folder, index, uri), Report(folder.path, watch.told)
+                    result = train.fit(job, group, report, local=local)
                 finally:
                     _repeat_warnings(folder)
             confirm()
@@ -246,7 +248,7 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
     registry.begin(folder, uri, card)
 
 
-def _job(config: Config, folder: RunFolder, index: Index, uri: str, tasks: int) -> train.TrainJob:
+def _job(config: Config, folder: RunFolder, index: Index, uri: str) -> train.TrainJob:
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # state that Ray Train kept of an earlier attempt
     return train.TrainJob(
         config=config.model_dump(mode="json"),
@@ -254,9 +256,7 @@ def _job(config: Config, folder: RunFolder, index: Index, uri: str, tasks: int) 
         index_digest=index.digest,
         samples=index.samples,
         run_dir=str(folder.place),
-        tasks=tasks,
         tracking_uri=uri,
-        attempt=uuid.uuid4().hex,
     )
 
 

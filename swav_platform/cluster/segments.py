@@ -156,7 +156,7 @@ def dataset(job: RowJob, split: StreamSplit, first: int, last: int, segments: An
     context.custom_execution_callback_classes = [SchedulerThrottle]  # type: ignore[list-item]
     context._max_num_blocks_in_streaming_gen_buffer = _buffered_blocks(job.config)  # a task with so many waits
     work = [{"chunks": [[c.start, c.stop] for c in chunks]} for chunks in grouped_chunks(job, split.stream, first, last)]
-    tasks, cpus = task_resources(job.config.data.tasks, split.streams)
+    tasks, cpus = task_resources(_tasks(job), split.streams)
     return ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _make_tables,  # type: ignore[arg-type]
         batch_size=1,
@@ -175,7 +175,7 @@ def grouped_chunks(job: RowJob, stream: int, first: int, last: int) -> list[list
     groups are small enough for at least four rounds of tasks.
     """
     data, chunks = job.config.data, job.plan().chunks(stream, first, last)
-    groups_wanted = 4 * _concurrent_tasks(data.tasks, data.streams)
+    groups_wanted = 4 * _concurrent_tasks(_tasks(job), data.streams)
     limit = min(data.block * data.window // data.row_size, sum(map(len, chunks)) // groups_wanted)
     groups = list[list[range]]()
     for chunk in chunks:
@@ -184,6 +184,12 @@ def grouped_chunks(job: RowJob, stream: int, first: int, last: int) -> list[list
         else:
             groups.append([chunk])
     return groups
+
+
+def _tasks(job: RowJob) -> int:
+    tasks = job.config.data.tasks
+    assert isinstance(tasks, int), "the driver replaces `auto` by a number"
+    return tasks
 
 
 def task_resources(tasks: int, streams: int) -> tuple[int, float]:

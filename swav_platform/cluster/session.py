@@ -9,20 +9,24 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from swav_platform.cluster import room
+from swav_platform.cluster.room import Group
 from swav_platform.cluster.signals import own_signals
 from swav_platform.config import Config
 from swav_platform.errors import UsageError, UserError
 
-# Ray reads these when it is imported or started. In order: no usage statistics; poll training workers every 0.5 s instead of 2 s;
+# Ray reads these when it is imported or started. In order: no usage statistics; poll training workers every 0.5 s instead of 2 s, and
+# nodes that will be gone soon every second; give up on nodes that can't hold a group after 15 s, because the next group is smaller;
 # run workers at normal priority; keep idle data workers between segments, because a new one needs two seconds of imports;
 # leave CUDA_VISIBLE_DEVICES of tasks without a GPU unchanged.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_worker_niceness": "0",
     "RAY_num_workers_soft_limit": "64",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -46,14 +50,6 @@ class _StderrWriter(io.TextIOBase):
 
     def flush(self) -> None:
         sys.stderr.flush()
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """CPUs of the cluster, and how many data tasks may run: each training worker has one CPU, data tasks use the rest."""
-
-    cpus: int
-    tasks: int
 
 
 def check_address() -> None:
@@ -105,14 +101,15 @@ def cluster_resources() -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[Allocation]:
-    """`ray_session` with the CPUs that `config` needs.
+def connected(config: Config) -> Iterator[tuple[Group, bool]]:
+    """`ray_session` with the CPUs that `config` needs. Yields the first group of workers, and whether the Ray is this process's own.
 
-    Also raises UserError when other jobs hold the CPUs, and UsageError when training workers would leave no CPU for data tasks:
-    Ray Data would then wait without limit and without a message.
+    Also raises UserError when other jobs hold the CPUs, and UsageError when there are too few GPUs, or when training workers would leave
+    no CPU for data tasks: Ray Data would then wait without limit and without a message.
     """
-    with ray_session(max(os.cpu_count() or 1, config.train.workers + config.data.tasks)) as local:
-        yield _allocation(config) if local else _free_allocation(config)
+    tasks = 1 if config.data.tasks == "auto" else config.data.tasks
+    with ray_session(max(os.cpu_count() or 1, config.fewest_workers + tasks)) as local:
+        yield _first_group(config, local), local
 
 
 def _untyped_ray() -> Any:
@@ -122,11 +119,26 @@ def _untyped_ray() -> Any:
     return ray
 
 
-def _check_labels(config: Config) -> None:
+def _first_group(config: Config, local: bool) -> Group:
+    from swav_platform.training.device import chosen
+
+    nodes = room.nodes_now()
+    _check_labels(config, nodes)
+    place = "this machine" if local else "the Ray cluster"
+    device = chosen(config.train.device, sum(node.gpus for node in nodes), config.fewest_workers, place)
+    whole, cpus = room.choose(config, nodes, device), sum(node.cpus for node in nodes)
+    if whole is None:
+        raise UsageError(
+            f"train.workers={config.fewest_workers} uses all {cpus} CPUs of {place} and leaves none for data tasks. "
+            f"Set train.workers={max(1, cpus - 1)} or fewer, or add nodes."
+        )
+    return whole if local else _free_group(config, nodes, whole)
+
+
+def _check_labels(config: Config, nodes: Sequence[room.Node]) -> None:
     """Raises UsageError when no node matches data.node_labels: Ray would wait for one without limit and without a message."""
     wanted = config.data.node_labels
-    nodes = [node["Labels"] for node in _untyped_ray().nodes() if node["Alive"]]
-    if not any(all(value[:1] == "!" or labels.get(key) == value for key, value in wanted.items()) for labels in nodes):
+    if not any(room.matches(node.labels, wanted) for node in nodes):
         labels = ",".join(f"{key}={value}" for key, value in wanted.items())
         raise UsageError(
             f"No node of the Ray cluster has the labels of data.node_labels ({labels}), so the run would wait forever. "
@@ -134,34 +146,19 @@ def _check_labels(config: Config) -> None:
         )
 
 
-def _allocation(config: Config) -> Allocation:
-    cpus = int(cluster_resources().get("CPU", 0))
-    if config.data.node_labels:
-        _check_labels(config)
-    free = cpus - config.train.workers
-    if free < 1:
-        raise UsageError(
-            f"train.workers={config.train.workers} uses all {cpus} CPUs of the Ray cluster and leaves none for data tasks. "
-            f"Set train.workers={max(1, cpus - 1)} or fewer, or add nodes."
-        )
-    return Allocation(cpus, min(config.data.tasks, free))
-
-
-def _free_allocation(config: Config) -> Allocation:
-    """The allocation on a cluster that other jobs use too."""
-    whole = _allocation(config)
+def _free_group(config: Config, nodes: Sequence[room.Node], whole: Group) -> Group:
+    """The group that fits beside other jobs. Waits a little for workers of a stopped run, which release their CPUs late."""
     deadline = time.monotonic() + RELEASE_TIMEOUT
-    while (free := int(_untyped_ray().available_resources().get("CPU", 0))) < config.train.workers + whole.tasks:
+    while (found := room.choose(config, free := room.free_nodes(nodes), whole.device)) != whole:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    if free <= config.train.workers:
+    if found is None:
         raise UserError(
-            f"Only {free} of the {whole.cpus} CPUs of the Ray cluster are free, but train.workers={config.train.workers} needs "
-            f"at least {config.train.workers + 1}: one for each worker and one for data tasks. Wait for other jobs to finish, or "
-            f"lower train.workers."
+            f"The Ray cluster has too few free CPUs or GPUs, because other jobs hold them: the run lacks {room.lacking(config, free, whole.device)}. "
+            f"Wait for other jobs to finish, or lower train.workers."
         )
-    return Allocation(whole.cpus, min(whole.tasks, free - config.train.workers))
+    return found
 
 
 def _unreachable(address: str, error: BaseException) -> UserError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,3 +42,38 @@ def own_signals() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+GRACE_SECONDS, GRACE_SECONDS_OF_A_JOB = 20.0, 2.0
+"""Time for a checkpoint after SIGTERM. Kubernetes kills 30 s after it, the job server of Ray 3 s."""
+
+
+@contextmanager
+def checkpoint_on_sigterm(request: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block the first SIGTERM calls `request`, which asks for a checkpoint and the end of the block. After the block, or when
+    the grace is over, or at the next SIGTERM, the program's own handler runs. Does nothing outside the main thread."""
+    own = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(own):
+        yield
+        return
+    grace = GRACE_SECONDS_OF_A_JOB if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else GRACE_SECONDS
+    timers: list[threading.Timer] = []
+
+    def first(number: int, frame: Any) -> None:
+        if timers:
+            own(number, frame)
+            return
+        timers.append(threading.Timer(grace, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers[0].daemon = True
+        timers[0].start()
+        threading.Thread(target=request, args=("SIGTERM",), daemon=True).start()  # a handler must not wait for Ray
+
+    signal.signal(signal.SIGTERM, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, own)
+        for timer in timers:
+            timer.cancel()
+    if timers:
+        own(signal.SIGTERM, None)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swav_platform.cluster.session import cluster_resources
-from swav_platform.cluster.signals import own_signals
+from swav_platform.cluster import room
+from swav_platform.cluster.monitor import Monitor
+from swav_platform.cluster.report import Report
+from swav_platform.cluster.room import Group
+from swav_platform.cluster.session import RELEASE_TIMEOUT
+from swav_platform.cluster.signals import checkpoint_on_sigterm, own_signals
+from swav_platform.cluster.stall import EXPLAIN_SECONDS
 from swav_platform.config import Config, from_tree
 from swav_platform.config.secrets import SecretsFilter
 from swav_platform.errors import UserError
 from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.storage import place_of
+from swav_platform.training.collectives import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,10 @@ class TrainJob:
     index_digest: str
     samples: int
     run_dir: str
-    tasks: int
     tracking_uri: str
-    attempt: str  # unique: a worker left over from a killed attempt must not write the result of this one
+    tasks: int = 1
+    device: str = "cpu"
+    attempt: str = ""  # unique: a worker left over from a killed attempt must not write the result of this one
 
     @property
     def folder(self) -> RunFolder:
@@ -46,48 +54,126 @@ class TrainJob:
         self.folder.storage.put(self.result_key, json.dumps(result).encode())
 
 
-def fit(job: TrainJob, *, failures: int = 3) -> dict[str, Any]:
-    """Trains on config.train.workers ranks and returns the run's result.
+def fit(job: TrainJob, group: Group, report: Report, *, local: bool = True) -> dict[str, Any]:
+    """Trains to the end, with groups of workers as the cluster has room for, and returns the run's result. group: the first one.
 
-    failures: how often a lost worker restarts all ranks from the newest checkpoint. Raises UserError, KeyboardInterrupt on
-    SIGINT, and on SIGTERM the SystemExit of the program's handler.
+    A group ends early when a worker fails, when its node is going away, and when another size fits better. The next one continues from
+    the newest checkpoint. local: the Ray belongs to this process, so nobody else uses it.
+
+    Raises UserError, also after `train.retries` failures without a new checkpoint in between; KeyboardInterrupt on SIGINT. On SIGTERM
+    ranks write a checkpoint first, if that takes at most GRACE_SECONDS; then the program's handler raises SystemExit.
     """
+    from swav_platform.cluster.watch import start_watch
+
+    config, folder = from_tree(job.config), job.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.storage.delete([folder.worker_log.name])
+    watch, tried = start_watch(), None
+    newest: Path | str | None = None
+    failures = 0
+    while True:
+        job = replace(job, tasks=group.tasks, device=group.device, attempt=uuid.uuid4().hex)
+        report.group(group)
+        nodes = room.nodes_now()
+        monitor = Monitor(watch, job.attempt, config, group, folder.path, report, tried)
+        outcome = _run_group(job, group, watch, monitor)
+        tried = monitor.tried
+        if isinstance(outcome, dict):
+            return outcome
+        if outcome.failed:
+            newest, before = _newest(folder), newest
+            failures = 1 if newest != before else failures + 1
+            if failures > config.train.retries:
+                raise UserError(
+                    f"Training of run {config.run.name} failed: {outcome.why}. Its checkpoints are in {folder.checkpoints}; "
+                    f"continue with --resume."
+                )
+        lost = len({node.id for node in nodes} - {node.id for node in room.nodes_now(reachable=True)}) if outcome.failed else 0
+        report.restart(f"lost {lost} node{'s' * (lost > 1)}" if lost else outcome.why)
+        group = next_group(config, group.device, report, local)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A group that ended before the run. failed: counts as a failure."""
+
+    why: str
+    failed: bool
+
+
+def _run_group(job: TrainJob, group: Group, watch: Any, monitor: Monitor) -> dict[str, Any] | Ended:
+    """Runs one group of workers to its end. Returns the run's result if the run is finished."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = from_tree(job.config)
-    folder = job.folder
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.storage.delete([folder.worker_log.name])
-    gpus = _has_gpus(config.train.workers)
+    gpus = group.device == "cuda"
+    once: Any = ray.train.FailureConfig  # annotated as that of Ray Train V1
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"job": asdict(job)},
-        scaling_config=ray.train.ScalingConfig(num_workers=config.train.workers, use_gpu=gpus, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        train_loop_config={"job": asdict(job), "watch": watch},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group.workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": 1},
+            placement_strategy="PACK" if gpus else "SPREAD",  # GPUs of a node are connected; CPU nodes keep cores for data
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(PATIENCE)),
         run_config=ray.train.RunConfig(
             name=f"train-{uuid.uuid4().hex[:8]}",  # unique: Ray would restore its own state of an earlier attempt
             storage_path=str(job.folder.path / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=failures),
+            failure_config=once(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
-    try:
-        with own_signals():
-            trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise UserError(
-            f"Training of run {config.run.name} failed: {_root_cause(error)}. Its checkpoints are in {job.run_dir}/checkpoints; "
-            f"continue with --resume."
-        ) from error
-    result: dict[str, Any] = json.loads(folder.storage.get(job.result_key))
-    folder.storage.delete([job.result_key])
-    if "error" in result:
-        raise UserError(result["error"])
-    return result
+    failure: Exception | None = None
+    with monitor, checkpoint_on_sigterm(monitor.request):
+        try:
+            with own_signals():
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            failure = error
+    return _outcome(job, monitor, failure)
 
 
-def _has_gpus(workers: int) -> bool:
-    return int(cluster_resources().get("GPU", 0)) >= workers
+def _outcome(job: TrainJob, monitor: Monitor, failure: Exception | None) -> dict[str, Any] | Ended:
+    found: dict[str, Any] = {}
+    if job.folder.has(job.result_key):
+        found = json.loads(job.folder.storage.get(job.result_key))
+        job.folder.storage.delete([job.result_key])
+    if "error" in found:
+        raise UserError(found["error"])
+    if "interrupted" in found:
+        return Ended(found["interrupted"], failed=False)
+    if failure is None:
+        return found
+    if monitor.why:
+        return Ended(monitor.why, failed=not monitor.released)
+    from ray.train import ControllerError
+
+    if isinstance(failure, ControllerError) and "StartupTimeout" in repr(failure.controller_failure):
+        return Ended("the nodes could not hold the workers", failed=False)
+    return Ended(_root_cause(failure), failed=True)
+
+
+def next_group(config: Config, device: str, report: Report, local: bool) -> Group:
+    """Waits until the fewest workers fit, and a little longer for CPUs that the last group releases."""
+    began = time.monotonic()
+    while True:
+        nodes = room.nodes_now(reachable=True)
+        free = nodes if local else room.free_nodes(nodes)
+        whole, found = room.choose(config, nodes, device), room.choose(config, free, device)
+        waited = time.monotonic() - began
+        if found is not None and (found == whole or waited > RELEASE_TIMEOUT):
+            return found
+        if waited > EXPLAIN_SECONDS:
+            busy = " that other jobs hold" if whole is not None else ""
+            report.waiting(room.lacking(config, free, device) + busy, seconds=waited)
+        time.sleep(1)
+
+
+def _newest(folder: RunFolder) -> Path | str | None:
+    from swav_platform.training.checkpoints import store as checkpoints
+
+    return checkpoints.latest_valid(folder.checkpoints)
 
 
 def _root_cause(error: BaseException) -> str:
@@ -102,14 +188,14 @@ def _rank(loop_config: dict[str, Any]) -> None:
     import torch
 
     from swav_platform.cluster.prometheus import Exporter
+    from swav_platform.cluster.watch import Heart
     from swav_platform.registry import Tracker, node_metrics
     from swav_platform.training.collectives import DistributedComm
     from swav_platform.training.loop import Progress, train
+    from swav_platform.training.notices import Interrupted, Notices
 
     job = TrainJob(**loop_config["job"])
     folder = job.folder
-    if folder.has(job.result_key):  # Ray restarted the ranks after an error that a restart does not fix
-        return
     config, comm, rank_0 = from_tree(job.config), DistributedComm(), ray.train.get_context().get_world_rank() == 0
     listeners = [Exporter(str(config.run.name)).progress] if rank_0 else []
 
@@ -118,6 +204,8 @@ def _rank(loop_config: dict[str, Any]) -> None:
             listener(progress)
 
     log_file = _warnings_to(folder.worker_log) if rank_0 else None
+    notices = Notices(ask=_drained)
+    heart = Heart(loop_config["watch"], job.attempt, comm.rank, notices, lambda: comm.calls.total())
     try:
         with contextlib.ExitStack() as inside:
             confirm = inside.enter_context(folder.written() if rank_0 else contextlib.nullcontext(lambda: None))
@@ -137,9 +225,13 @@ def _rank(loop_config: dict[str, Any]) -> None:
                 resume=True,
                 on_progress=notify,
                 device=str(ray.train.torch.get_device()),
+                notices=notices,
             )
         if rank_0:
             job.write_result({**asdict(result), "checkpoint": str(result.checkpoint)})
+    except Interrupted as interrupted:  # all ranks return, so Ray Train sees a group that is done
+        if rank_0:
+            job.write_result({"interrupted": str(interrupted)})
     except Exception as error:
         if (message := user_message(error)) is None:
             raise
@@ -147,6 +239,7 @@ def _rank(loop_config: dict[str, Any]) -> None:
         if comm.size > 1:
             raise  # the other ranks may be waiting for this one
     finally:
+        heart.stop()
         if log_file:
             log_file.close()
             _publish_log(folder)
@@ -157,6 +250,16 @@ def _publish_log(folder: RunFolder) -> None:
     if folder.worker_log.is_file():
         with contextlib.suppress(UserError):  # the result matters more
             folder.publish(folder.worker_log.name)
+
+
+def _drained() -> str | None:
+    """Why to leave, if Ray was told that nodes of this group go away: a collective of Ray Train."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    if info is None:
+        return None
+    return f"nodes go away (workers {', '.join(map(str, info.preempted_ranks))})"
 
 
 def user_message(error: BaseException | None) -> str | None:

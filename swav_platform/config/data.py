@@ -116,8 +116,10 @@ class Data(Section):
     allow_pipe: bool = setting(
         False, "run `pipe:COMMAND` sources, which are shell commands, also those of an index", changes_results="no"
     )
-    tasks: int = setting(
-        2, "tasks that make rows at the same time, besides one spare task per stream", changes_results="no", ge=1
+    tasks: int | Literal["auto"] = setting(
+        2,
+        "tasks that make rows at the same time, besides one spare task per stream; `auto` for one per core that training leaves",
+        changes_results="no",
     )
     segment: int = setting(1024, "length of a segment", unit="rows", changes_results="no", ge=1)
     node_labels: dict[str, str] = setting(
@@ -135,6 +137,17 @@ class Data(Section):
     max_quarantine_fraction: float = setting(
         0.5, "the run stops when a larger share of its images is unusable", changes_results="no", gt=0, le=1
     )
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_tasks(cls, tasks: int | str) -> int | str:
+        if isinstance(tasks, int) and tasks < 1:
+            raise ValueError("must be 1 or more, or auto")
+        return tasks
+
+    def tasks_of(self, cores: int) -> int:
+        """Data tasks where `cores` are free for them."""
+        return max(1, cores if self.tasks == "auto" else min(self.tasks, cores))
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from swav_platform.config.setting import Section, setting
 
@@ -107,8 +107,39 @@ class Train(Section):
     )
     compile: bool = setting(False, "compile encoders with torch.compile", changes_results="rounding")
     deterministic: bool = setting(False, "use only deterministic kernels (CUDA)", changes_results="rounding")
-    workers: int = setting(1, "training processes", changes_results="rounding", ge=1)
+    workers: int | tuple[int, int] | Literal["auto"] = setting(
+        1,
+        "training processes: a number; [fewest, most] for as many as the cluster has room for; `auto` for one per GPU, or per node "
+        "without GPUs",
+        changes_results="rounding",
+    )
+    device: Literal["auto", "cuda", "cpu"] = setting(
+        "auto",
+        "where workers compute; `auto` takes GPUs if the cluster has any, and refuses if they are fewer than the workers",
+        changes_results="rounding",
+    )
+    retries: int = setting(
+        3,
+        "restarts after failures of workers without a new checkpoint in between, before the run stops",
+        changes_results="no",
+        ge=0,
+    )
+    hang_timeout: float = setting(
+        600.0,
+        "time after which a worker that keeps the others waiting is named and the workers restart; a stopped process is named at once",
+        unit="seconds",
+        changes_results="no",
+        ge=30,
+    )
     threads: int | None = setting(None, "torch threads per worker; cores / workers when null", changes_results="rounding", ge=1)
     checkpoint_every: int = setting(500, "steps between checkpoints", unit="steps", changes_results="no", ge=1)
     keep_checkpoints: int = setting(3, "number of checkpoints to keep", changes_results="no", ge=1)
     log_every: int = setting(10, "steps between logged metrics", unit="steps", changes_results="no", ge=1)
+
+    @field_validator("workers")
+    @classmethod
+    def _is_a_range(cls, workers: int | tuple[int, int] | str) -> int | tuple[int, int] | str:
+        fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+        if isinstance(fewest, int) and isinstance(most, int) and not 1 <= fewest <= most:
+            raise ValueError("must be 1 or more, or [fewest, most] with 1 ≤ fewest ≤ most, or auto")
+        return workers

@@ -65,6 +65,10 @@ def _short(name: str | None) -> str | None:
     return name
 
 
+def _words(workers: object) -> str:
+    return str(list(workers)) if isinstance(workers, tuple) else str(workers)
+
+
 class Config(Section):
     seed: int = setting(31, "seed of all random numbers: stream, views and initial weights", ge=0, lt=2**63)
     data: Data = setting(Data(), "shards and the stream of rows")
@@ -101,9 +105,9 @@ class Config(Section):
                 "data.row_size=1 with one view in a group gives batch normalisation a single image, which has no variance; "
                 "set data.row_size=2 or more, or model.normalisation=step"
             )
-        if self.train.workers > self.rows_per_step:
+        if self.most_workers > self.rows_per_step:
             raise ValueError(
-                f"train.workers={self.train.workers} exceeds the {self.rows_per_step} rows of a step "
+                f"train.workers={self.most_workers} exceeds the {self.rows_per_step} rows of a step "
                 f"(train.batch / data.row_size); lower data.row_size or train.workers"
             )
 
@@ -119,10 +123,10 @@ class Config(Section):
             raise ValueError(
                 "train.compile already recomputes activations and excludes model.activation_checkpointing; disable one of them"
             )
-        if train.shard == "fsdp2" and self.rows_per_step % train.workers:
+        if not any(map(self.allows, range(self.fewest_workers, self.most_workers + 1))):
             raise ValueError(
-                f"train.shard=fsdp2 needs the same number of rows on each worker, but train.workers={train.workers} does not divide "
-                f"the {self.rows_per_step} rows of a step; change train.workers, or set train.shard=none"
+                f"train.shard=fsdp2 needs the same number of rows on each worker, but train.workers={_words(train.workers)} does not "
+                f"divide the {self.rows_per_step} rows of a step; change train.workers, or set train.shard=none"
             )
         if train.shard == "fsdp2" and (train.compile or train.precision == "fp16"):
             raise ValueError(
@@ -144,6 +148,20 @@ class Config(Section):
     @property
     def rows_per_step(self) -> int:
         return self.train.batch // self.data.row_size
+
+    @property
+    def fewest_workers(self) -> int:
+        workers = self.train.workers
+        return workers if isinstance(workers, int) else 1 if workers == "auto" else workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        workers = self.train.workers
+        return workers if isinstance(workers, int) else self.rows_per_step if workers == "auto" else workers[1]
+
+    def allows(self, workers: int) -> bool:
+        """Whether a step can be divided over that many workers."""
+        return self.train.shard == "none" or self.rows_per_step % workers == 0
 
     def steps(self, samples: int) -> int:
         """Steps of the run over an index of `samples` samples."""

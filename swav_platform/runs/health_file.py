@@ -25,6 +25,8 @@ class Health:
     since: float = 0.0
     step: int | None = None
     waiting_for: str | None = None  # a place or resource, while state is waiting
+    workers: int | None = None
+    restarts: int = 0
 
     def __str__(self) -> str:
         if self.state != WAITING:

@@ -29,14 +29,12 @@ from swav_platform.training import preflight
 from swav_platform.training.checkpoints.export import export_package
 from swav_platform.training.checkpoints.resume import known_run
 from swav_platform.training.checkpoints.store import known_killers
-from swav_platform.training.collectives import broadcast_bytes, joined
+from swav_platform.training.collectives import PATIENCE, broadcast_bytes, joined
+from swav_platform.training.device import chosen
 from swav_platform.training.local_rows import local_rows
 from swav_platform.training.loop import Progress, train
 
 log = logging.getLogger("swav")
-
-PATIENCE = 3600.0
-"""Timeout of a collective in seconds. Ranks wait while rank 0 indexes shards or writes a checkpoint, and while a rank compiles."""
 
 
 def main() -> int:
@@ -49,8 +47,9 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="Resume from the newest checkpoint, if there is one.")
     options = parser.parse_intermixed_args()
     try:
-        with _ranks() as (comm, device):
-            result = pretrain(_configured(options, comm.size), comm, device, options.resume)
+        config = _configured(options, int(os.environ.get("WORLD_SIZE", 1)))
+        with _ranks(config) as (comm, device):
+            result = pretrain(config, comm, device, options.resume)
         if comm.rank == 0:
             print(json.dumps(result))
     except UserError as error:
@@ -115,9 +114,10 @@ def _index(config: Config, folder: RunFolder, comm: Comm, known: bool) -> str:
 
 
 @contextlib.contextmanager
-def _ranks() -> Iterator[tuple[Comm, torch.device]]:
+def _ranks(config: Config) -> Iterator[tuple[Comm, torch.device]]:
     """Joins the process group of torchrun's environment; without one, this process is the only rank."""
-    gpu = torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpu = chosen(config.train.device, torch.cuda.device_count(), here, "this machine") == "cuda"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)

@@ -16,6 +16,10 @@ from torch import Tensor
 from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 
+PATIENCE = 3600.0
+"""Timeout of a collective in seconds. Ranks wait while rank 0 indexes shards or writes a checkpoint, while a rank compiles, and while one
+waits for unreachable storage."""
+
 
 class DistributedComm:
     """The default process group.

@@ -10,20 +10,41 @@ import torch
 from torch import Tensor
 
 from swav_platform.config import Config
+from swav_platform.errors import UsageError
 from swav_platform.malloc import keep_freed
 from swav_platform.training.collectives import available_cores
 from swav_platform.training.passes import Prepare
 
 
-def set_torch(config: Config, device: torch.device) -> None:
-    """Sets threads, kernels and memory of the process.
+def chosen(wanted: str, gpus: int, workers: int, where: str) -> str:
+    """The device of `train.device`: "cuda" or "cpu". gpus: those of `where`, a place named in messages. workers: the fewest of the run.
+
+    Raises UsageError instead of training on CPUs where GPUs were asked for, or exist but are too few.
+    """
+    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
+        return "cpu"
+    if gpus >= workers:
+        return "cuda"
+    if wanted == "cuda":
+        raise UsageError(
+            f"train.device=cuda needs a GPU for each of {workers} workers, but {where} has {gpus}. Add GPUs, lower train.workers, or set "
+            f"train.device=cpu."
+        )
+    raise UsageError(
+        f"{where[0].upper()}{where[1:]} has {gpus} GPUs for {workers} workers (train.workers), and a run uses either GPUs or CPUs. Set "
+        f"train.workers={gpus} or fewer, add GPUs, or set train.device=cpu."
+    )
+
+
+def set_torch(config: Config, device: torch.device, ranks: int) -> None:
+    """Sets threads, kernels and memory of the process. ranks: of the run; Ray Train and torchrun say how many are on this machine.
 
     With `train.deterministic` torch uses deterministic kernels only. Without it cuDNN benchmarks its algorithms, because shapes are the
     same in every step. On a CPU the allocator keeps freed memory for the next step, as torch does on a GPU.
     """
     if device.type == "cpu":
         keep_freed(largest=2**30, total=2**31 - 1)
-    torch.set_num_threads(config.train.threads or max(1, available_cores() // config.train.workers))
+    torch.set_num_threads(config.train.threads or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks))))
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(config.train.deterministic)

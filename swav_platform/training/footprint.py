@@ -82,7 +82,7 @@ class _Blank:
 def footprint(config: Config) -> tuple[Memory, Communication]:
     """Memory and traffic of a step. Raises UsageError for an unknown encoder or method."""
     check_name(config.model)
-    own, size = -(-config.rows_per_step // config.train.workers), config.data.row_size
+    own, size = -(-config.rows_per_step // config.fewest_workers), config.data.row_size
     method = build_method(config)
     network = method.modules(build_encoder(config.model)).train()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -107,7 +107,7 @@ def _memory(config: Config, network: nn.Module, activations: int) -> Memory:
 
 
 def _communication(config: Config, network: nn.Module, sent: _Listener | None) -> Communication:
-    many = config.train.workers > 1
+    many = config.most_workers > 1
     over_step = many and config.model.normalisation == "step"
     layers = [m.channels for m in network.modules() if isinstance(m, RowBatchNorm)] if over_step else []
     passes = len(config.views)
@@ -122,20 +122,20 @@ def _communication(config: Config, network: nn.Module, sent: _Listener | None) -
 
 def _held(config: Config, name: str, p: Tensor) -> int:
     """Elements of `p` on a worker."""
-    return -(-p.numel() // config.train.workers) if _is_split(config, name) else p.numel()
+    return -(-p.numel() // config.fewest_workers) if _is_split(config, name) else p.numel()
 
 
 def _given(config: Config, name: str, p: Tensor) -> int:
     """Elements that a worker sends for `p`: its gradient, and its shard each time the other workers gather a split parameter."""
     if not _is_split(config, name):
         return p.numel() * p.requires_grad
-    rows = 1 if config.model.normalisation == "step" else config.rows_per_step // config.train.workers
+    rows = 1 if config.model.normalisation == "step" else config.rows_per_step // config.fewest_workers
     gathered = 1 + p.requires_grad + (config.train.accumulate == "recompute")
     return rows * len(config.views) * (gathered * _held(config, name, p) + p.numel() * p.requires_grad)
 
 
 def _is_split(config: Config, name: str) -> bool:
-    return config.train.shard == "fsdp2" and config.train.workers > 1 and not name.startswith(sharding.WHOLE)
+    return config.train.shard == "fsdp2" and config.fewest_workers > 1 and not name.startswith(sharding.WHOLE)
 
 
 def _empty(network: nn.Module, mode: FakeTensorMode) -> None:
@@ -163,7 +163,7 @@ def _kept(network: nn.Module, passes: Passes, rows: list[Any]) -> int:
 
 
 def _sent(config: Config, method: Any, passes: Passes, rows: list[Any]) -> _Listener | None:
-    listener = _Listener(config.train.workers)
+    listener = _Listener(config.most_workers)
     if listener.size == 1:
         return listener
     try:

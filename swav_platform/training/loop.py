@@ -29,6 +29,7 @@ from swav_platform.training.first_epoch import FirstEpoch
 from swav_platform.training.journal import Journal
 from swav_platform.training.learner import Learner, build_learner
 from swav_platform.training.meter import Meter
+from swav_platform.training.notices import Interrupted, Notices
 from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.passes import Prepare
 from swav_platform.training.quarantine import Recent, too_many
@@ -89,18 +90,22 @@ def train(
     device: str | torch.device = "cpu",
     prepare: Prepare | None = None,
     confirm: Confirm = lambda: None,
+    notices: Notices | None = None,
 ) -> TrainResult:
     """Trains until the run is finished.
 
     samples: size of the index, from which the number of steps follows. rows: called once, with the first row after the newest
     checkpoint. on_progress: called on rank 0 after each step. prepare: converts a row to the network's input; by default as
-    `config.data.photometric` requires. confirm: raises UserError if another process writes to the run. Changes threads, kernels and (on a CPU) memory allocation of the process; see `set_torch`.
+    `config.data.photometric` requires. confirm: raises UserError if another process writes to the run. notices: requests to stop early.
+    Changes threads, kernels and (on a CPU) memory allocation of the process; see `set_torch`.
 
-    Raises UserError for an existing run without `resume`, a run with another configuration or index, and a stream out of order. Also
-    for a loss that is not finite, too many unusable images, and files that can't be written. Checkpoints stay valid in all cases.
+    Raises Interrupted after a request to stop, with a checkpoint of the last step. Raises UserError for an existing run without `resume`,
+    a run with another configuration or index, and a stream out of order. Also for a loss that is not finite, too many unusable images,
+    and files that can't be written. Checkpoints stay valid in all cases.
     """
     began, device, folder = time.perf_counter(), torch.device(device), RunFolder.at(run_dir)
-    set_torch(config, device)
+    notices = notices or Notices()
+    set_torch(config, device, comm.size)
     learner, who = build_learner(config, device, comm.size), identity(config, index_digest)
     together = config.model.normalisation == "step"
     if together:
@@ -117,8 +122,10 @@ def train(
         meter, recent = Meter(comm), Recent()
         stream = _checked(rows, start, total, config.rows_per_step, comm)
         for step in range(start, total):
+            notices.now("rows", step)
             with meter.waiting():
                 own = next(stream)
+            notices.now("step", step)
             if (epoch := config.epoch(step, samples)) != config.epoch(step - 1, samples):
                 learner.method.start_epoch(epoch, comm)
             lr = learning_rate(step, total, config.train.optimiser, config.train.batch)
@@ -136,10 +143,10 @@ def train(
                 accumulate=config.train.accumulate,
                 together=together,
                 clip=config.train.clip,
-                extra=to_sum(own),
+                extra=[*notices.numbers(comm.rank), *to_sum(own)],
                 metrics=logged,
             )
-            counters = from_sum(report.extra)
+            counters = from_sum(report.extra[2:])
             meter.step(config.train.batch, counters, reset=logged)
             recent.add(counters)
             progress = _after(run, report, lr, counters, meter, logged, seen)
@@ -152,9 +159,13 @@ def train(
                 _check_quarantine(config, run, samples, journal, recent)
             if last:
                 _check_trained(run, journal, recent)
-            if last or (step + 1) % config.train.checkpoint_every == 0:
-                _checkpoint(config, run, learner, journal, seen, who, writer, wait=last)
+            stop = notices.agreed(report.extra[:2])
+            if last or stop or (step + 1) % config.train.checkpoint_every == 0:
+                notices.now("checkpoint", step)
+                _checkpoint(config, run, learner, journal, seen, who, writer, wait=last or stop is not None)
                 seen.tell(run.steps * config.train.batch, last)
+            if stop and not last:
+                raise Interrupted(stop)
     return _result(run, seen, run.steps - start, config.train.batch, time.perf_counter() - began)
 
 

@@ -14,6 +14,9 @@ _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
 _LARGEST_EXPONENT_ERROR = 0.25
 _USUAL_LR = {"lars": 0.3 / 256, "sgd": 0.05 / 256}  # per image of the batch: Caron et al. 2020, Koohpayegani et al. 2021
 _FEWEST_IN_ROW = 16
+_DECODE_MS, _CROP_MS, _COLOUR_MS, _MEASURED_PIXELS = 1.2, 0.5, 1.2, 2 * 224**2 + 6 * 96**2
+"""Milliseconds of a core per image; the latter two for views of that many pixels."""
+
 _FREEZE = ("swav", "sela")  # methods that freeze their prototypes at first
 
 
@@ -40,6 +43,20 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Feed:
+    """What data tasks can deliver: an estimate from views of photographs of 446x406 pixels on a core of 2024 (docs/results.md).
+
+    tasks: `data.tasks`; None for `auto`, where the other numbers are those of one task. images_per_second_per_worker: workers that are
+    faster than this wait for data.
+    """
+
+    tasks: int | None
+    ms_per_image: float
+    images_per_second: float
+    images_per_second_per_worker: float
+
+
+@dataclass(frozen=True)
 class Preflight:
     """What `swav pretrain --dry-run` prints."""
 
@@ -47,6 +64,7 @@ class Preflight:
     memory: Memory
     communication: Communication
     warnings: list[str]
+    feed: Feed
 
     def tree(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,7 +73,16 @@ class Preflight:
 def preflight(config: Config, samples: int | None = None) -> Preflight:
     """samples: size of the index, if known. Raises UsageError for an unknown encoder or method."""
     of_run = schedule(config, samples)
-    return Preflight(of_run, *footprint(config), list(warnings(config, of_run)))
+    return Preflight(of_run, *footprint(config), list(warnings(config, of_run)), feed(config))
+
+
+def feed(config: Config) -> Feed:
+    pixels = sum(group.count * group.size**2 for group in config.views.values())
+    crops = _CROP_MS + (_COLOUR_MS if config.data.photometric == "worker" else 0.0)
+    ms = _DECODE_MS + crops * pixels / _MEASURED_PIXELS
+    tasks = None if config.data.tasks == "auto" else config.data.tasks
+    rate = (tasks or 1) * 1000 / ms
+    return Feed(tasks, ms, rate, rate if tasks is None else rate / config.most_workers)
 
 
 def schedule(config: Config, samples: int | None) -> Schedule:
@@ -186,7 +213,7 @@ def _rate(config: Config, of_run: Schedule) -> Iterator[str]:
 
 
 def _ranks(config: Config) -> Iterator[str]:
-    rows, workers = config.rows_per_step, config.train.workers
+    rows, workers = config.rows_per_step, config.fewest_workers
     most = -(-rows // workers)
     if rows % workers:
         yield (
@@ -200,7 +227,7 @@ def _ranks(config: Config) -> Iterator[str]:
             f"model.normalisation=step keeps the graphs of all {most} rows of a worker at once. To save memory, use more workers, "
             f"model.activation_checkpointing, or model.normalisation=row with train.accumulate=recompute."
         )
-    if config.train.compile and config.model.normalisation == "step" and workers > 1:
+    if config.train.compile and config.model.normalisation == "step" and config.most_workers > 1:
         yield (
             "train.compile has no benefit with model.normalisation=step on several workers, since each batch norm waits for the other "
             "workers and breaks the graph. Set model.normalisation=row, or train.compile=false."

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from swav_platform.cluster import session
+from swav_platform.cluster import room, session
 from swav_platform.config import load
 from swav_platform.errors import UsageError, UserError
 
@@ -41,8 +41,8 @@ def cpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(ray, "init", lambda **options: seen.update(options))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
-    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    monkeypatch.setattr(room, "nodes_now", lambda: [room.Node(8)])
+    monkeypatch.setattr(room, "free_nodes", lambda nodes: [room.Node(int(free["CPU"]))])
     monkeypatch.setattr(session, "RELEASE_TIMEOUT", 0.0)
     monkeypatch.setattr(session, "check_address", lambda: None)
     seen.clear()
@@ -56,8 +56,8 @@ CONFIG = load(None, ["train.workers=2", "data.tasks=4"])
 def test_without_an_address_a_local_ray_starts(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cpus["CPU"] = 0.0
-    with session.connected(CONFIG) as allocation:
-        assert allocation == session.Allocation(8, 4)
+    with session.connected(CONFIG) as connection:
+        assert connection == (room.Group(2, 4), True)
     assert seen["address"] == "local", "does not join a head that `ray start` left here"
 
 
@@ -67,15 +67,15 @@ def test_tasks_use_the_cpus_that_other_jobs_leave(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     cpus["CPU"] = free
-    with session.connected(CONFIG) as allocation:
-        assert allocation.tasks == tasks
+    with session.connected(CONFIG) as (group, local):
+        assert (group.tasks, local) == (tasks, False)
     assert seen["address"] == "head:6379"
 
 
 def test_a_busy_cluster_is_not_a_usage_error(cpus: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     cpus["CPU"] = 2.0
-    with pytest.raises(UserError, match="2 of the 8 CPUs") as caught, session.connected(CONFIG):
+    with pytest.raises(UserError, match="CPUs: 3 for 2 workers") as caught, session.connected(CONFIG):
         pass
     assert not isinstance(caught.value, UsageError)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swav_platform.config import Config, ConfigError, load
+from swav_platform.config import Config, ConfigError, from_tree, load
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -140,3 +140,29 @@ def test_one_view_alone_has_no_batch_statistics() -> None:
         load(None, one)
     assert load(None, [*one, "model.normalisation=step"]).data.row_size == 1
     assert load(None, ["data.row_size=1"]).data.row_size == 1, "with two views of each group there are two"
+
+
+@pytest.mark.parametrize(("override", "fewest", "most"), [("3", 3, 3), ("[1, 4]", 1, 4), ("[2, 2]", 2, 2), ("auto", 1, 4)])
+def test_workers_are_a_number_a_range_or_auto(override: str, fewest: int, most: int) -> None:
+    config = load(None, ["data.row_size=64", f"train.workers={override}"])
+    assert (config.fewest_workers, config.most_workers) == (fewest, most)
+    assert config.digest() == load(None, ["data.row_size=64"]).digest()
+    assert from_tree(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("override", ["0", "[0, 2]", "[3, 2]", "[1, 2, 3]", "many", "1.5", "[1, 5]", "-1"])
+def test_other_workers_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.workers"):
+        load(None, ["data.row_size=64", f"train.workers={override}"])
+
+
+def test_a_range_for_split_weights_needs_a_divisor_of_the_rows() -> None:
+    config = load(None, ["data.row_size=64", "train.shard=fsdp2", "train.workers=[3, 4]"])
+    assert [config.allows(n) for n in (3, 4)] == [False, True]
+    with pytest.raises(ConfigError, match=r"\[3, 3\] does not divide the 4 rows"):
+        load(None, ["data.row_size=64", "train.shard=fsdp2", "train.workers=[3, 3]"])
+
+
+@pytest.mark.parametrize(("tasks", "cores", "expected"), [("2", 8, 2), ("auto", 8, 8), ("auto", 0, 1), ("4", 3, 3)])
+def test_data_tasks_follow_the_cores(tasks: str, cores: int, expected: int) -> None:
+    assert load(None, [f"data.tasks={tasks}"]).data.tasks_of(cores) == expected

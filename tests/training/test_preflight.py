@@ -123,7 +123,9 @@ def test_dry_run(root, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(root / "configs" / "pretrain" / "cifar10_cpu.yaml")
     assert run(["pretrain", recipe, "--dry-run", "train.accumulate=recompute", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(found) == {"config", "schedule", "memory", "communication", "warnings"}
+    assert set(found) == {"config", "schedule", "memory", "communication", "warnings", "feed"}
+    assert found["feed"]["tasks"] == 1
+    assert found["feed"]["images_per_second"] == pytest.approx(1000 / found["feed"]["ms_per_image"])
     assert found["schedule"]["steps"] == found["config"]["train"]["steps"] == 2000
     assert "saves nothing" in found["warnings"][0]
     assert run(["pretrain", recipe, "--dry-run"]) == 0
@@ -131,6 +133,7 @@ def test_dry_run(root, capsys: pytest.CaptureFixture[str]) -> None:
     assert yaml.safe_load(text) == load(recipe).model_dump(mode="json")
     assert "# memory of a worker: weights" in text
     assert "none, one worker" in text
+    assert "# data tasks: 1 make about" in text
 
 
 def test_a_dry_run_knows_the_length_over_small_local_data(root, shards, capsys: pytest.CaptureFixture[str]) -> None:
