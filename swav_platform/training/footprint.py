@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -75,7 +76,7 @@ class _Blank:
     """A row without pixels."""
 
     row: int
-    weight: list[float]
+    weight: np.ndarray
     sample: list[int]
 
 
@@ -88,7 +89,7 @@ def footprint(config: Config) -> tuple[Memory, Communication]:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _empty(network, mode)
         views = [torch.empty(g.count * size, 3, g.size, g.size) for g in config.views.values()]
-        rows: list[Any] = [_Blank(k, [1.0] * size, [0] * size) for k in range(own)]
+        rows: list[Any] = [_Blank(k, np.ones(size, np.float32), [0] * size) for k in range(own)]
         passes = Passes(network, lambda row: views, config.train.precision, together=config.model.normalisation == "step")
         kept = _kept(network, passes, rows[: own if passes.together else 1])
         sent = _sent(config, method, passes, rows)
