@@ -102,13 +102,13 @@ class Run:
         found = self.folder.path.glob("checkpoints/step-*/MANIFEST.json")
         return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
 
-    def part(self) -> int:
-        """Changes when a group continues from a checkpoint: it replaces the file of metrics."""
+    def written(self) -> float:
+        """When the last step was recorded."""
         with contextlib.suppress(OSError):
-            return self.folder.metrics.stat().st_ino
-        return 0
+            return self.folder.metrics.stat().st_mtime
+        return 0.0
 
-    def until(self, happened: Callable[[], Any], what: str, seconds: float = 180) -> float:
+    def until(self, happened: Callable[[], Any], what: str, seconds: float = 300) -> float:
         """Waits, and returns the seconds that it took."""
         began = time.monotonic()
         while not happened():
@@ -119,14 +119,15 @@ class Run:
 
     def until_it_goes_on(self) -> tuple[float, int]:
         """Waits for a step of a new group. Returns the seconds, and how many steps the last one had made after its checkpoint."""
-        part, most, began = self.part(), 0, time.monotonic()
-        while self.part() == part:
+        groups, most, began = len(self.workers()), 0, time.monotonic()
+        while len(self.workers()) == groups:
             most = max(most, self.steps())
-            if time.monotonic() - began > 180:
+            if time.monotonic() - began > 300:
                 raise AssertionError(f"{self.name} did not go on\n{self.said()[-4000:]}")
             time.sleep(0.02)
+        started = time.time()
         committed = self.committed()
-        self.until(lambda: self.steps() > committed, "a step of the new group")
+        self.until(lambda: self.written() > started and self.steps() > committed, "a step of the new group")
         return time.monotonic() - began, most - committed
 
     def finish(self, undisturbed: list[float]) -> dict[str, float]:
