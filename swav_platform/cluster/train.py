@@ -253,7 +253,7 @@ def _publish_log(folder: RunFolder) -> None:
 
 
 def _drained() -> str | None:
-    """Why to leave, if Ray was told that nodes of this group go away: a collective of Ray Train."""
+    """Why to leave, if Ray knows that nodes of this group go away; else None. A collective of Ray Train."""
     import ray.train
 
     info = ray.train.get_preemption_info()
