@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from services.embeddings import errors
 from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
+from services.embeddings.edge.access import open_guard
 from services.embeddings.engine import Engine
 from services.embeddings.metrics import Measured, make_metrics
 from services.embeddings.routes import about, clusters, embeddings, neighbours
@@ -23,8 +24,9 @@ from swav_platform.models.inference import load_for_inference
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Loads the model and the embeddings, and builds the application around them.
 
-    Raises UserError if either cannot be loaded. The engine runs for the length of the application's lifespan.
+    Raises UserError if either, or the file of API keys, cannot be loaded. The engine runs for the length of the application's lifespan.
     """
+    guard = open_guard(settings.keys)
     model = load_for_inference(settings.model)
     store = None if settings.embeddings is None else load_store(settings.embeddings, model)
     metrics = make_metrics()
@@ -44,6 +46,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         default_response_class=Json,
     )
     app.state.service = state
+    app.state.guard = guard
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)
     for part in (embeddings, clusters, neighbours, about):

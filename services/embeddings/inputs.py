@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.embeddings.body import read
+from services.embeddings.edge.access import caller_of, guard_of
 from services.embeddings.errors import ServiceError, image_fault
 from services.embeddings.settings import Limits
 from services.embeddings.state import current
@@ -42,6 +43,7 @@ async def _items(request: Request) -> AsyncIterator[list[Item]]:
             items = [Item(None, await _whole(read(request, limits.max_bytes, held)))]
             if not items[0].data:
                 raise ServiceError(422, "no_images", "The body is empty. Send the bytes of an image.")
+        guard_of(request).spend(caller_of(request), len(items) - 1)
         yield items
 
 

@@ -32,4 +32,5 @@ class ServiceSettings:
     threads: int | None = None  # torch threads; None: torch's default
     decoders: int = 2  # decoding threads
     max_batch: int = 32  # images in one forward pass
+    keys: Path | None = None  # file of API keys; None: those of SWAV_API_KEYS, else no keys are asked for
     max_wait: float = 0.003  # seconds that the first image of a batch waits for more

@@ -32,6 +32,7 @@ _COMMANDS = {
     "promote": "promote",
     "serve": "serve",
     "query": "serve",
+    "keys": "keys",
     "submit": "jobs",
     "status": "jobs",
     "logs": "jobs",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from services.embeddings.edge import keys as stored_keys
 from services.embeddings.server import listen
 from swav_platform.cli import console
 from swav_platform.errors import UsageError
@@ -29,6 +32,14 @@ MAX_CLUSTERS = 20  # limit of the service for one image
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all interfaces.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="TCP port; 0 chooses a free one.")
+@click.option(
+    "--keys",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    envvar="SWAV_KEYS",
+    help="API keys that clients need, made by `swav keys create`; read again when it changes (default: none).",
+)
+@click.option("--no-auth", is_flag=True, help="Serve other machines without keys.")
 @click.option("--embeddings", metavar="DIR", help="Folder written by `swav embed` (default: the run's).")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of torch (default: torch's choice).")
 @click.option(
@@ -42,6 +53,8 @@ def serve_command(
     model: str,
     host: str,
     port: int,
+    keys: Path | None,
+    no_auth: bool,
     embeddings: str | None,
     threads: int | None,
     tracking_uri: str | None,
@@ -61,6 +74,7 @@ def serve_command(
 
     if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
         raise UsageError(f"There is no embeddings.parquet in {embeddings}; create it with `swav embed RUN --to {embeddings}`.")
+    _check_open(host, keys, no_auth)
     listen(host, port).close()  # reports a port in use before the slow imports
     with tempfile.TemporaryDirectory() as scratch:
         found = locate(model, Path(scratch), out=out, tracking_uri=tracking_uri)
@@ -68,8 +82,29 @@ def serve_command(
         from services.embeddings.settings import ServiceSettings
 
         stored = Path(embeddings) if embeddings else _stored(found)
-        settings = ServiceSettings(model=found.package, embeddings=stored, host=host, port=port, threads=threads)
+        settings = ServiceSettings(model=found.package, embeddings=stored, host=host, port=port, threads=threads, keys=keys)
         serve(settings, on_ready=ready)
+
+
+def _check_open(host: str, keys: Path | None, no_auth: bool) -> None:
+    """Raises UsageError for a service that strangers can reach, unless it has keys or is to have none; UserError for bad keys."""
+    if keys is not None:
+        stored_keys.read(keys)
+    keyed = keys is not None or bool(os.environ.get("SWAV_API_KEYS"))
+    if no_auth and keyed:
+        raise UsageError("--no-auth contradicts the API keys (--keys, SWAV_KEYS or SWAV_API_KEYS). Leave one of them out.")
+    if not keyed and not no_auth and not _loopback(host):
+        raise UsageError(
+            f"Other machines could reach the service on {host}, and it has no API keys. Make one with `swav keys create keys.json "
+            "--name me` and pass --keys keys.json, or pass --no-auth if a proxy or a closed network keeps strangers out."
+        )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _stored(found: Located) -> Path | None:

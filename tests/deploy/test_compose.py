@@ -129,6 +129,11 @@ def test_api_is_read_only_and_off_until_there_is_a_model(services: Mapping[str, 
     assert services["api"]["profiles"] == ["serve"]
 
 
+def test_api_asks_for_keys(services: Mapping[str, Any]) -> None:
+    assert "--keys=/keys/keys.json" in services["api"]["command"]
+    assert [volume for volume in services["api"]["volumes"] if volume.endswith(":/keys:ro")]
+
+
 def test_ray_has_shared_memory_and_a_token(services: Mapping[str, Any]) -> None:
     for name in ("ray-head", "data-worker", "train-worker"):
         assert services[name]["shm_size"].endswith("gb")

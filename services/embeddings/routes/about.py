@@ -6,19 +6,22 @@ import html
 import platform
 
 import torch
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.embeddings.answers import ErrorAnswer, Json, ModelsAnswer
+from services.embeddings.edge.access import require
 from services.embeddings.errors import ServiceError
 from services.embeddings.state import current
 from swav_platform import __version__
 
 router = APIRouter()
 
+ANY_KEY = [Depends(require())]
 
-@router.get("/v1/models", response_model=ModelsAnswer)
+
+@router.get("/v1/models", response_model=ModelsAnswer, dependencies=ANY_KEY)
 async def models(request: Request) -> Json:
     """The served model, and the number of stored samples."""
     state = current(request)
@@ -50,7 +53,7 @@ async def readyz(request: Request) -> Json:
     return Json({"status": "ready"})
 
 
-@router.get("/version")
+@router.get("/version", dependencies=ANY_KEY)
 async def versions() -> Json:
     """Versions of the platform, Python and torch."""
     return Json(
@@ -58,7 +61,7 @@ async def versions() -> Json:
     )
 
 
-@router.get("/metrics")
+@router.get("/metrics", dependencies=ANY_KEY)
 async def metrics(request: Request) -> Response:
     """Metrics in the Prometheus text format."""
     return Response(generate_latest(current(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

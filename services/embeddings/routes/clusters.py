@@ -6,9 +6,10 @@ import asyncio
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from services.embeddings.answers import FAILURES, ClusterAnswer, ClusterList, ClustersAnswer, ErrorAnswer, Json
+from services.embeddings.edge.access import caller_of, require
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import BODY, Items
@@ -17,9 +18,15 @@ from swav_platform.models.inference import Assignment, highest
 
 router = APIRouter()
 
+SEARCH = [Depends(require("search"))]
+
 
 @router.post(
-    "/v1/clusters", response_model=ClustersAnswer, responses={**FAILURES, 409: {"model": ErrorAnswer}}, openapi_extra=BODY
+    "/v1/clusters",
+    response_model=ClustersAnswer,
+    responses={**FAILURES, 409: {"model": ErrorAnswer}},
+    openapi_extra=BODY,
+    dependencies=[Depends(require("embed"))],
 )
 async def assign(request: Request, items: Items, top: Annotated[int, Query(ge=1, le=20)] = 5) -> Json:
     """The `top` prototypes nearest to each image: cosine (score), and softmax of cosine / temperature over all prototypes."""
@@ -45,7 +52,7 @@ def _answers(assignment: Assignment) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/v1/clusters", response_model=ClusterList, responses={409: {"model": ErrorAnswer}})
+@router.get("/v1/clusters", response_model=ClusterList, responses={409: {"model": ErrorAnswer}}, dependencies=SEARCH)
 async def sizes(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0)] = 0
 ) -> Json:
@@ -67,12 +74,15 @@ async def sizes(
 
 
 @router.get(
-    "/v1/clusters/{cluster}", response_model=ClusterAnswer, responses={404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}}
+    "/v1/clusters/{cluster}",
+    response_model=ClusterAnswer,
+    responses={404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}},
+    dependencies=SEARCH,
 )
 async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge=0, le=200)] = 20) -> Json:
     """One cluster: its size, the nearest other prototypes, and the members nearest to its prototype.
 
-    Without stored embeddings the size is null and the list of members is empty.
+    Without stored embeddings the size is null and the list of members is empty. Thumbnails need the scope `images`.
     """
     state = current(request)
     state.check_clusters()
@@ -80,15 +90,16 @@ async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge
     if not 0 <= cluster < known:
         message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
         raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
-    return Json(await asyncio.to_thread(_cluster, state, cluster, limit))
+    return Json(await asyncio.to_thread(_cluster, state, cluster, limit, caller_of(request).may("images")))
 
 
-def _cluster(state: State, cluster: int, limit: int) -> dict[str, Any]:
+def _cluster(state: State, cluster: int, limit: int, thumbnails: bool) -> dict[str, Any]:
     own = state.model.prototypes[cluster]
     places, scores = highest(state.model.scores(own[None])[0], 6)
     nearest = [{"cluster": int(c), "score": round(float(s), 7)} for c, s in zip(places, scores, strict=True) if c != cluster]
     store = state.store
-    members = [] if store is None else [store.sample(int(row), store.scores[row]) for row in store.members(cluster, limit)]
+    rows = [] if store is None else [int(row) for row in store.members(cluster, limit)]
+    members = [store.sample(row, store.scores[row], thumbnail=thumbnails) for row in rows] if store else []
     return {
         "model": state.model_name(),
         "cluster": cluster,

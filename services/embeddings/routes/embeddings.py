@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from services.embeddings.answers import FAILURES, EmbeddingsAnswer, Json, numbers
+from services.embeddings.edge.access import require
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.inputs import BODY, Items
 from services.embeddings.state import current
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(require("embed"))])
 
 Kind = Annotated[
     Literal["embedding", "projection"],

@@ -6,33 +6,45 @@ import asyncio
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from services.embeddings.answers import FAILURES, ErrorAnswer, Json, NeighborsAnswer, StoredNeighborsAnswer
+from services.embeddings.edge.access import caller_of, forbidden, require
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import BODY, Items
 from services.embeddings.state import current
 from services.embeddings.store import Store
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(require("search"))])
 
 K = Annotated[int, Query(ge=1, le=100, description="number of samples to return")]
-Thumbnails = Annotated[bool, Query(description="include thumbnails as data URIs")]
+Thumbnails = Annotated[
+    bool | None, Query(description="include thumbnails as data URIs; by default if the key has the scope `images`")
+]
 NO_STORE: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorAnswer, "description": "The service was started without embeddings"}
 }
 
 
 @router.post("/v1/neighbors", response_model=NeighborsAnswer, responses={**FAILURES, **NO_STORE}, openapi_extra=BODY)
-async def of_images(request: Request, items: Items, k: K = 10, thumbnails: Thumbnails = True) -> Json:
+async def of_images(request: Request, items: Items, k: K = 10, thumbnails: Thumbnails = None) -> Json:
     """The k stored samples of highest cosine to each image, by exact search."""
     state = current(request)
     store = state.stored()
+    shown = _shown(request, thumbnails)
     results = await encode(state.engine, items)
     queries = stack(results, lambda r: r.features, state.model.feature_dim)
-    answers = await asyncio.to_thread(_nearest, store, queries, k, thumbnails)
+    answers = await asyncio.to_thread(_nearest, store, queries, k, shown)
     return Json({"model": state.model_name(), "items": describe(items, results, answers)})
+
+
+def _shown(request: Request, thumbnails: bool | None) -> bool:
+    """Raises ServiceError 403 for a key that asks for thumbnails and may not see them."""
+    caller = caller_of(request)
+    if thumbnails and not caller.may("images"):
+        raise forbidden(caller, "images")
+    return caller.may("images") if thumbnails is None else thumbnails
 
 
 def _nearest(store: Store, queries: np.ndarray, k: int, thumbnails: bool) -> list[dict[str, Any]]:
@@ -43,10 +55,10 @@ def _nearest(store: Store, queries: np.ndarray, k: int, thumbnails: bool) -> lis
 
 
 @router.get("/v1/neighbors", response_model=StoredNeighborsAnswer, responses={404: {"model": ErrorAnswer}, **NO_STORE})
-async def of_sample(request: Request, key: str, shard: str | None = None, k: K = 10, thumbnails: Thumbnails = True) -> Json:
+async def of_sample(request: Request, key: str, shard: str | None = None, k: K = 10, thumbnails: Thumbnails = None) -> Json:
     """The k stored samples nearest to the one with this key, which is itself left out."""
     state = current(request)
-    found = await asyncio.to_thread(_of_sample, state.stored(), key, shard, k, thumbnails)
+    found = await asyncio.to_thread(_of_sample, state.stored(), key, shard, k, _shown(request, thumbnails))
     return Json({"model": state.model_name(), **found})
 
 
