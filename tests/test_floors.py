@@ -38,7 +38,20 @@ FLOORS = {
     "__main__": 7,
 }
 FACADE = "encoder"  # swav_platform/__init__.py may import what this module may, and this module
-SERVICES_MAY_IMPORT = {"", "config", "errors", "failures", "atomic", "client", "runs", "data", "images", "models", "neighbours", "registry"}
+SERVICES_MAY_IMPORT = {
+    "",
+    "config",
+    "errors",
+    "failures",
+    "atomic",
+    "client",
+    "runs",
+    "data",
+    "images",
+    "models",
+    "neighbours",
+    "registry",
+}
 
 # package -> the only places (prefixes of paths) that may import it; None: everywhere but in `FORBIDDEN`
 ONLY_IN = {"ray": ("swav_platform/cluster/",), "mlflow": ("swav_platform/registry/",)}

@@ -78,7 +78,7 @@ class Guard:
         return Caller(key.scopes, key)
 
     def admit(self, caller: Caller) -> None:
-        """Takes one image from the key's rate. Raises ServiceError 429 if none is left."""
+        """Takes one image from the key's rate. Raises ServiceError 429 for a key that has used up its rate."""
         key = caller.key
         if key is None or key.per_minute is None:
             return
