@@ -198,7 +198,12 @@ def _describe(image: ImageInput) -> str:
 
 
 def load(
-    source: str | os.PathLike[str], *, out: str | None = None, tracking_uri: str | None = None, device: str | torch.device = "cpu"
+    source: str | os.PathLike[str],
+    *,
+    out: str | None = None,
+    tracking_uri: str | None = None,
+    device: str | torch.device = "cpu",
+    runtime: str = "torch",
 ) -> Encoder:
     """Loads a trained encoder.
 
@@ -209,6 +214,8 @@ def load(
         tracking_uri: MLflow server or store that knows the URI; default `MLFLOW_TRACKING_URI`, else the store of the
             runs in `out`.
         device: where the model runs, for example `"cuda"`.
+        runtime: how it runs: `torch`, `compile` (GPUs), `bf16`, `onnx` (CPUs), `int8` (CPUs, after `swav export`), or
+            `auto`, which measures and takes the fastest of float32 and bfloat16.
 
     A run's encoder applies the run's own limits on images (`data.images`), any other one the defaults.
     Raises UsageError if there is no such run or package, and UserError if it cannot be downloaded or loaded.
@@ -216,4 +223,4 @@ def load(
     with tempfile.TemporaryDirectory(prefix="swav-model-") as scratch:
         found = locate(os.fspath(source), Path(scratch), out=out, tracking_uri=tracking_uri)
         policy = None if found.run is None else found.run.config().data.images
-        return Encoder(load_for_inference(found.package), policy).to(device)
+        return Encoder(load_for_inference(found.package, runtime, device=str(device)), policy)

@@ -133,7 +133,7 @@ def _check_maker(folder: Path, model: InferenceModel) -> None:
         maker = told.get("model")
     except (OSError, ValueError, AttributeError):
         return  # the dimensions are still checked
-    if maker is not None and maker != model.digest:
+    if maker is not None and not model.made_comparable(str(maker)):
         raise UserError(
             f"The embeddings in {folder} were made by the model {maker}, not by the served model {model.name} "
             f"({model.digest}). Run `swav embed` again with this model."

@@ -29,6 +29,7 @@ _COMMANDS = {
     "pretrain": "pretrain",
     "evaluate": "evaluate",
     "embed": "evaluate",
+    "export": "export",
     "promote": "promote",
     "serve": "serve",
     "query": "serve",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from swav_platform.errors import UserError
+from swav_platform.errors import UsageError, UserError
+from swav_platform.models.exports.stored import stored
 from swav_platform.models.package import Package, load_package, package_digest, preprocess
+from swav_platform.models.runtimes.choose import open_runtime
+from swav_platform.models.runtimes.runtime import PARITY, Runtime, digest_parts, digest_with
 
 
 class Encoded(NamedTuple):
@@ -35,7 +39,9 @@ class InferenceModel:
     """Encoder, projection and prototypes of a package, in evaluation mode."""
 
     package: Package
-    digest: str
+    runtime: Runtime  # of the encoder; the projection runs in torch
+    digest: str  # of the package, with a suffix for another precision than float32
+    parities: Mapping[str, float]  # precision -> smallest cosine to float32 that its export has shown
     prototypes: np.ndarray  # float32 [K, projection_dim], unit length; K = 0 for a method without prototypes
     norms: np.ndarray  # float32 [K]: lengths of the prototypes as stored
 
@@ -69,7 +75,9 @@ class InferenceModel:
         return float(self.meta["temperature"])
 
     def to(self, device: str | torch.device) -> None:
-        """Moves the weights. Prototypes stay in memory as NumPy arrays."""
+        """Moves the weights. Prototypes stay in memory as NumPy arrays. Raises UsageError for another runtime than torch."""
+        if self.runtime.name != "torch":
+            raise UsageError(f"The runtime {self.runtime.name} can't move to {device}. Name the device when you load the model.")
         self.package.encoder.to(device)
         self.package.projection.to(device)
 
@@ -80,11 +88,20 @@ class InferenceModel:
     def encode(self, images: Tensor) -> Encoded:
         """float32 [n, 3, input_size, input_size] on any device -> vectors of the n images."""
         device = next(self.package.projection.parameters()).device
+        features = torch.from_numpy(self.runtime(images))
         with torch.inference_mode():
-            features = self.package.encoder(images.to(device).contiguous(memory_format=torch.channels_last))
-            projections = normalize(self.package.projection(features).float(), dim=1).cpu().numpy()
-            directions = normalize(features.float(), dim=1).cpu().numpy()
-        return Encoded(directions, projections)
+            projections = normalize(self.package.projection(features.to(device)), dim=1).cpu().numpy()
+        return Encoded(normalize(features, dim=1).numpy(), projections)
+
+    def made_comparable(self, maker: str) -> bool:
+        """Whether vectors of the model with the digest `maker` can be compared with this one's.
+
+        They can if the digests are equal, or if only the precision differs and its parity with float32 was shown.
+        """
+        if maker == self.digest:
+            return True
+        (base, precision), (own, served) = digest_parts(maker), digest_parts(self.digest)
+        return base == own and all(each == "fp32" or self.parities.get(each, 0.0) >= PARITY[each] for each in (precision, served))
 
     def scores(self, projections: np.ndarray) -> np.ndarray:
         """Cosines to every prototype: [n, projection_dim] -> [n, K]."""
@@ -104,11 +121,18 @@ class InferenceModel:
         )
 
 
-def load_for_inference(folder: Path) -> InferenceModel:
-    """Loads the model package in `folder` on the CPU, in channels-last layout. Raises UserError if that fails."""
+def load_for_inference(
+    folder: Path, runtime: str = "torch", *, device: str = "cpu", threads: int | None = None, allow_int8: bool = False
+) -> InferenceModel:
+    """Loads the model package in `folder`; the encoder runs in `runtime`, which has shown that it computes the package's features.
+
+    runtime, device, threads, allow_int8: as in `open_runtime`. Raises UserError if anything fails.
+    """
     try:
         package = load_package(folder)
-        digest = package_digest(folder)
+        base = package_digest(folder)
+        opened = open_runtime(folder, package, runtime, device=device, threads=threads, allow_int8=allow_int8)
+        int8 = stored(folder, "int8", base)
     except UserError:
         raise
     except Exception as error:
@@ -116,10 +140,16 @@ def load_for_inference(folder: Path) -> InferenceModel:
             f"Cannot load the model in {folder} ({type(error).__name__}: {error}). The package is damaged or of another "
             f"version. Export it again from its run."
         ) from error
-    package.encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    package.projection.eval()
+    parities = {"bf16": PARITY["bf16"], **({"int8": int8.cosine} if int8 else {})}  # bf16 opens only where parity holds
     prototypes = package.prototypes.detach().float()
-    return InferenceModel(package, digest, normalize(prototypes, dim=1).numpy(), prototypes.norm(dim=1).numpy())
+    return InferenceModel(
+        package,
+        opened,
+        digest_with(base, opened.precision, opened.variant),
+        parities,
+        normalize(prototypes, dim=1).numpy(),
+        prototypes.norm(dim=1).numpy(),
+    )
 
 
 def highest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from swav_platform.errors import UserError
 from swav_platform.images.views.photometric import MEAN, STD
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.heads import projection_head
+from swav_platform.models.reference import save_reference
 
 _FILES = ("encoder.safetensors", "head.safetensors", "model.json")
 
@@ -83,6 +84,7 @@ def save_package(
     (aside / "encoder.safetensors").write_bytes(safetensors.torch.save(encoder))
     (aside / "head.safetensors").write_bytes(safetensors.torch.save(head))
     (aside / "model.json").write_text(json.dumps(meta, indent=1))
+    save_reference(aside, load_package(aside).encoder, next(iter(settings.views.values())).size)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
     return folder
@@ -101,8 +103,8 @@ def load_package(folder: Path) -> Package:
             raise ValueError(f"format {meta['format']}; this version reads format 1")
         model = config.Model.model_validate(meta["model"])
         encoder = build_encoder(model)
-        encoder.load_state_dict(safetensors.torch.load_file(folder / "encoder.safetensors"))
-        head = safetensors.torch.load_file(folder / "head.safetensors")
+        encoder.load_state_dict(_weights(folder / "encoder.safetensors"))
+        head = _weights(folder / "head.safetensors")
         projection = projection_head(meta["feature_dim"], model.projection_hidden, model.projection_dim)
         projection.load_state_dict(_part(head, "projection.", ""))
         return Package(encoder.eval(), projection.eval(), head["prototypes"], meta)
@@ -111,6 +113,15 @@ def load_package(folder: Path) -> Package:
             f"The model package {folder} can't be loaded ({type(error).__name__}: {error}). It is damaged or from another "
             f"version. To export it again, delete summary.json of its run and resume the run with --resume."
         ) from error
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises ValueError for another precision than float32: it would be widened in silence."""
+    found = safetensors.torch.load_file(path)
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} in {path.name} is stored as {tensor.dtype}; a package has float32")
+    return found
 
 
 def package_digest(folder: Path) -> str:

@@ -164,9 +164,9 @@ def _version_of(client: Any, model: str, run_id: str, digest: str) -> Any:
 
 
 def _digest(folder: Path) -> str:
-    """Of the weights: model.json has the time of its export."""
-    found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "model.json"):
+    """Of the weights: model.json has the time of its export, and reference features differ in their last digits."""
+    found, without = hashlib.sha256(), ("model.json", "reference.safetensors")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without):
         with path.open("rb") as file:
             found.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
     return found.hexdigest()

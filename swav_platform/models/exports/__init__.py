@@ -1,0 +1,1 @@
+"""Exports of a model package to other formats."""
