@@ -1,4 +1,4 @@
-"""swav evaluate knn, embed."""
+"""swav evaluate, embed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 
 from swav_platform.atomic import write_text
 from swav_platform.cli import console
+from swav_platform.cli.evaluations import several, single
+from swav_platform.cli.evaluations.options import steps_done
 from swav_platform.runs.folder import RunFolder, find
 from swav_platform.runs.storage import join
 
@@ -20,73 +22,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def evaluate_command() -> None:
-    """Evaluate the encoder of a run."""
+    """Evaluate an encoder on labelled shards. Labels never influence pretraining."""
 
 
-@evaluate_command.command(
-    epilog=console.examples(
-        "swav evaluate knn mine --bank 'train-*.tar' --query 'test-*.tar'",
-        "swav evaluate knn mine --bank train.tar --query test.tar --label json:class --bank-size 10000",
-    )
-)
-@click.argument("run")
-@click.option("--bank", required=True, metavar="PATTERN", help="Labelled shards to search for neighbours.")
-@click.option("--query", required=True, metavar="PATTERN", help="Labelled shards whose labels are predicted.")
-@click.option("--label", default="folder", show_default=True, help="Source of labels: folder, cls or json:FIELD.")
-@click.option(
-    "--bank-size",
-    type=click.IntRange(1),
-    help="Use a random subset of this many bank images (default: all). The run's seed selects it.",
-)
-@click.option(
-    "--query-size",
-    type=click.IntRange(1),
-    help="Use a random subset of this many query images (default: all). The run's seed selects it.",
-)
-@click.option("--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbours that vote.")
-@click.option(
-    "--temperature",
-    default=0.1,
-    show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
-    help="A neighbour of cosine similarity s has the weight exp(s / temperature).",
-)
-@click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
-@console.json_option
-def knn(
-    run: str,
-    bank: str,
-    query: str,
-    label: str,
-    bank_size: int | None,
-    query_size: int | None,
-    k: int,
-    temperature: float,
-    out: str | None,
-    as_json: bool,
-) -> None:
-    """Report the kNN accuracy of RUN's features, and of the same network at random initialisation.
-
-    Accuracies are in percent. The result goes to the run's folder and to MLflow.
-    """
-    folder = find(run, out)
-    from swav_platform.evaluation.knn import evaluate_knn
-
-    with console.progress() as bars:
-        task = bars.add_task("knn", total=None, note="images")
-        result = evaluate_knn(
-            folder,
-            bank,
-            query,
-            label=label,
-            bank_size=bank_size,
-            query_size=query_size,
-            k=k,
-            temperature=temperature,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
-    record_knn(folder, result)
-    console.answer(result, as_json)
+for _command in (*single.COMMANDS, *several.COMMANDS):
+    evaluate_command.add_command(_command)
 
 
 def record_knn(folder: RunFolder, result: Mapping[str, Any]) -> None:
@@ -96,13 +36,7 @@ def record_knn(folder: RunFolder, result: Mapping[str, Any]) -> None:
 
     write_text(results_file(folder), json.dumps(result))
     folder.publish("evaluation/knn.json")
-    log_evaluation(folder, uri_of_run(folder), {"eval/knn_top1": result["knn_top1"]}, step=_steps_done(folder))
-
-
-def _steps_done(folder: RunFolder) -> int:
-    if (summary := folder.summary()) is not None:
-        return int(summary["steps"])
-    return len(folder.metrics.read_bytes().splitlines()) if folder.metrics.is_file() else 0
+    log_evaluation(folder, uri_of_run(folder), {"eval/knn_top1": result["knn_top1"]}, step=steps_done(folder))
 
 
 @click.command(

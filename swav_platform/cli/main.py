@@ -30,6 +30,7 @@ _COMMANDS = {
     "evaluate": "evaluate",
     "embed": "evaluate",
     "export": "export",
+    "import": "imports",
     "promote": "promote",
     "serve": "serve",
     "query": "serve",

@@ -17,10 +17,14 @@ class Model(Section):
     stem_stride: Literal[1, 2] = setting(1, "stride of the small stem")
     projection_hidden: int = setting(2048, "width of the projection head's hidden layer", ge=1)
     projection_dim: int = setting(128, "size of the projected features", ge=2)
+    projection_norm: Literal["batch", "none"] = setting(
+        "batch", "normalisation of the projection head's hidden layer; none as published for RN50w5", newer=True
+    )
     normalisation: Literal["row", "step"] = setting(
         "row", "batch statistics: of one row, or of all rows of the step on all workers"
     )
     init: str | None = setting(None, "initial encoder weights: a .safetensors or .pth file, or the folder of a model package")
+    init_heads: bool = setting(False, "also take projection head and prototypes from the model package model.init", newer=True)
     activation_checkpointing: bool = setting(
         False, "recompute the activations inside blocks in the backward pass instead of keeping them", changes_results="rounding"
     )

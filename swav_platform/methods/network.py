@@ -123,4 +123,5 @@ def _width(encoder: nn.Module) -> int:
 
 
 def _projection_head(width: int, config: Config) -> nn.Sequential:
-    return heads.projection_head(width, config.model.projection_hidden, config.model.projection_dim)
+    model = config.model
+    return heads.projection_head(width, model.projection_hidden, model.projection_dim, model.projection_norm)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from swav_platform.models.normalisation import RowBatchNorm
 
 
-def projection_head(features: int, hidden: int, dim: int) -> nn.Sequential:
-    """Maps features [n, features] to projections [n, dim], not normalised."""
-    return nn.Sequential(nn.Linear(features, hidden), RowBatchNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+def projection_head(features: int, hidden: int, dim: int, norm: str = "batch") -> nn.Sequential:
+    """Maps features [n, features] to projections [n, dim], not normalised. norm: "batch", or "none" as published for RN50w5."""
+    middle = [RowBatchNorm(hidden)] if norm == "batch" else []
+    return nn.Sequential(nn.Linear(features, hidden), *middle, nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 
 def prototypes(dim: int, count: int) -> nn.Linear:

@@ -87,8 +87,8 @@ class InferenceModel:
 
     def encode(self, images: Tensor) -> Encoded:
         """float32 [n, 3, input_size, input_size] on any device -> vectors of the n images."""
-        device = next(self.package.projection.parameters()).device
         features = torch.from_numpy(self.runtime(images))
+        device = next(self.package.projection.parameters(), features).device  # imported weights may have no head
         with torch.inference_mode():
             projections = normalize(self.package.projection(features.to(device)), dim=1).cpu().numpy()
         return Encoded(normalize(features, dim=1).numpy(), projections)

@@ -50,41 +50,71 @@ def save_package(
     index_digest: str,
     codec: str,
 ) -> Path:
-    """Writes `weights` as the package `folder`, replaces an existing one, and returns `folder`.
+    """Writes the weights of a run as the package `folder`, replaces an existing one, and returns `folder`.
 
     weights: state of a training network, with encoder.*, projection_head.* and, if the method has them, prototypes.weight.
-    The package is written to a temporary folder and renamed, so `folder` never holds part of a package.
     """
     none = torch.zeros(0, settings.model.projection_dim)
-    prototypes = F.normalize(weights.get("prototypes.weight", none).float(), dim=1)
-    head = _part(weights, "projection_head.", "projection.") | {"prototypes": prototypes}
-    encoder = _part(weights, "encoder.", "")
-    meta = {
+    prototypes = weights.get("prototypes.weight", none)
+    feature_dim = int(weights["projection_head.0.weight"].shape[1])
+    encoder, head = _part(weights, "encoder.", ""), _part(weights, "projection_head.", "")
+    meta = package_meta(settings, name, feature_dim, settings.model.projection_dim, len(prototypes), codec) | {
+        "run": run,
+        "run_id": run_id,
+        "index_digest": index_digest,
+    }
+    return write_package(folder, encoder, head, prototypes, meta)
+
+
+def package_meta(
+    settings: config.Config, name: str, feature_dim: int, projection_dim: int, prototypes: int, codec: str
+) -> dict[str, Any]:
+    """The content of model.json, without where the weights come from."""
+    return {
         "format": 1,
         "name": name,
         "model": settings.model.model_dump(mode="json"),
-        "prototypes": len(prototypes),
-        "projection_dim": settings.model.projection_dim,
-        "feature_dim": weights["projection_head.0.weight"].shape[1],
+        "prototypes": prototypes,
+        "projection_dim": projection_dim,
+        "feature_dim": feature_dim,
         "input_size": next(iter(settings.views.values())).size,
         "mean": MEAN,
         "std": STD,
         "temperature": settings.method.temperature,
         "epsilon": settings.method.epsilon,
-        "run": run,
-        "run_id": run_id,
-        "index_digest": index_digest,
+        "run": "",
+        "run_id": None,
+        "index_digest": "",
         "config_digest": settings.digest(),
         "codec": codec,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def write_package(
+    folder: Path,
+    encoder: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    prototypes: Tensor,
+    meta: Mapping[str, Any],
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes a package, replaces an existing one, and returns `folder`.
+
+    encoder, head: state dicts; an empty head stands for features that are their own projections. prototypes: [K, projection_dim].
+    more: files beside those of every package. All is written to a temporary folder and renamed, so `folder` never holds a part.
+    """
+    weights = {f"projection.{name}": t for name, t in head.items()}
+    weights["prototypes"] = F.normalize(prototypes.detach().float(), dim=1)
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    (aside / "encoder.safetensors").write_bytes(safetensors.torch.save(encoder))
-    (aside / "head.safetensors").write_bytes(safetensors.torch.save(head))
+    (aside / "encoder.safetensors").write_bytes(safetensors.torch.save(_part(encoder, "", "")))
+    (aside / "head.safetensors").write_bytes(safetensors.torch.save(_part(weights, "", "")))
     (aside / "model.json").write_text(json.dumps(meta, indent=1))
-    save_reference(aside, load_package(aside).encoder, next(iter(settings.views.values())).size)
+    for name, content in (more or {}).items():
+        (aside / name).write_bytes(content)
+    save_reference(aside, load_package(aside).encoder, int(meta["input_size"]))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
     return folder
@@ -105,8 +135,7 @@ def load_package(folder: Path) -> Package:
         encoder = build_encoder(model)
         encoder.load_state_dict(_weights(folder / "encoder.safetensors"))
         head = _weights(folder / "head.safetensors")
-        projection = projection_head(meta["feature_dim"], model.projection_hidden, model.projection_dim)
-        projection.load_state_dict(_part(head, "projection.", ""))
+        projection = _projection(_part(head, "projection.", ""), meta["feature_dim"], model)
         return Package(encoder.eval(), projection.eval(), head["prototypes"], meta)
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(
@@ -124,10 +153,20 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def _projection(weights: Mapping[str, Tensor], feature_dim: int, model: config.Model) -> nn.Module:
+    """The projection head with its weights. Imported weights may have none: then features are their own projections."""
+    if not weights:
+        return nn.Identity()
+    head = projection_head(feature_dim, model.projection_hidden, model.projection_dim, model.projection_norm)
+    head.load_state_dict(dict(weights))
+    return head
+
+
 def package_digest(folder: Path) -> str:
     """Identifies what the package computes: 16 hex digits from its weights and metadata, independent of its location."""
     meta = json.loads((folder / "model.json").read_bytes())
-    meta.pop("created", None)  # two exports of the same weights have the same digest
+    for name in ("created", "source"):  # two exports or imports of the same weights have the same digest
+        meta.pop(name, None)
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in _FILES:
         if name != "model.json":

@@ -15,7 +15,7 @@ from swav_platform.errors import UserError
 from swav_platform.methods.build import build_method
 from swav_platform.methods.method import Method
 from swav_platform.models.encoders import build_encoder
-from swav_platform.training.checkpoints.warm_start import load_encoder
+from swav_platform.training.checkpoints.warm_start import load_encoder, load_heads
 from swav_platform.training.optimisation.averages import Averages
 from swav_platform.training.optimisation.optimisers import AnyOptimiser, build_optimiser
 from swav_platform.training.optimisation.sharding import shard
@@ -44,6 +44,8 @@ def build_learner(config: Config, device: torch.device, ranks: int = 1) -> Learn
     if config.model.init is not None:
         load_encoder(encoder, Path(config.model.init))
     network = method.modules(encoder)
+    if config.model.init_heads:
+        load_heads(network, config.model.init)
     if config.train.shard == "fsdp2" and ranks > 1:
         _check_even(config, ranks)
         shard(network.to(device), device, ranks)  # in the default memory format, the only one that can be split

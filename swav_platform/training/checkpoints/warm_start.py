@@ -1,4 +1,4 @@
-"""Loads initial encoder weights: of another run, of torchvision, or as published with SwAV."""
+"""Loads initial weights: the encoder's of another run, of torchvision, or as published with SwAV; and heads of a model package."""
 
 from __future__ import annotations
 
@@ -36,6 +36,45 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
             f"or choose other weights."
         )
     encoder.load_state_dict({name: found.get(name, t) for name, t in wanted.items()})
+
+
+@torch.no_grad()
+def load_heads(network: nn.Module, init: str | None) -> None:
+    """Loads projection head and prototypes of the model package `init` into a training network, also into its momentum copy.
+
+    A network without prototypes takes the head alone. Raises UsageError if `init` is no folder, UserError for heads that do not fit.
+    """
+    file = Path(init or "") / "head.safetensors"
+    if init is None or not file.is_file():
+        raise UsageError(
+            f"model.init_heads needs heads, but model.init={init} is not a model package. Import the weights with `swav import`."
+        )
+    found = safetensors.torch.load_file(file)
+    head = {name.removeprefix("projection."): t for name, t in found.items() if name.startswith("projection.")}
+    own: Any = network
+    wanted = own.projection_head.state_dict()
+    prototypes = getattr(own, "prototypes", None)
+    _check_head(
+        "projection head", {name: t.shape for name, t in head.items()}, {name: t.shape for name, t in wanted.items()}, init
+    )
+    if prototypes is not None:
+        shape = prototypes.weight.shape
+        _check_head("prototypes", {"weight": found["prototypes"].shape}, {"weight": shape}, init)
+        prototypes.weight.copy_(found["prototypes"])
+    own.projection_head.load_state_dict(head)
+    if (momentum := getattr(own, "momentum", None)) is not None:
+        momentum[1].load_state_dict(head)
+
+
+def _check_head(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any], init: str) -> None:
+    if given != wanted:
+        differ = next(name for name in (*wanted, *given) if given.get(name) != wanted.get(name))
+        sides = [list(side[differ]) if differ in side else "absent" for side in (given, wanted)]
+        raise UserError(
+            f"The {what} of {init} does not fit: {differ} is {sides[0]} there and {sides[1]} in this configuration. Set "
+            f"model.projection_hidden, model.projection_dim, model.projection_norm and method.prototypes to those of its model.json, "
+            f"or set model.init_heads=false."
+        )
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

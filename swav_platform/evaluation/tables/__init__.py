@@ -1,0 +1,1 @@
+"""Results beside published figures: records, tables, reports and comparisons."""

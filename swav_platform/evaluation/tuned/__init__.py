@@ -1,0 +1,1 @@
+"""Evaluations that train on images with labels: linear layers on augmented crops, fine-tuning, few labels."""
