@@ -17,7 +17,7 @@ from swav_platform.cli import console
 from swav_platform.data.index.exclusions import Exclusions
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.parts import forget_thumbnails
-from swav_platform.errors import UsageError
+from swav_platform.errors import UsageError, UserError
 from swav_platform.images.look import WORDS
 
 if TYPE_CHECKING:
@@ -268,7 +268,11 @@ def _odd(folder: RunFolder) -> list[Group]:
     from swav_platform.rows.odd_images import odd
 
     contents = read_contents(folder.storage)
-    return odd(contents, Index.open(Path(folder.info()["index"]))) if len(contents) else []
+    try:
+        return odd(contents, Index.open(folder.info()["index"])) if len(contents) else []
+    except UserError as error:
+        console.say(f"Copies and odd images are not shown, because the run's index is needed for their names. {error}")
+        return []
 
 
 def _show_odd(folder: RunFolder) -> None:
@@ -301,7 +305,7 @@ def _list_copies(folder: RunFolder, weights: str | None, as_json: bool) -> None:
 
     info = folder.info()
     contents = read_contents(folder.storage)
-    groups = copies(contents, Index.open(Path(info["index"])))
+    groups = copies(contents, Index.open(info["index"]))
     if weights is not None:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")

@@ -112,7 +112,11 @@ class Data(Section):
     members: tuple[str, ...] = setting(
         (), "extensions of the images to use, such as `jpg` or `*.png`; all images when empty", changes_results="index"
     )
-    missing: Literal["stop", "skip"] = setting("stop", "what happens when a listed shard does not exist", changes_results="index")
+    missing: Literal["stop", "skip"] = setting(
+        "stop",
+        "while shards are searched: a listed one that does not exist stops, or is left out of the index",
+        changes_results="index",
+    )
     allow_pipe: bool = setting(
         False, "run `pipe:COMMAND` sources, which are shell commands, also those of an index", changes_results="no"
     )
@@ -131,7 +135,7 @@ class Data(Section):
     )
     missing_shards: Literal["stop", "replace"] = setting(
         "stop",
-        "a shard that is gone or changed while others answer: stop the run, or use replacement samples",
+        "while a run reads: a shard of the index that is gone or changed, while others answer, stops the run, or is replaced by other samples",
         changes_results="no",
     )
     max_quarantine_fraction: float = setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 Note = Callable[[str, bytes], None]
 """note(reason, path): what is left out.
@@ -15,15 +15,16 @@ dangling_link; unreadable.
 """
 
 
-def walk(root: bytes, note: Note, avoid: Collection[bytes] = ()) -> Iterator[bytes]:
-    """Paths of the regular files below `root`, also hidden ones and those behind links.
+def walk(root: bytes, note: Note, avoid: Collection[bytes] = (), more: Sequence[bytes] = ()) -> Iterator[bytes]:
+    """Paths of the regular files below `root` and `more` folders, also hidden ones and those behind links.
 
     Each folder is visited once, so circles of links end: under its own name, or under that of a link if its own is not below `root`.
     Nothing is opened. avoid: folders that are left out without a note. Raises OSError if `root` can't be read.
     """
-    seen = {identity for folder in avoid if (identity := identity_of(folder)) is not None} - {identity_of(root)}
+    roots = (root, *more)
+    seen = {identity for folder in avoid if (identity := identity_of(folder)) is not None} - set(map(identity_of, roots))
     avoided = set(seen)
-    folders, links = deque([root]), deque[bytes]()
+    folders, links = deque(sorted(roots, key=os.path.islink)), deque[bytes]()
     while folders or links:
         folder = folders.popleft() if folders else links.popleft()
         if (identity := identity_of(folder)) in seen:

@@ -125,7 +125,7 @@ def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
 
 
 def image_warnings(config: Config) -> Iterator[str]:
-    """Limits of `data.images` that are set but have no effect because others are lower."""
+    """Limits of `data.images` that are set but have no effect because others are lower, or that raise others."""
     from swav_platform.images.decoding.header import most_pixels
 
     policy = config.data.images
@@ -139,6 +139,15 @@ def image_warnings(config: Config) -> Iterator[str]:
             f"data.images.max_pixels={policy.max_pixels:,} is more than the limits on decoding accept: {listed} pixels are refused. "
             f"Raise data.images.max_decode_seconds ({policy.decode_seconds:g}) and max_decode_bytes ({policy.decode_bytes:,}), "
             "or set them to null."
+        )
+    elif policy.max_pixels > type(policy).model_fields["max_pixels"].default and None in (
+        policy.max_decode_seconds,
+        policy.max_decode_bytes,
+    ):
+        yield (
+            f"data.images.max_pixels={policy.max_pixels:,} raises the limits on decoding to {policy.decode_seconds:.3g} s and "
+            f"{policy.decode_bytes / 2**20:,.0f} MiB an image. Earlier versions kept to 1.5 s and 640 MiB, so a run that began with one "
+            f"uses images that it refused until now."
         )
     if policy.max_bytes < policy.max_pixels:
         yield (

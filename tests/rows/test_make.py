@@ -77,6 +77,20 @@ def position_bytes(row: Row, slot: int) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.parametrize("colour", ["black", "white", (90, 120, 60)])
+def test_blank_images_are_refused_if_wanted(colour: object) -> None:
+    blank = encoded(Image.new("RGB", (40, 30), colour))
+    settings = config()
+    assert made(Store(n3=blank), settings).outcome.tolist() == [0] * R
+    images = settings.data.images.model_copy(update={"blank": "reject"})
+    reject = settings.model_copy(update={"data": settings.data.model_copy(update={"images": images})})
+    row = made(Store(n3=blank), reject)
+    assert row.outcome.tolist() == [Outcome.BLANK if slot == 3 else 0 for slot in range(R)]
+    assert row.weight.tolist() == [1] * R, "another sample takes the place"
+    assert [event.outcome for event in row.events] == [Outcome.BLANK]
+    assert "data.images.blank is reject" in row.events[0].detail
+
+
 def test_a_clean_row() -> None:
     store = Store()
     row = made(store)

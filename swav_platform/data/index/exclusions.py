@@ -142,11 +142,14 @@ class Exclusions:
 
 
 def _lines(text: str) -> list[Line]:
-    found = []
-    for line in text.splitlines():
-        shard, tab, key = line.rpartition("\t")
-        if key:
-            found.append((shard if tab else None, key))
+    """Keys may have tabs and the line ends of Unicode in them."""
+    found: list[Line] = []
+    for line in text.split("\n"):
+        shard, tab, key = line.partition("\t")
+        if tab and key:
+            found.append((shard, key))
+        elif shard and not tab:
+            found.append((None, line))
     return found
 
 

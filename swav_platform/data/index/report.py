@@ -57,7 +57,8 @@ class Finding:
 
     def text(self) -> str:
         more = ", ..." if len(self.names) < self.count and self.kind not in ("several_images", "equal_samples") else ""
-        return f"{_TEXTS[self.kind]}: {self.count:,}" + (f" ({', '.join(self.names)}{more})" if self.names else "")
+        text = f"{_TEXTS[self.kind]}: {self.count:,}" + (f" ({', '.join(self.names)}{more})" if self.names else "")
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # names may hold what controls a terminal
 
 
 def findings(index: Index, left_out: Skipped, *, compare: bool = True) -> list[Finding]:

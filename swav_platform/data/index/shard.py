@@ -207,7 +207,8 @@ def _note_imageless(members: list[Member], images: list[tuple[Member, str]], ski
 def _choose(images: list[tuple[Member, str]], chosen: tuple[str, ...], skipped: Skipped) -> list[tuple[Member, str]]:
     found = []
     for member, kind in images:
-        if any(fnmatchcase(naming.whole_extension(member.name) or kind, pattern.lower()) for pattern in chosen):
+        extension = naming.whole_extension(member.name) or kind
+        if any(fnmatchcase(text, pattern.lower()) for pattern in chosen for text in (extension, f".{extension}")):
             found.append((member, kind))
         else:
             skipped.note("not_chosen", naming.text(member.name))

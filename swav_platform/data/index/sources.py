@@ -119,7 +119,7 @@ class _Search:
         if is_special(path):
             raise UsageError(f"Data list {path} is a pipe, socket or device: pass a text file with one pattern per line.")
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             raise UsageError(f"Data list {path} can't be read ({error}): pass a text file with one pattern per line.") from None
         patterns = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -164,11 +164,10 @@ class _Search:
     def _below(self, name: str) -> list[str]:
         """The files that match a glob with `**`. Python's own search would follow circles of links."""
         name = os.path.abspath(name)
-        top = re.split(r"[*?\[]", name, maxsplit=1)[0].rpartition("/")[0] or "/"
         wanted = _glob_pattern(name)
-        if not os.path.isdir(top):
-            return []
-        return [path for path in self._files(top) if wanted.fullmatch(path) and not os.path.basename(path).startswith(".")]
+        tops = [top for top in glob.glob(name[: name.index("**")].rpartition("/")[0] or "/") if os.path.isdir(top)]
+        files = self._files(*tops) if tops else iter(())
+        return [path for path in files if wanted.fullmatch(path) and not os.path.basename(path).startswith(".")]
 
     def _at(self, pattern: str, path: str) -> list[str]:
         """The file at a path, or the tars below a folder."""
@@ -185,8 +184,8 @@ class _Search:
     def _tars(self, folder: str) -> list[str]:
         return _plain(os.path.abspath(folder), self._files(os.path.abspath(folder)))
 
-    def _files(self, folder: str) -> Iterator[str]:
-        """The files below a folder, and the links to shards that do not exist."""
+    def _files(self, folder: str, *more: str) -> Iterator[str]:
+        """The files below folders, and the links to shards that do not exist."""
         dangling = []
 
         def note(reason: str, path: bytes) -> None:
@@ -196,7 +195,7 @@ class _Search:
                 self._note(reason, path)
 
         try:
-            for path in walk(os.fsencode(folder), note):
+            for path in walk(os.fsencode(folder), note, more=[os.fsencode(other) for other in more]):
                 name = os.fsdecode(path)
                 if name.lower().endswith(_SHARDS) and not is_shard(name):
                     self._note("hidden", path)

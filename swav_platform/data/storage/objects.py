@@ -17,15 +17,17 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import (
+    BaseError,
     GenericError,
     InvalidPathError,
     NotFoundError,
+    PermissionDeniedError,
     PreconditionError,
+    UnauthenticatedError,
 )
 from obstore.store import GCSStore, HTTPStore, S3Store
 
-from swav_platform.data.storage.addresses import headers as headers_of
-from swav_platform.data.storage.redirects import target
+from swav_platform.data.storage.redirects import headers_at, target
 
 SCHEMES = ("s3", "gs", "http", "https")
 _REFUSED = re.compile(r"status code: 4(?!08|25|29)\d\d")  # a retry does not help
@@ -63,12 +65,18 @@ def refused(error: Exception) -> bool:
 def info(url: str) -> ObjectInfo:
     """Size and version of an object. Raises OSError or an exception of obstore."""
     store, path = locate(url, False)
+    bucket = url.startswith(("s3://", "gs://"))
     try:
         return _info(obstore.head(store, path))
     except (FileNotFoundError, NotFoundError):
-        if url.startswith(("s3://", "gs://")):  # HEAD does not tell a missing bucket from a missing object
+        if bucket:  # HEAD does not tell a missing bucket from a missing object
             next(listing(url.rpartition("/")[0] + "/"), None)
-        raise
+            raise
+    except BaseError as error:
+        if bucket or not (isinstance(error, PermissionDeniedError | UnauthenticatedError) or refused(error)):
+            raise
+    # Some servers and signed addresses allow GET only.
+    return _info(obstore.get(store, path, options={"range": (0, 1)}).meta)
 
 
 def exists(url: str) -> bool:
@@ -134,7 +142,10 @@ class OddName(OSError):
 def is_odd(url: str) -> bool:
     """Whether the name of an object in a bucket can't be addressed."""
     path = url.partition("://")[2].partition("/")[2]
-    return any(part in ("", ".", "..") for part in path.rstrip("/").split("/")) or re.search(r"[\x00-\x1f\x7f]", path) is not None
+    return (
+        any(part in ("", ".", "..") for part in path.removesuffix("/").split("/"))
+        or re.search(r"[\x00-\x1f\x7f]", path) is not None
+    )
 
 
 @dataclass
@@ -212,8 +223,9 @@ def locate(url: str, patient: bool) -> tuple[Any, str]:
         if path and is_odd(url):
             raise OddName("its name has an empty segment, a segment of dots or a control character")
         return _bucket(parts.scheme, parts.netloc, patient, silence, _endpoint(parts.scheme)), path
-    url = target(url)
-    parts, headers = urlsplit(url), tuple(headers_of(url).items())
+    place = target(url)
+    headers = tuple(headers_at(place, url).items())
+    url, parts = place, urlsplit(place)
     path = unquote(parts.path.lstrip("/"))
     if parts.query or "//" in path:  # the query of a signed URL is valid for this object only
         return _server(url, patient, silence, headers), ""

@@ -20,7 +20,7 @@ Levels = Literal["full", "stretch"] | tuple[float, float]
 _BAND = 2**20
 """Pixels that are converted at a time, so that a large image is not held in three forms at once."""
 
-_PHOTOMETRIC = 262
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _MIN_IS_WHITE = 0
 
 _LOW_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -44,10 +44,13 @@ def is_deep_grey(image: Image.Image) -> bool:
 def grey(image: Image.Image, levels: Levels) -> np.ndarray:
     """8 bits uint8 [H, W] of a loaded image for which is_deep_grey holds."""
     found = np.empty((image.height, image.width), np.uint8)
-    low, high = _of_full_range(image) if levels == "full" else _ends(map(np.asarray, _parts(image)), levels)
-    for top, band in bands(image):
-        rows = found[top : top + band.height]
-        rows[...] = _unclipped(_finite(band), low, high) if levels == "full" else _clipped(np.asarray(band), low, high)
+    unsigned = _is_unsigned(image)
+    low, high = _of_full_range(image, unsigned) if levels == "full" else _ends(_values(image, unsigned), levels)
+    top = 0
+    for values in _values(image, unsigned):
+        rows = found[top : top + len(values)]
+        rows[...] = _unclipped(_finite(values), low, high) if levels == "full" else _clipped(values, low, high)
+        top += len(values)
     if (
         levels != "full" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE
     ):  # 8-bit TIFF: Pillow inverts it itself
@@ -113,8 +116,15 @@ def _alpha(high: np.ndarray, low: np.ndarray, mode: str) -> np.ndarray | None:
     return high[..., 2] if mode == "LA" else high[..., 3] if mode == "RGBA" else None
 
 
-def _parts(image: Image.Image) -> Iterator[Image.Image]:
-    return (band for _, band in bands(image))
+def _is_unsigned(image: Image.Image) -> bool:
+    """Whether the values of a loaded image have 32 bits without a sign, which Pillow takes for signed ones."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,))[:1] == (1,)
+
+
+def _values(image: Image.Image, unsigned: bool) -> Iterator[np.ndarray]:
+    for _, band in bands(image):
+        yield np.asarray(band).view(np.uint32) if unsigned else np.asarray(band)
 
 
 def _ends(parts: Iterator[np.ndarray], levels: Levels) -> tuple[float, float]:
@@ -129,10 +139,10 @@ def _ends(parts: Iterator[np.ndarray], levels: Levels) -> tuple[float, float]:
     return (low, high) if low <= high else (0.0, 0.0)
 
 
-def _of_full_range(image: Image.Image) -> tuple[float, float]:
+def _of_full_range(image: Image.Image, unsigned: bool) -> tuple[float, float]:
     if image.mode.startswith("I;16"):
         return 0, 65535
-    ends = [(float(values.min()), float(values.max())) for values in map(_finite, _parts(image))]
+    ends = [(float(values.min()), float(values.max())) for values in map(_finite, _values(image, unsigned))]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     if low >= 0:
         for top in (1, 255, 65535):
@@ -141,9 +151,8 @@ def _of_full_range(image: Image.Image) -> tuple[float, float]:
     return low, high
 
 
-def _finite(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
+def _finite(values: np.ndarray) -> np.ndarray:
+    if values.dtype.itemsize == 2:
         return values
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -153,14 +153,18 @@ def _bmp(data: bytes) -> Cost:
     return cost
 
 
+_UNREADABLE = {(64, n, order) for n in range(1, 5) for order in "<>"} | {(16, 3, "<"), (16, 3, ">"), (32, 1, ">")}
+"""Bits, sample format and byte order of TIFFs that Pillow does not read."""
+
+
 def _tiff(data: bytes) -> Cost | None:
-    """By the first directory, of classic TIFF or BigTIFF. Raises Refused for fax codes."""
+    """By the first directory, of classic TIFF or BigTIFF. Raises Refused for fax codes and values that Pillow does not read."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in struct.unpack_from(order + "H", data, 2)
     place = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
     count = struct.unpack_from(order + ("Q" if big else "H"), data, place)[0]
     tags: dict[int, int] = {}
-    bits = 1
+    bits = sample_format = 1
     for number in range(min(count, 1000)):
         entry = place + (8 + 20 * number if big else 2 + 12 * number)
         tag, kind = struct.unpack_from(order + "HH", data, entry)
@@ -168,8 +172,14 @@ def _tiff(data: bytes) -> Cost | None:
             tags[tag] = struct.unpack_from(order + " HI"[kind - 2], data, entry + (12 if big else 8))[0]
         if tag == 258 and kind == 3:
             bits = _first_short(data, entry + 4, order, big)
+        if tag == 339 and kind == 3:
+            sample_format = _first_short(data, entry + 4, order, big)
     if tags.get(259) in _FAX:
         refuse_fax()
+    if (bits, sample_format, order) in _UNREADABLE:
+        kind = {1: "unsigned ", 3: "floating-point "}.get(sample_format, "")
+        end = " in big-endian order" if bits == 32 else ""
+        raise Refused(Outcome.UNSUPPORTED_FORMAT, f"TIFF with {kind}values of {bits} bits{end} can't be decoded here: convert it")
     if 256 not in tags or 257 not in tags:
         return None
     return replace(_linear(tags[256], tags[257], nanoseconds=22, memory=9), deep=bits > 8)

@@ -91,6 +91,26 @@ def test_weights_are_for_one_shard(parts: list[str], tmp_path: Path, caplog: pyt
     assert "1 lines of the weights" in caplog.text
 
 
+def test_weights_of_three_shards_of_one_name(parts: list[str], tmp_path: Path) -> None:
+    lines = "part-a/shard-0.tar,0,4\npart-a/shard-0.tar,1,1\npart-b/shard-0.tar,1,3\npart-c/shard-0.tar,2,0\n"
+    (tmp_path / "w.csv").write_text(f"shard,key,weight\n{lines}")
+    build_index(parts, tmp_path / "index", weights=Weights.of_file(tmp_path / "w.csv"))
+    index = Index.open(tmp_path / "index")
+    found = Counter((line.name[5], line.key) for line in index.lines(range(index.samples)))
+    ones = {(part, key): 1 for part in "abc" for key in "012"}
+    assert found == {key: n for key, n in (ones | {("a", "0"): 4, ("b", "1"): 3, ("c", "2"): 0}).items() if n}
+
+
+def test_a_line_takes_out_the_image_of_its_key_whatever_the_key_holds(make_tar: Any, tmp_path: Path) -> None:
+    odd = ["a\u2028b", "c\x85d", "e\tf"]
+    tar = make_tar("x.tar", [(f"{key}.jpg", b"x") for key in (*odd, "a", "b", "c", "d", "e", "f")])
+    (tmp_path / "list").write_text(f"{odd[0]}\n{odd[1]}\r\nx.tar\t{odd[2]}\n")
+    report = build_index([tar], tmp_path / "index", exclude=Exclusions.of_file(tmp_path / "list"))
+    index = Index.open(tmp_path / "index")
+    assert [line.key for line in index.lines(range(index.samples))] == ["a", "b", "c", "d", "e", "f"]
+    assert report.unmatched == 0
+
+
 def test_a_ledger_forgets_thumbnails_by_any_end_of_a_path(tmp_path: Path) -> None:
     events = [Event(n, 0, n, "k", f"{part}/x.tar", Outcome.CORRUPT, "", b"jpeg") for n, part in enumerate("ab")]
     for line, kept in (("/d/b/x.tar", 1), ("b/x.tar", 1), ("x.tar", 0), ("*/x.tar", 0), ("y.tar", 2), (None, 0)):

@@ -50,7 +50,14 @@ def test_keys_with_several_images(make_tar: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("members", "count", "first"),
-    [(["jpg"], 10, "0"), (["seg.png"], 10, "0"), (["JPG", "*.png"], 20, "0"), (["*"], 20, "0"), (["png"], 0, "")],
+    [
+        (["jpg"], 10, "0"),
+        (["seg.png"], 10, "0"),
+        (["JPG", "*.png"], 20, "0"),
+        (["*"], 20, "0"),
+        (["*.JPG"], 10, "0"),
+        (["png"], 0, ""),
+    ],
 )
 def test_members_chooses_by_extension(make_tar: Any, tmp_path: Path, members: list[str], count: int, first: str) -> None:
     tar = make_tar("x.tar", masks(10))
@@ -127,6 +134,19 @@ def test_a_shard_that_is_listed_three_times_counts_three_times(make_tar: Any, tm
     assert [line.number for line in lines if line.name == "rare.tar"] == [4, 5, 6]
     assert verify(Index.open(tmp_path / "index")).ok
     assert labelled(Index.open(tmp_path / "index"), tmp_path / "labelled", "folder").samples == 6
+
+
+def test_a_shard_under_two_names_is_reported(make_tar: Any, tmp_path: Path) -> None:
+    tar = make_tar("real/x.tar", [("a.jpg", b"x")])
+    (tmp_path / "link").symlink_to(Path(tar).parent)
+    report = index_of(tar, str(tmp_path / "link"), out=tmp_path / "index")
+    assert (report.samples, report.report["shard_two_names"]) == (2, {"count": 1, "names": ["link/x.tar = real/x.tar"]})
+
+
+def test_names_do_not_control_the_terminal(make_tar: Any, tmp_path: Path) -> None:
+    tar = make_tar("x.tar", [("a\x1b[2J\n.jpg", b"x"), ("a\x1b[2J\n.seg.png", b"y"), ("z.tar", b"tar")])
+    (line, *_) = [line for line in index_of(tar, out=tmp_path / "index", members=["jpg"]).lines() if "does not choose" in line]
+    assert r"a\x1b[2J\n.seg.png" in line
 
 
 def test_damaged_shards_and_nested_tars_are_named(make_tar: Any, tmp_path: Path) -> None:

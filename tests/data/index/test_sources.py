@@ -201,6 +201,60 @@ def test_a_folder_has_its_own_name_rather_than_that_of_a_link(tmp_path: Path) ->
     assert names(expand([str(tmp_path / "only")]), tmp_path) == ["only/link/x.tar"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected", "left_out"),
+    [
+        ("l*/**/*.tar", ["link/x.tar"], {}),
+        ("link/**/*.tar", ["link/x.tar"], {}),
+        ("*/**/*.tar", ["y/y.tar", "z/x.tar"], {"linked_folder": 1}),
+        ("**/*.tar", ["y/y.tar", "z/x.tar"], {"linked_folder": 1}),
+        ("*/*.tar", ["link/x.tar", "y/y.tar", "z/x.tar"], {}),
+    ],
+)
+def test_a_glob_finds_a_linked_folder_by_the_name_of_the_link(
+    tmp_path: Path, pattern: str, expected: list[str], left_out: dict[str, int]
+) -> None:
+    for name in ("y/y.tar", "z/x.tar"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "z")
+    found = find_shards([f"{tmp_path}/{pattern}"])
+    assert names(found.shards, tmp_path) == expected
+    assert found.left_out.counts == left_out
+
+
+def test_special_files_in_linked_folders(tmp_path: Path) -> None:
+    far, near = tmp_path / "far", tmp_path / "near"
+    (far / "deep").mkdir(parents=True)
+    near.mkdir()
+    os.mkfifo(far / "deep/x.tar")
+    (far / "deep/y.tar").write_bytes(b"x")
+    for link, to in (
+        (near / "l", far),
+        (far / "deep/back", near),
+        (far / "zero.tar", "/dev/zero"),
+        (near / "p.tar", far / "deep/x.tar"),
+    ):
+        link.symlink_to(to)
+    for pattern in ("", "/**/*.tar"):
+        found = find_shards([f"{near}{pattern}"])
+        assert names(found.shards, near) == ["l/deep/y.tar"]
+        assert found.left_out.counts == {"special_file": 3, "linked_folder": 1}
+
+
+def test_gaps_of_a_range_with_steps(folder: Path) -> None:
+    found = find_shards([f"{folder}/x-{{0..12..2}}.tar"], missing="skip")
+    assert names(found.shards, folder) == ["x-0.tar", "x-2.tar", "x-10.tar"]
+    assert found.left_out.examples == {"shard_missing": [f"{folder}/x-{n}.tar" for n in (4, 6, 8, 12)]}
+
+
+def test_names_with_line_ends_of_unicode_in_a_list(tmp_path: Path) -> None:
+    for name in ("a\u2028b.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "list").write_text("a\u2028b.tar\r\n")
+    assert names(expand([f"@{tmp_path}/list"]), tmp_path) == ["a\u2028b.tar"]
+
+
 def test_special_files_are_never_opened(linked: Path) -> None:
     with pytest.raises(UsageError, match="is a pipe, socket or device"):
         expand([str(linked / "fifo.tar")])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from swav_platform.data.index.build import build_index
@@ -27,7 +28,9 @@ class Hub(http.server.ThreadingHTTPServer):
     tar = tar_bytes([(f"{n}.jpg", b"%d" % n * 3000) for n in range(30)])
     needs: str | None = "Bearer t0ken"
     life = 600
+    head = True
     seen: list[tuple[str, str, str | None]]
+    tokens: list[tuple[str, str | None]]
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -43,8 +46,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         hub = self.server
         given = self.headers.get("Authorization")
         hub.seen.append((self.command, self.path.partition("?")[0], given))
-        if self.path.startswith("/cdn/"):
-            expires = int(self.path.rpartition("=")[2])
+        hub.tokens.append((self.path, self.headers.get("X-Token")))
+        if self.command == "HEAD" and not hub.head:
+            self._head(403 if "?" in self.path else 405, 0, {})
+        elif self.path.startswith(("/cdn/", "/direct")):
+            given = None if self.path == "/direct.tar" else given
+            expires = int(self.path.rpartition("Expires=")[2] or 2**40) if "?" in self.path else 2**40
             body, status = (hub.tar, 200) if given is None and time.time() < expires else (b"", 403)
             if status == 200 and (asked := self.headers.get("Range")):
                 first, last = map(int, asked.removeprefix("bytes=").split("-"))
@@ -75,7 +82,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(redirects, "_targets", {})
     monkeypatch.setattr(redirects, "_direct", set())
     server = Hub(("127.0.0.1", 0), _Handler)
-    server.seen = []
+    server.seen, server.tokens = [], []
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()
@@ -107,6 +114,46 @@ def test_a_token_reaches_its_own_host_only(hub: Hub, tmp_path: Path, monkeypatch
         monkeypatch.setenv("SWAV_HTTP_HEADERS", json.dumps({host: {"Authorization": "Bearer t0ken"}}))
     assert read(hub, tmp_path / "index", url) == 30
     assert {given for _, path, given in hub.seen if path.startswith("/cdn/")} == {None}
+
+
+@pytest.mark.parametrize("without_head", [False, True])
+def test_headers_of_any_name_stay_with_their_host(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_head: bool
+) -> None:
+    """Also where the server does not answer HEAD, and after a file of that host that it served itself."""
+    given = {"Authorization": "Bearer t0ken", "X-Token": "t0ken", "Cookie": "t0ken"}
+    monkeypatch.setenv("SWAV_HTTP_HEADERS", json.dumps({"localhost": given}))
+    hub.head = not without_head
+    assert read(hub, tmp_path / "direct", f"http://localhost:{hub.server_port}/direct.tar") == 30
+    assert read(hub, tmp_path / "index", address(hub)) == 30
+    assert {token for path, token in hub.tokens if not path.startswith("/cdn/")} == {"t0ken"}
+    assert {token for path, token in hub.tokens if path.startswith("/cdn/")} == {None}
+
+
+def test_a_signed_address_that_allows_get_only(hub: Hub, tmp_path: Path) -> None:
+    hub.head, hub.needs = False, None
+    end = int(time.time()) + 600
+    assert read(hub, tmp_path / "index", f"http://127.0.0.1:{hub.server_port}/cdn/x.tar?Expires={end}") == 30
+    with pytest.raises(UserError, match="403"):
+        read(hub, tmp_path / "late", f"http://127.0.0.1:{hub.server_port}/cdn/x.tar?Expires=1")
+
+
+def test_headers_do_not_leave_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAV_HTTP_HEADERS", json.dumps({"h": {"Authorization": "Bearer t0ken"}}))
+    assert redirects.headers_at("https://h/b", "https://h/a") == {"Authorization": "Bearer t0ken"}
+    assert redirects.headers_at("http://h/b", "http://h/a") == {"Authorization": "Bearer t0ken"}
+    assert redirects.headers_at("http://h/b", "https://h/a") == {}
+
+
+def test_headers_are_not_sent_where_a_redirect_may_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise httpx.ConnectTimeout("timed out")
+
+    monkeypatch.setattr(httpx, "head", away)
+    monkeypatch.setenv("SWAV_HTTP_HEADERS", json.dumps({"h": {"X-Token": "t0ken"}, "i": {"Authorization": "t0ken"}}))
+    with pytest.raises(OSError, match="timed out"):
+        redirects.target("http://h/x.tar")
+    assert redirects.target("http://i/x.tar") == "http://i/x.tar", "the client keeps this header on its host"
 
 
 def test_a_redirect_is_asked_for_once(hub: Hub, tmp_path: Path) -> None:

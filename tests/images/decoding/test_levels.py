@@ -11,7 +11,9 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from swav_platform.config import ImagePolicy, load
+from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.images.decode import decode
+from swav_platform.images.decoding.refused import Refused
 from tests.makers import encoded
 
 FULL, STRETCH = ImagePolicy(), ImagePolicy(levels="stretch")
@@ -126,6 +128,39 @@ def test_images_of_eight_bits_are_not_changed(kind: str) -> None:
     data = encoded(Image.fromarray((RAMP // 256).astype(np.uint8)), kind)
     for levels in ("stretch", (0, 4095)):
         np.testing.assert_array_equal(decode(data, ImagePolicy(levels=levels)), decode(data, FULL))
+
+
+def tiff32(values: np.ndarray, bits: int = 32, sample_format: int = 1, order: str = "<") -> bytes:
+    """Grey values [H, W] of any type, uncompressed."""
+    height, width = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    entries = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    entries += [(278, 4, height), (279, 4, len(data)), (339, 3, sample_format)]
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, value in entries:
+        content = struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value)
+        directory += struct.pack(f"{order}HHI", tag, kind, 1) + content
+    return (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data)) + data + directory + bytes(4)
+
+
+@pytest.mark.parametrize("levels", ["full", "stretch", (0, 2**32 - 1)])
+def test_values_of_32_bits_without_a_sign(levels: object) -> None:
+    ramp = np.linspace(0, 2**32 - 1, 32 * 32).reshape(32, 32)
+    pixels = decode(tiff32(ramp.astype(np.uint32)), ImagePolicy(levels=levels))[..., 0]
+    np.testing.assert_allclose(pixels, ramp / (2**32 - 1) * 255, atol=0.51)
+    signed = decode(tiff32((ramp - 2**31).astype(np.int32), sample_format=2), STRETCH)[..., 0]
+    np.testing.assert_allclose(signed, ramp / (2**32 - 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sample_format", "order"),
+    [(np.float64, 3, "<"), (np.float16, 3, "<"), (np.uint64, 1, ">"), (np.int64, 2, "<"), (np.uint32, 1, ">")],
+)
+def test_values_that_are_not_read_are_no_damage(dtype: type, sample_format: int, order: str) -> None:
+    values = np.ones((32, 32), dtype)
+    with pytest.raises(Refused, match="convert it") as refused:
+        decode(tiff32(values, values.itemsize * 8, sample_format, order), FULL)
+    assert refused.value.outcome is Outcome.UNSUPPORTED_FORMAT
 
 
 def test_levels_of_a_configuration() -> None:
