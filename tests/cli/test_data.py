@@ -6,14 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from swav_platform.cli.main import run
 from swav_platform.config import Config
+from swav_platform.data.ledger.contents import Contents, write_contents
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event, Outcome
+from swav_platform.data.ledger.parts import LedgerWriter
+from swav_platform.images.look import Look
 from swav_platform.runs.folder import RunFolder
-from tests.makers import write_tar
+from tests.makers import encoded, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +134,57 @@ def test_the_ledger_as_a_page_without_what_was_taken_out(
     assert run(["ledger", "mine", "--out", "runs", "--html", "bad.html"]) == 0
     assert Path("bad.html").read_text().count("<img") == 2
     assert sum(event.thumbnail is not None for event in Ledger.read(mine.ledger).events()) == 2
+
+
+@pytest.fixture
+def seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunFolder:
+    """A run whose first epoch had two copies, a black image and an ordinary one."""
+    write_tar(
+        Path("y.tar"), [(f"{key}.png", encoded(Image.new("RGB", (40, 30), colour), "PNG")) for key, colour in COLOURS.items()]
+    )
+    said(capsys, "index", "y.tar", "--out", "iy")
+    folder = RunFolder(tmp_path / "runs" / "seen")
+    folder.write(Config(), index=tmp_path / "iy", index_digest="d", samples=4)
+    LedgerWriter(folder.path).open(0)
+    looks = np.array([0, 0, Look.BLACK, Look.CONSTANT], np.uint8)
+    columns = [np.array([5, 5, 6, 7], np.uint64), np.arange(4, dtype=np.uint64), np.arange(4), looks]
+    write_contents(folder.storage, 1, Contents.of(columns))
+    return folder
+
+
+COLOURS = {"one": "red", "two": "red", "night": "black", "plain": "green"}
+
+
+def test_the_ledger_shows_copies_and_odd_images(seen: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "ledger", "seen", "--out", "runs")["odd"] == {"copies": 2, "black": 1, "constant": 1}
+    assert run(["ledger", "seen", "--out", "runs", "--html", "odd.html"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "first epoch" in line] == [
+        "2 images of the first epoch have the same bytes as others: one",
+        "1 images of the first epoch are nearly black: night",
+        "1 images of the first epoch have one colour: plain",
+    ]
+    page = Path("odd.html").read_text()
+    assert page.count("<img") == 3
+    assert "2 images have these bytes" in page
+
+
+def test_copies_are_listed_as_index_takes_them(seen: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["ledger", "seen", "--out", "runs", "--duplicates", "--weights", "w.csv"]) == 0
+    listed = capsys.readouterr().out
+    assert listed == "y.tar\ttwo\n"
+    Path("copies.txt").write_text(listed)
+    assert said(capsys, "index", "y.tar", "--out", "iz", "--weights", "w.csv")["samples"] == 3
+    assert said(capsys, "index", "y.tar", "--out", "iz", "--exclude", "copies.txt")["samples"] == 3
+
+
+def test_a_ledger_without_its_index_is_shown(seen: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree("iy")
+    assert run(["ledger", "seen", "--out", "runs"]) == 0
+    answer = capsys.readouterr()
+    assert "Bad images: none" in answer.out
+    assert "Copies and odd images are not shown" in answer.err
 
 
 def test_a_log_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
