@@ -151,7 +151,7 @@ def compare(setting: Setting, device: torch.device) -> dict[str, Any]:
     last, first = torch.channels_last, torch.contiguous_format
     config, views = setting.config(), inputs(setting.config(), device, last)
     steps: dict[str, Callable[[], object]] = {}
-    for name, options in (("ours", ["train.compile=true"]), ("eager", [])):
+    for name, options in (("ours", ["train.compile=true"]), ("eager", ["train.compile=false"])):
         steps[name] = our_step(setting.config(*options), device, LocalComm(), views)
     plain, plain_nchw = PlainLoop(config, device, last), PlainLoop(config, device, first)
     steps["plain"] = lambda: plain.step(views)

@@ -31,6 +31,8 @@ _COMMANDS = {
     "embed": "evaluate",
     "export": "export",
     "import": "imports",
+    "health": "health",
+    "replay": "replay",
     "promote": "promote",
     "serve": "serve",
     "query": "serve",

@@ -95,7 +95,9 @@ class Train(Section):
     epochs: float | None = setting(None, "length of the run; one epoch when no length is given", unit="epochs", gt=0)
     images: int | None = setting(None, "length of the run; replaces epochs", unit="images", ge=1)
     steps: int | None = setting(None, "length of the run; replaces images and epochs", unit="steps", ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "precision of the network's forward and backward pass")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = setting(
+        "fp32", "precision of the network's forward and backward pass; auto: bf16 on a GPU that has it, else fp32"
+    )
     optimiser: Optimiser = setting(Optimiser(), "optimiser and learning rate")
     clip: float | None = setting(None, "largest norm of a step's gradient; longer gradients are scaled down", gt=0)
     ema: float | None = setting(None, "decay per step of averaged weights; the model package gets the averages", gt=0, lt=1)
@@ -109,7 +111,9 @@ class Train(Section):
         "weights, gradients and optimiser state: whole on each worker, or split over workers",
         changes_results="rounding",
     )
-    compile: bool = setting(False, "compile encoders with torch.compile", changes_results="rounding")
+    compile: bool | Literal["auto"] = setting(
+        "auto", "compile encoders with torch.compile; auto: on a GPU, where no other setting excludes it", changes_results="rounding"
+    )
     deterministic: bool = setting(False, "use only deterministic kernels (CUDA)", changes_results="rounding")
     workers: int | tuple[int, int] | Literal["auto"] = setting(
         1,
@@ -138,6 +142,12 @@ class Train(Section):
     threads: int | None = setting(None, "torch threads per worker; cores / workers when null", changes_results="rounding", ge=1)
     checkpoint_every: int = setting(500, "steps between checkpoints", unit="steps", changes_results="no", ge=1)
     keep_checkpoints: int = setting(3, "number of checkpoints to keep", changes_results="no", ge=1)
+    health: Literal["warn", "stop", "rollback"] = setting(
+        "warn",
+        "what follows when a run is stuck, collapsed, diverging or broken: a warning, its end, or training on from the last healthy "
+        "checkpoint with the remedy",
+        changes_results="no",
+    )
     log_every: int = setting(10, "steps between logged metrics", unit="steps", changes_results="no", ge=1)
 
     @field_validator("workers")

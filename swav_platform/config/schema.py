@@ -119,7 +119,7 @@ class Config(Section):
                 "model.normalisation=step needs all rows of a step at once, which train.accumulate=recompute rules out; "
                 "set model.normalisation=row, or train.accumulate=hold with more workers"
             )
-        if train.compile and self.model.activation_checkpointing:
+        if train.compile is True and self.model.activation_checkpointing:
             raise ValueError(
                 "train.compile already recomputes activations and excludes model.activation_checkpointing; disable one of them"
             )
@@ -128,7 +128,7 @@ class Config(Section):
                 f"train.shard=fsdp2 needs the same number of rows on each worker, but train.workers={_words(train.workers)} does not "
                 f"divide the {self.rows_per_step} rows of a step; change train.workers, or set train.shard=none"
             )
-        if train.shard == "fsdp2" and (train.compile or train.precision == "fp16"):
+        if train.shard == "fsdp2" and (train.compile is True or train.precision == "fp16"):
             raise ValueError(
                 "train.shard=fsdp2 supports neither train.compile nor train.precision=fp16; use fp32 or bf16 without compile"
             )

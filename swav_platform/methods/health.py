@@ -50,6 +50,11 @@ def prototype_sums(outputs: StepOutputs, views: Sequence[int], heads: Sequence[i
     return torch.cat([*counts, spread_sums(embeddings)])
 
 
+def prototype_numbers(heads: Sequence[int], dim: int) -> int:
+    """Length of `prototype_sums` for embeddings of `dim` dimensions."""
+    return 3 + sum(heads) + dim + dim * dim
+
+
 def of_prototypes(sums: Tensor, loss: float, heads: Sequence[int]) -> dict[str, float]:
     """Metrics from the `prototype_sums` of all ranks and the step's loss.
 

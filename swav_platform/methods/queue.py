@@ -47,15 +47,8 @@ class Queue:
         return torch.stack([part.sum(1) for part in ones])
 
     def note_drift(self, sums: Tensor) -> None:
-        """Sets `drift` from the `drift_sums` of all ranks.
-
-        Drift is the squared distance between the mean features of the step and of the queue, divided by its expected value.
-        For two samples of one distribution, that is s^2 (1/b + 1/q) with s^2 = 1 - ||mean||^2. Drift is averaged over views.
-        """
-        mean, count = sums[..., :-1] / sums[..., -1:], sums[:, 0, -1]
-        distance = (mean[0] - mean[1]).square().sum(-1)
-        expected = (1 - mean[1].square().sum(-1)).clamp_min(1e-12) * (1 / count).sum()
-        self.drift = (distance / expected).mean().item()
+        """Sets `drift` from the `drift_sums` of all ranks."""
+        self.drift = drift_of(sums)
 
     def contents(self) -> tuple[Tensor, Tensor]:
         """This rank's share, oldest first: features [A, q, D] and weights [q]."""
@@ -87,3 +80,15 @@ class Queue:
         self.drift = state.shared["drift"].item() if "drift" in state.shared else math.inf
         mine = ((k, f, w) for k, f, w in columns if k % comm.size == comm.rank)
         self.rows = {k: (f.to(device), w.to(device)) for k, f, w in mine}
+
+
+def drift_of(sums: Tensor) -> float:
+    """The drift, from the `Queue.drift_sums` of all ranks.
+
+    Drift is the squared distance between the mean features of the step and of the queue, divided by its expected value.
+    For two samples of one distribution, that is s^2 (1/b + 1/q) with s^2 = 1 - ||mean||^2. Drift is averaged over views.
+    """
+    mean, count = sums[..., :-1] / sums[..., -1:], sums[:, 0, -1]
+    distance = (mean[0] - mean[1]).square().sum(-1)
+    expected = (1 - mean[1].square().sum(-1)).clamp_min(1e-12) * (1 / count).sum()
+    return (distance / expected).mean().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ class SimClr(Method):
         return health.spread_sums(torch.cat([row.embeddings.detach().flatten(0, 1) for row in outputs.rows]))
 
     def health(self, sums: Tensor, loss: float) -> dict[str, float]:
-        return health.spread(sums)
+        negatives = (self.config.train.batch - 1) * sum(group.count for group in self.views.values())
+        return {"health/loss_minus_chance": loss - math.log1p(negatives)} | health.spread(sums)
 
 
 def nt_xent(embeddings: Tensor, step: Step, temperature: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from swav_platform.methods import health
 from swav_platform.methods.comm import Comm, ExtraSum
 from swav_platform.methods.method import Method, PositionOrderedState, RowOutputs, StepOutputs, Targets
 from swav_platform.methods.network import MultiCropNetwork, build_prototype_network, frozen_prototypes, unit_prototypes
-from swav_platform.methods.queue import Queue
+from swav_platform.methods.queue import Queue, drift_of
 from swav_platform.methods.sinkhorn import power_law, sinkhorn
 
 
@@ -92,11 +91,19 @@ class Swav(Method):
 
     def health_sums(self, outputs: StepOutputs, targets: Targets) -> Tensor:
         codes = torch.cat([targets[row.row].flatten(0, 1) for row in outputs.rows])
-        return health.prototype_sums(outputs, self.assign, self.heads, codes)
+        sums = health.prototype_sums(outputs, self.assign, self.heads, codes)
+        if not self.queue.full(outputs.step):
+            return sums
+        features_abd = torch.cat([row.embeddings[list(self.assign)].detach() for row in outputs.rows], dim=1)
+        drift = self.queue.drift_sums(features_abd, torch.cat([row.weight for row in outputs.rows]))
+        return torch.cat([sums, drift.flatten()])
 
     def health(self, sums: Tensor, loss: float) -> dict[str, float]:
-        drift = {"health/queue_drift": self.queue.drift} if math.isfinite(self.queue.drift) else {}
-        return health.of_prototypes(sums, loss, self.heads) | drift
+        dim = self.config.model.projection_dim
+        size = health.prototype_numbers(self.heads, dim)
+        sums, drift = sums[:size], sums[size:]
+        found = health.of_prototypes(sums, loss, self.heads)
+        return found | ({"health/queue_drift": drift_of(drift.view(2, len(self.assign), dim + 1))} if len(drift) else {})
 
     def state(self) -> PositionOrderedState:
         return self.queue.state()

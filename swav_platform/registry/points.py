@@ -21,7 +21,7 @@ EVALUATIONS = "evaluations.jsonl"
 BATCH = 900  # MLflow accepts up to 1,000 metrics per call
 
 REPEATABLE = ("train/", "health/")
-TIMED = ("train/collective_share",)
+TIMED = ("train/collective_share", "health/prototypes_dead")  # or count from the start of the process
 _MARKS = {True: "train/loss", False: "data/images_per_second"}  # each logged line has both
 
 Point = tuple[str, float, int, int]
@@ -62,6 +62,12 @@ class Sender:
         """final: steps that the newest checkpoint contains. Raises whatever MLflow raises; the next call goes on where it failed."""
         self._send(True, None)
         self._send(False, final)
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of the run. Raises whatever MLflow raises."""
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def evaluations(self) -> None:
         """Sends all of evaluations.jsonl: few points, and MLflow ignores those that it has."""

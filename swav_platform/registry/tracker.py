@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import asdict
 from types import TracebackType
 
 from swav_platform.registry.card import note_run_id, read_card
@@ -14,6 +15,7 @@ from swav_platform.registry.points import Sender, final_steps
 from swav_platform.registry.runs import open_run
 from swav_platform.registry.store import path_of
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.health_file import Health, read_health
 
 log = logging.getLogger("swav")
 
@@ -31,6 +33,7 @@ class Tracker:
     def __init__(self, folder: RunFolder, uri: str) -> None:
         self._folder, self._uri = folder, uri
         self._sender: Sender | None = None
+        self._health: Health | None = None  # that MLflow has
         self._away_since: float | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="tracker")
@@ -62,6 +65,11 @@ class Tracker:
         if self._sender is None:
             self._sender = sender_of(self._folder, self._uri)
         self._sender.send(final_steps(self._folder))
+        health = read_health(self._folder.path)
+        if health is not None and health != self._health:
+            tags = {f"swav.health.{key}": str(value) for key, value in asdict(health).items() if value is not None}
+            self._sender.tags(tags)
+            self._health = health
 
     def _answered(self) -> None:
         if self._away_since is not None:

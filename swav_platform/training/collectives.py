@@ -36,6 +36,24 @@ class DistributedComm:
     def sum(self, x: Tensor) -> Tensor:
         return self._timed("sum", lambda: self._reduce(x, dist.ReduceOp.SUM))
 
+    def sum_later(self, x: Tensor) -> Callable[[], Tensor]:
+        """Starts a sum, which overwrites `x`. The returned function waits for it and returns it.
+
+        Several may be under way; all ranks must start them in one order. `seconds` has the waits only.
+        """
+        moved = x.contiguous().to(self._device)
+        work = dist.all_reduce(moved, async_op=True)
+        self.calls["sum"] += 1
+
+        def wait() -> Tensor:
+            start = time.perf_counter()
+            work.wait()
+            if self.seconds is not None:
+                self.seconds += time.perf_counter() - start
+            return moved.to(x.device)
+
+        return wait
+
     def max(self, x: Tensor) -> Tensor:
         return self._timed("max", lambda: self._reduce(x, dist.ReduceOp.MAX))
 

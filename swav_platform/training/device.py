@@ -36,6 +36,27 @@ def chosen(wanted: str, gpus: int, workers: int, where: str) -> str:
     )
 
 
+def resolved(config: Config, device: torch.device) -> Config:
+    """The configuration with values in place of `auto`, for training on `device`."""
+    train, gpu = config.train, device.type == "cuda"
+    precision, compiles = train.precision, train.compile
+    if precision == "auto":
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if compiles == "auto":
+        across = config.model.normalisation == "step" and config.most_workers > 1  # its batch norms would break the graph
+        compiles = gpu and not (across or config.model.activation_checkpointing or train.shard == "fsdp2")
+        if compiles:
+            from torch._dynamo import config as dynamo  # takes seconds
+
+            dynamo.suppress_errors = True  # without a C compiler the encoder runs uncompiled
+    return config.model_copy(update={"train": train.model_copy(update={"precision": precision, "compile": compiles})})
+
+
+def here() -> torch.device:
+    """The device that a run on this machine would use."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def set_torch(config: Config, device: torch.device, ranks: int) -> None:
     """Sets threads, kernels and memory of the process. ranks: of the run; Ray Train and torchrun say how many are on this machine.
 

@@ -16,6 +16,7 @@ from swav_platform.methods.build import build_method
 from swav_platform.methods.method import StepOutputs
 from swav_platform.models.encoders import build_encoder, check_name
 from swav_platform.models.normalisation import RowBatchNorm
+from swav_platform.training.device import here, resolved
 from swav_platform.training.learner import ACTIVATIONS_KEPT
 from swav_platform.training.optimisation import sharding
 from swav_platform.training.passes import Passes
@@ -83,6 +84,7 @@ class _Blank:
 def footprint(config: Config) -> tuple[Memory, Communication]:
     """Memory and traffic of a step. Raises UsageError for an unknown encoder or method."""
     check_name(config.model)
+    config = resolved(config, here())
     own, size = -(-config.rows_per_step // config.fewest_workers), config.data.row_size
     method = build_method(config)
     network = method.modules(build_encoder(config.model)).train()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,17 +23,20 @@ from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.checkpoints.resume import Run, begin, identity
 from swav_platform.training.checkpoints.writer import Writer
 from swav_platform.training.collectives import all_or_none, gather_bytes
-from swav_platform.training.counters import Counters, from_sum, to_sum
-from swav_platform.training.device import preparer, set_torch
+from swav_platform.training.counters import Counters, from_sum
+from swav_platform.training.course import Course
+from swav_platform.training.device import preparer, resolved, set_torch
 from swav_platform.training.first_epoch import FirstEpoch
+from swav_platform.training.health.monitor import Monitor, Unhealthy
+from swav_platform.training.health.remedies import remedied, roll_back
+from swav_platform.training.health.vitals import Vitals
 from swav_platform.training.journal import Journal
 from swav_platform.training.learner import Learner, build_learner
 from swav_platform.training.meter import Meter
 from swav_platform.training.notices import Interrupted, Notices
-from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.passes import Prepare
 from swav_platform.training.quarantine import Recent, too_many
-from swav_platform.training.step import StepReport, train_step
+from swav_platform.training.step import NotFinite, StepReport
 
 if TYPE_CHECKING:
     from swav_platform.rows.layout import Row
@@ -99,63 +102,99 @@ def train(
     `config.data.photometric` requires. confirm: raises UserError if another process writes to the run. notices: requests to stop early.
     Changes threads, kernels and (on a CPU) memory allocation of the process; see `set_torch`.
 
+    With `train.health=rollback`, `rows` is called again, from the last healthy checkpoint, and the configuration with its remedies
+    applies from there on.
+
     Raises Interrupted after a request to stop, with a checkpoint of the last step. Raises UserError for an existing run without `resume`,
     a run with another configuration or index, and a stream out of order. Also for a loss that is not finite, too many unusable images,
-    and files that can't be written. Checkpoints stay valid in all cases.
+    and files that can't be written. Checkpoints stay valid in all cases. Raises Unhealthy, a UserError, as `train.health` asks.
     """
-    began, device, folder = time.perf_counter(), torch.device(device), RunFolder.at(run_dir)
-    notices = notices or Notices()
+    device, folder = torch.device(device), RunFolder.at(run_dir)
+    who = identity(config, index_digest) | {"precision": resolved(config, device).train.precision}
+    while True:
+        now = resolved(remedied(config, folder, comm), device)
+        try:
+            return _train(
+                now,
+                samples=samples,
+                who=who,
+                rows=rows,
+                comm=comm,
+                folder=folder,
+                resume=resume,
+                on_progress=on_progress,
+                device=device,
+                prepare=prepare or preparer(config, device),
+                confirm=confirm,
+                notices=notices or Notices(),
+            )
+        except Unhealthy as error:
+            if config.train.health != "rollback":
+                raise
+            roll_back(folder, error, comm)
+            resume = True
+
+
+def _train(
+    config: Config,
+    *,
+    samples: int,
+    who: Mapping[str, str],
+    rows: Rows,
+    comm: Comm,
+    folder: RunFolder,
+    resume: bool,
+    on_progress: Callable[[Progress], None] | None,
+    device: torch.device,
+    prepare: Prepare,
+    confirm: Confirm,
+    notices: Notices,
+) -> TrainResult:
+    began = time.perf_counter()
     set_torch(config, device, comm.size)
-    learner, who = build_learner(config, device, comm.size), identity(config, index_digest)
-    together = config.model.normalisation == "step"
-    if together:
+    learner = build_learner(config, device, comm.size)
+    if config.model.normalisation == "step":
         normalisation.across(learner.network, comm)
     run = begin(learner, folder.checkpoints, who, comm, resume)
-    prepare = prepare or preparer(config, device)
-    start, total = run.steps, config.steps(samples)
+    course = Course(config, samples, learner, comm, prepare)
+    start, total = run.steps, course.total
     writer = Writer(folder, config.train.keep_checkpoints, confirm)
     seen = FirstEpoch(folder, samples, comm)
     all_or_none(lambda: writer.begin(start) if comm.rank == 0 else None, comm)
-    with closing(Journal(config, folder.path, comm, run.ledger)) as journal:
+    with ExitStack() as inside:
+        inside.enter_context(_uploaded_before_rollback(writer))
+        journal = inside.enter_context(closing(Journal(config, folder.path, comm, run.ledger)))
         all_or_none(lambda: journal.open(start), comm)
         all_or_none(lambda: seen.open(start * config.train.batch), comm)
-        meter, recent = Meter(comm), Recent()
-        stream = _checked(rows, start, total, config.rows_per_step, comm)
+        meter, recent, vitals = Meter(comm), Recent(), Vitals(config)
+        monitor = inside.enter_context(closing(Monitor(config, samples, total, folder.path, comm)))
+        monitor.open()
+        stream = inside.enter_context(closing(_checked(rows, start, total, config.rows_per_step, comm)))
         for step in range(start, total):
             notices.now("rows", step)
             with meter.waiting():
                 own = next(stream)
             notices.now("step", step)
-            if (epoch := config.epoch(step, samples)) != config.epoch(step - 1, samples):
-                learner.method.start_epoch(epoch, comm)
-            lr = learning_rate(step, total, config.train.optimiser, config.train.batch)
             last = step + 1 == total
             logged = last or step == 0 or (step + 1) % config.train.log_every == 0
-            report = train_step(
-                step,
-                own,
-                learner,
-                comm,
-                prepare,
-                batch=config.train.batch,
-                lr=lr,
-                precision=config.train.precision,
-                accumulate=config.train.accumulate,
-                together=together,
-                clip=config.train.clip,
-                extra=[*notices.numbers(comm.rank), *to_sum(own)],
-                metrics=logged,
-            )
+            try:
+                report, lr = course.make(step, own, vitals if logged else None, notices.numbers(comm.rank)), course.lr(step)
+            except NotFinite as error:
+                monitor.ended(step, error.loss, error.grad_norm)
+                raise
             counters = from_sum(report.extra[2:])
             meter.step(config.train.batch, counters, reset=logged)
             recent.add(counters)
             progress = _after(run, report, lr, counters, meter, logged, seen)
             journal.rows(step, own)
             seen.rows(own)
-            journal.line({"step": step, "loss": report.loss, "lr": lr} | progress.metrics)
+            line = {"step": step, "loss": report.loss, "lr": lr} | progress.metrics
+            journal.line(line)
+            monitor.line(line)
             if on_progress is not None and comm.rank == 0:
                 on_progress(progress)
             if logged:
+                monitor.react()
                 _check_quarantine(config, run, samples, journal, recent)
             if last:
                 _check_trained(run, journal, recent)
@@ -167,6 +206,16 @@ def train(
             if stop and not last:
                 raise Interrupted(stop)
     return _result(run, seen, run.steps - start, config.train.batch, time.perf_counter() - began)
+
+
+@contextmanager
+def _uploaded_before_rollback(writer: Writer) -> Iterator[None]:
+    """A checkpoint whose upload is running must not appear after the rollback has deleted the later ones."""
+    try:
+        yield
+    except Unhealthy:
+        writer.finish()
+        raise
 
 
 def _result(run: Run, seen: FirstEpoch, made: int, batch: int, seconds: float) -> TrainResult:
@@ -185,7 +234,7 @@ def _result(run: Run, seen: FirstEpoch, made: int, batch: int, seconds: float) -
     )
 
 
-def _checked(rows: Rows, start: int, total: int, per_step: int, comm: Comm) -> Iterator[list[Row]]:
+def _checked(rows: Rows, start: int, total: int, per_step: int, comm: Comm) -> Generator[list[Row], None, None]:
     """This rank's rows of each step. Raises UserError for a row other than the expected one."""
     first = start * per_step
     stream = rows(first, total * per_step) if start < total else iter(())

@@ -55,17 +55,29 @@ class Passes:
             return tuple(self._forward(rows))
 
     def backward(
-        self, method: Method, rows: Sequence[Row], outputs: StepOutputs, targets: Targets, batch: int, scaler: GradScaler
+        self,
+        method: Method,
+        rows: Sequence[Row],
+        outputs: StepOutputs,
+        targets: Targets,
+        batch: int,
+        scaler: GradScaler,
+        before_last: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Accumulates gradients if any weight is trained, and returns this rank's part of the loss. Works row by row, so that a row's
-        graph is freed before the next backward pass."""
+        graph is freed before the next backward pass. before_last: called before the last of them."""
         graphs = self._again(rows) if self.accumulate == "recompute" else iter(outputs.rows)
         if self.together:
-            return self._backward([(row, method.loss(row, targets)) for row in graphs], batch, scaler)
-        return sum(
-            (self._backward([(row, method.loss(row, targets))], batch, scaler) for row in graphs),
-            start=outputs.rows[0].weight.new_zeros(()),
-        )
+            losses = [(row, method.loss(row, targets)) for row in graphs]
+            before_last()
+            return self._backward(losses, batch, scaler)
+        total = outputs.rows[0].weight.new_zeros(())
+        for number, row in enumerate(graphs, start=1):
+            loss = method.loss(row, targets)
+            if number == len(rows):
+                before_last()
+            total = total + self._backward([(row, loss)], batch, scaler)
+        return total
 
     def _backward(self, losses: Sequence[tuple[RowOutputs, Tensor]], batch: int, scaler: GradScaler) -> Tensor:
         loss = torch.stack([(row.weight * of_image).sum() for row, of_image in losses]).sum() / batch

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from swav_platform.config import Config
+from swav_platform.training.device import here, resolved
 from swav_platform.training.footprint import Communication, Memory, footprint
 from swav_platform.training.optimisation.schedules import warmup_steps
 
@@ -109,6 +110,7 @@ def schedule(config: Config, samples: int | None) -> Schedule:
 
 def warnings(config: Config, of_run: Schedule) -> Iterator[str]:
     """Warnings of at most three sentences: what, why, and what to do."""
+    config = resolved(config, here())
     if config.method.name == "swav":
         yield from _codes(config, of_run)
     if config.method.name in _FREEZE:

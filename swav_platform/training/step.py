@@ -17,10 +17,12 @@ from swav_platform.errors import UserError
 from swav_platform.methods.comm import Comm
 from swav_platform.methods.method import StepOutputs
 from swav_platform.models import normalisation
-from swav_platform.training.collectives import sum_together
+from swav_platform.training.health.probe import watching
+from swav_platform.training.health.vitals import Vitals
 from swav_platform.training.learner import Learner
 from swav_platform.training.optimisation.sharding import is_split, own, total_norm
 from swav_platform.training.passes import Accumulate, Passes, Precision, Prepare
+from swav_platform.training.reduction import GradientSum
 
 if TYPE_CHECKING:
     from swav_platform.rows.layout import Row
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepReport:
-    """loss: mean over the step's images. extra: sums over ranks of `extra`. metrics: empty unless requested. collectives: number of
-    collectives of the method, of gradients and of normalisation."""
+    """loss: mean over the step's images. extra: sums over ranks of `extra`. metrics: empty without `vitals`. collectives: number of
+    collectives of the method, of gradients, of normalisation and of health."""
 
     loss: float
     extra: list[float]
@@ -51,16 +53,16 @@ def train_step(
     together: bool = False,
     clip: float | None = None,
     extra: Sequence[float] = (),
-    metrics: bool = False,
+    vitals: Vitals | None = None,
 ) -> StepReport:
     """Updates the weights. rows: this rank's share of the step's rows. If all weights are frozen, rows pass forward only.
 
     The loss is the sum over images of weight x loss, divided by `batch` (images of the step on all ranks). Losses, gradients and
     statistics are functions of the step's rows, however these are divided among ranks.
     together: one pass for all rows (batch norm over the step). clip: largest norm of the step's gradient. extra: numbers to sum over
-    ranks in float32; integers up to 2^24 are exact.
+    ranks in float32; integers up to 2^24 are exact. vitals: makes the metrics of a step that is logged.
 
-    Raises UserError before the update if the loss or the gradient is not finite. Under fp16 an infinite gradient only lowers the scale
+    Raises NotFinite before the update if the loss or the gradient is not finite. Under fp16 an infinite gradient only lowers the scale
     of the loss and skips the update.
     """
     network, method, optimiser, scaler = learner.network, learner.method, learner.optimiser, learner.scaler
@@ -69,13 +71,15 @@ def train_step(
     frozen = method.frozen(step)
     learns = any(p.requires_grad and name not in frozen for name, p in network.named_parameters())
     passes = Passes(network, prepare, precision, accumulate if learns else "hold", together, learns)
+    trained = [p for name, p in network.named_parameters() if p.requires_grad and name not in frozen and not is_split(p)]
+    gradients = GradientSum(trained, comm)
     calls: Counter[str] = Counter()
-    with _counted(comm, "normalisation", calls):
+    with _counted(comm, "normalisation", calls), watching(network, vitals is not None) as seen:
         outputs = StepOutputs(step, passes.look(rows))
     with _counted(comm, "method", calls):
         targets = method.targets(outputs, comm)
     with _counted(comm, "normalisation", calls):
-        loss = passes.backward(method, rows, outputs, targets, batch, scaler)
+        loss = passes.backward(method, rows, outputs, targets, batch, scaler, gradients.start)
 
     for name, p in network.named_parameters():
         if name in frozen:
@@ -83,40 +87,67 @@ def train_step(
     moving = [p for p in network.parameters() if p.grad is not None]
     statistics = normalisation.collect(network).to(loss)
     counts = loss.new_tensor(list(extra))
-    health = method.health_sums(outputs, targets).to(loss) if metrics else loss.new_zeros(0)
     with _counted(comm, "gradients", calls):
-        sum_together([*(g for g in _gradients(moving) if not is_split(g)), loss, statistics, counts, health], comm)
+        gradients.finish([loss, statistics, counts])
+    gathered = None
+    if vitals is not None:
+        with _counted(comm, "health", calls):
+            gathered = vitals.gather(method, outputs, targets, seen, comm)
     if moving:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]
-    value = loss.item()
     grad_norm = total_norm(_gradients(moving))
-    _check_finite(step, value, grad_norm.item(), lr, scaler)
+    value, norm, *sums = torch.cat([loss.reshape(1), grad_norm.reshape(1).to(loss), counts]).tolist()  # the step's one wait for a GPU
+    _check_finite(step, value, norm, lr, scaler)
     if clip is not None and moving:
         torch._foreach_mul_([own(g) for g in _gradients(moving)], (clip / (grad_norm + 1e-6)).clamp_max(1))
 
-    found = {"train/grad_norm": grad_norm.item()} | method.health(health, value) if metrics else {}
+    before = None if gathered is None else [own(p).detach().clone() for p in moving]
     for group in optimiser.param_groups:
         group["lr"] = lr
     if moving:
         scaler.step(optimiser)  # type: ignore[arg-type]
         scaler.update()
+    found: dict[str, float] = {}
+    if vitals is not None and gathered is not None and before is not None:
+        found = {"train/grad_norm": norm} | method.health(gathered.of_method, value) | update_share(moving, before)
+        if scaler.is_enabled():
+            found["train/loss_scale"] = scaler.get_scale()
+        found |= vitals.measure(gathered) if comm.rank == 0 else {}
     normalisation.commit(network, statistics)
     with _counted(comm, "method", calls):
         method.after_step(outputs, comm)
     if learner.averages is not None:
         learner.averages.update(network, frozen)
-    return StepReport(value, counts.tolist(), found, dict(calls))
+    return StepReport(value, sums, found, dict(calls))
+
+
+class NotFinite(UserError):
+    """A loss or a gradient that is not finite. No weight has moved."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
+        self.step, self.loss, self.grad_norm = step, loss, grad_norm
+        super().__init__(
+            f"The loss of step {step} is {loss} and the norm of its gradient is {grad_norm} (learning rate {lr:.4g}), so the run stopped. "
+            f"The last checkpoint is not affected. Lower train.optimiser.lr, lengthen train.optimiser.warmup_steps or set "
+            f"train.precision=fp32, under another run.name."
+        )
 
 
 def _check_finite(step: int, loss: float, grad_norm: float, lr: float, scaler: GradScaler) -> None:
     """An enabled scaler tolerates an infinite gradient until its scale falls below 1."""
     overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= 1
     if not math.isfinite(loss + grad_norm) and not overflow:
-        raise UserError(
-            f"The loss of step {step} is {loss} and the norm of its gradient is {grad_norm} (learning rate {lr:.4g}), so the run stopped. "
-            f"The last checkpoint is not affected. Lower train.optimiser.lr, lengthen train.optimiser.warmup_steps or set "
-            f"train.precision=fp32, under another run.name."
-        )
+        raise NotFinite(step, loss, grad_norm, lr)
+
+
+def update_share(moving: Sequence[nn.Parameter], before: Sequence[Tensor]) -> dict[str, float]:
+    """How far the step moved the weights, over their length; nothing where weights are split over ranks."""
+    if any(is_split(p) for p in moving):
+        return {}
+    if not moving:
+        return {"train/update_share": 0.0}
+    moved = total_norm(torch._foreach_sub([p.detach() for p in moving], list(before)))
+    return {"train/update_share": (moved / total_norm(before).clamp_min(1e-30)).item()}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from swav_platform.methods.network import MultiCropNetwork
 from swav_platform.methods.swav import Swav
 from swav_platform.training.checkpoints.snapshots import gather_state
 from swav_platform.training.collectives import joined
+from swav_platform.training.health.vitals import Vitals
 from swav_platform.training.optimisation.optimisers import build_optimiser
 from swav_platform.training.optimisation.schedules import learning_rate
 from swav_platform.training.step import Learner, train_step
@@ -61,7 +62,7 @@ def run(golden: Path, kind: str, dtype: torch.dtype, comm: Comm, local: bool = F
     names = [str(n) for n in z["parameter_names"]]
     net = method.attach(network({n: torch.from_numpy(z[f"initial/{n}"]) for n in names}, dtype))
     learner = Learner(net, method, build_optimiser(net.parameters(), options.train.optimiser))
-    codes, losses, counts = [], [], []
+    codes, losses, counts, vitals = [], [], [], Vitals(options)
     published_targets = method.targets
 
     def targets(outputs, everyone):  # type: ignore[no-untyped-def]
@@ -82,7 +83,7 @@ def run(golden: Path, kind: str, dtype: torch.dtype, comm: Comm, local: bool = F
         numbers = range(step * 2 + comm.rank, step * 2 + 2, comm.size)
         rows = [SimpleNamespace(row=k, sample=np.arange(ROW), weight=np.ones(ROW, np.float32)) for k in numbers]
         lr = learning_rate(step, STEPS, options.train.optimiser)
-        done = train_step(step, rows, learner, comm, prepare, batch=BATCH, lr=lr, metrics=step % 7 == 0)  # type: ignore[arg-type]
+        done = train_step(step, rows, learner, comm, prepare, batch=BATCH, lr=lr, vitals=vitals if step % 7 == 0 else None)  # type: ignore[arg-type]
         losses.append(done.loss)
     state = gather_state(method.state(), comm)
     result = {"losses": np.array(losses), "method_collectives": np.array(counts)}

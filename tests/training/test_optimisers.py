@@ -69,3 +69,20 @@ def test_learning_rate() -> None:
     assert rates[8] == pytest.approx(1.05)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert [learning_rate(s, 2, options) for s in range(2)] == [0.5, 1.0]  # a run that ends while it warms up
+
+
+def test_lars_on_a_gpu_does_not_wait_and_moves_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path without a host synchronisation, here on the CPU; one weight has no length, one no gradient."""
+    from swav_platform.training.optimisation import optimisers
+
+    parameters = [torch.randn(4, 3), torch.zeros(5), torch.randn(2)]
+    gradients = [torch.randn(4, 3), torch.randn(5), torch.zeros(2)]
+    lars = build_optimiser([nn.Parameter(p) for p in parameters], Optimiser(name="lars", lr=1.0, weight_decay=0.1))
+    want, got = ([g.clone() for g in gradients] for _ in range(2))
+    lars._adapt(parameters, want, 1.0)
+    p_norm, g_norm = (torch.stack([t.norm() for t in of]) for of in (parameters, gradients))
+    adapted = (p_norm > 0) & (g_norm > 0)
+    rate = torch.where(adapted, 0.001 * p_norm / (g_norm + p_norm * 0.1 + 1e-8), 1.0)
+    optimisers._scale_on_device(parameters, got, rate, adapted * 0.1)
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(a, b)

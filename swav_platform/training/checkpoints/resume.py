@@ -153,8 +153,8 @@ def _check_identity(path: Place, saved: Mapping[str, Any], now: Mapping[str, str
                 f"{path} has another {what} ({saved[key]}, now {now[key]}), so resuming it would mix the results of two runs. "
                 f"Restore the old {what}, or start a run under another run.name."
             )
-    for key in ("codec", "torch", "code"):
-        if saved.get(key) != now[key]:
+    for key in ("codec", "torch", "code", "precision"):
+        if key in now and saved.get(key, now[key] if key == "precision" else None) != now[key]:
             log.warning(
                 "%s was written with another version of %s (%s, now %s); losses may differ slightly.",
                 path,

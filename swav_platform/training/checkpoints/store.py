@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,16 @@ def newest(folder: Place) -> tuple[Place, Snapshot] | None:
     return None
 
 
+def before(folder: Place, steps: int) -> Place | None:
+    """The newest valid checkpoint of at most `steps` steps, or None."""
+    return next((path for path, _ in reversed(_all(folder)) if steps_of(path) <= steps and is_valid(path)), None)
+
+
+def after(folder: Place, steps: int) -> list[Place]:
+    """Checkpoints of more than `steps` steps."""
+    return [path for path, _ in _all(folder) if steps_of(path) > steps]
+
+
 def _newest_first(folder: Place) -> Iterator[Place]:
     """All checkpoints. After the last one, raises UserError if there was a complete one, because the caller took none of them."""
     damaged = []
@@ -201,6 +211,12 @@ def prune(folder: Place, keep: int) -> None:
     for path, _ in found:
         if kept and steps_of(path) < kept[0]:
             _delete(path)
+
+
+def delete(paths: Iterable[Place]) -> None:
+    """Deletes checkpoints, newest first, so that an interrupted deletion leaves those of a shorter run."""
+    for path in sorted(paths, key=steps_of, reverse=True):
+        _delete(path)
 
 
 def _delete(path: Place) -> None:

@@ -51,11 +51,20 @@ class Lars:
         adapted = (p_norm > 0) & (g_norm > 0)
         rate = self.trust * p_norm / (g_norm + p_norm * self.weight_decay + 1e-8)
         rate = torch.where(adapted, (rate / lr).clamp_max(1) if self.clip else rate, 1.0)
-        rates, which = rate.tolist(), adapted.tolist()  # synchronises with a GPU once; what follows is two kernels
+        if rate.is_cuda:
+            _scale_on_device(parameters, gradients, rate, adapted * self.weight_decay)
+            return
+        rates, which = rate.tolist(), adapted.tolist()
         decayed = [(g, p) for g, p, one in zip(gradients, parameters, which, strict=True) if one]
         if decayed and self.weight_decay:
             torch._foreach_add_([g for g, _ in decayed], [p for _, p in decayed], alpha=self.weight_decay)
         torch._foreach_mul_(gradients, rates)
+
+
+def _scale_on_device(parameters: list[Tensor], gradients: list[Tensor], rate: Tensor, decay: Tensor) -> None:
+    """g <- rate (g + decay p), without waiting for a GPU. rate, decay: [n]."""
+    torch._foreach_add_(gradients, torch._foreach_mul(parameters, list(decay.unbind())))
+    torch._foreach_mul_(gradients, list(rate.unbind()))
 
 
 AnyOptimiser = torch.optim.Optimizer | Lars
