@@ -133,7 +133,7 @@ BROKEN = (
         {"method.prototypes": 3000, "train.batch": 4, "data.row_size": 4},
     ),
     Case("learning rate x 100", ("diverging", "collapsed"), "train.optimiser.lr", {"train.optimiser.lr": 100 * RATE}),
-    Case("queue from step 0", ("stuck",), "method.queue", {"method.queue_length": 1536, "method.queue_start": 0}),
+    Case("queue from step 0", ("stuck",), "method.queue", {"method.queue_length": 2560, "method.queue_start": 0}),
     Case("identical images", ("broken", "stuck"), "images", images={"identical": True}),
     Case("sorted by class, not mixed", ("broken",), "data.window", images={"mixed": False}),
     Case("dead loader", ("starved", "waiting"), "data.tasks", delay=0.25),

@@ -13,6 +13,13 @@ convolution_share     Convolutions in the plain step's CPU time. Other optimisat
 codes_and_loss_share  Sinkhorn, loss and its gradient in the platform's step.
 collective_share      The method's collectives in a step of two ranks, including the wait for the other rank.
 
+With --ranks 2, it measures the sum of gradients alone, over two gloo processes. Shares are of a step: time in which gradients travel
+after both ranks have finished their backward passes.
+
+exposed_communication_share  in buckets, while backward runs
+before                       in one block, after backward
+step_gain                    time of a step with one block / with buckets
+
 --pairs is the number of measurements of each. --busy uses one thread and CPU time instead of wall time, for shared machines.
 On a GPU, the result also has memory_ratio (platform / plain), share_of_peak, and time and memory of three kinds of multi-crop.
 """
@@ -42,6 +49,7 @@ from swav_platform.config import Config, load
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.methods.sinkhorn import sinkhorn
 from swav_platform.methods.swav import swapped_loss
+from swav_platform.training import reduction
 from swav_platform.training.collectives import joined
 from swav_platform.training.learner import build_learner
 from swav_platform.training.step import train_step
@@ -208,14 +216,43 @@ def _alone(make: Callable[[], Callable[[], object]], device: torch.device, setti
     return {"images_per_second": round(setting.batch / median, 1), "gib": round(gib, 2)}
 
 
-def two_ranks(name: str) -> dict[str, float]:
-    """Shares of the method's collectives in steps of two gloo processes with one thread each."""
+def two_ranks(name: str, *options: str) -> dict[str, float]:
+    """What rank 0 of two gloo processes with one thread each prints."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--setting", name, "--store", f"{folder}/store", "--rank"]
+        command = [sys.executable, __file__, *options, "--setting", name, "--store", f"{folder}/store", "--rank"]
         ranks = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, text=True) for r in range(2)]
         outputs = [rank.communicate()[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks)
     return dict(json.loads(outputs[0].splitlines()[-1]))
+
+
+def overlap(setting: Setting, rank: int, store: str) -> dict[str, float]:
+    """Shares of the exposed sum of gradients, in buckets and in one block, measured alternately."""
+    torch.set_num_threads(1)
+    device, exposed = torch.device("cpu"), [0.0]
+    finish = reduction.GradientSum.finish
+
+    def timed(self: reduction.GradientSum, rest: Sequence[Tensor]) -> None:
+        torch.distributed.barrier()  # the other rank's backward pass is not communication
+        began = clock()
+        finish(self, rest)
+        exposed[0] += clock() - began
+
+    reduction.GradientSum.finish = timed  # type: ignore[method-assign]
+    last = {"buckets": reduction.LAST_BYTES, "block": 2**40}
+    spent, outside = dict.fromkeys(last, 0.0), dict.fromkeys(last, 0.0)
+    with joined(rank, 2, f"file://{store}") as comm:
+        half = replace(setting, batch=setting.batch // 2)
+        step = our_step(half.config("train.compile=false"), device, comm, inputs(half.config(), device, torch.channels_last))
+        step()
+        for _ in range(setting.pairs):
+            for way, size in last.items():
+                reduction.LAST_BYTES, exposed[0] = size, 0.0
+                spent[way] += seconds(step, device)
+                outside[way] += exposed[0]
+    share = {way: round(outside[way] / spent[way], 4) for way in last}
+    gain = round(spent["block"] / spent["buckets"], 3)
+    return {"exposed_communication_share": share["buckets"], "before": share["block"], "step_gain": gain}
 
 
 def one_rank(setting: Setting, rank: int, store: str) -> dict[str, float]:
@@ -258,6 +295,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=list(SETTINGS), help="toy takes seconds and is for tests (default: as --device)")
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--pairs", type=int)
+    parser.add_argument("--ranks", type=int, choices=[1, 2], default=1)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -266,7 +304,12 @@ def main() -> None:
     if options.pairs:
         setting = replace(setting, pairs=options.pairs)
     if options.rank is not None:
-        print(json.dumps(one_rank(setting, options.rank, options.store)))
+        measure = overlap if options.ranks == 2 else one_rank
+        print(json.dumps(measure(setting, options.rank, options.store)))
+        return
+    if options.ranks == 2:
+        many = ["--pairs", str(setting.pairs)]
+        print(json.dumps(two_ranks(name, "--ranks", "2", *many) | {"n": setting.pairs, "torch": torch.__version__}))
         return
     if options.busy:
         global clock

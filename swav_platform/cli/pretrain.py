@@ -229,7 +229,7 @@ class ProgressDisplay:
 
     def _follow(self, folder: RunFolder, steps: int, before: tuple[int, int] | None) -> None:
         """before: state of an earlier attempt's metrics, which are not shown."""
-        ours, run_id = False, None
+        ours, run_id, state = False, None, ""
         task = self._bars.add_task("pretrain", total=steps, note="starting Ray")
         said, told, warned = 0.0, 0, 0.0
         while True:
@@ -242,6 +242,10 @@ class ProgressDisplay:
             if waiting and not console.stderr.is_terminal and time.monotonic() - warned > LINE_INTERVAL:
                 click.echo(waiting, err=True)
                 warned = time.monotonic()
+            verdict = _verdict(folder.path) if ours else None
+            if verdict is not None and verdict[0] != state:
+                state = verdict[0]
+                console.say(f"health {state}: {verdict[1]}")
             if line is not None:
                 done, note = line["step"] + 1, f"loss {line['loss']:.3f}"
                 self._bars.update(task, completed=done, note=waiting or note)
@@ -261,6 +265,14 @@ def _run_id(folder: RunFolder) -> str | None:
     except UserError:
         return None
     return None if found is None else str(found)
+
+
+def _verdict(run: Path) -> tuple[str, str] | None:
+    """The verdict about a run, and its reason with the remedy. `swav status` reads such lines."""
+    health = read_health(run)
+    if health is None or health.state == WAITING or health.step is None:
+        return None
+    return health.state, f"{health.because}. {health.do}".strip()
 
 
 def _waiting(run: Path) -> str | None:

@@ -21,9 +21,9 @@ from swav_platform.runs.folder import find
 @click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
 @console.json_option
 def replay_command(run: str, step: int, out: str | None, as_json: bool) -> None:
-    """Make a step of RUN again, and name the first layer and the first image whose values are not finite.
+    """Repeat a step of RUN, and name the first layer and the first image whose values are not finite.
 
-    Starts at the newest checkpoint before the step and repeats the steps in between, in this process. Writes nothing.
+    Starts at the newest checkpoint before the step and makes the steps in between, in this process. Writes nothing.
     """
     folder = find(run, out)
     from swav_platform.training.replay import replay

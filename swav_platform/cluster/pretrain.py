@@ -8,7 +8,8 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from swav_platform import registry
 from swav_platform.cluster import session, train
 from swav_platform.cluster.report import Report
+from swav_platform.cluster.room import Group
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
 from swav_platform.data.freshness import changed_shards
@@ -78,9 +80,9 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         index = _index(config, folder, watch, known, shards)
         for warning in preflight.warnings(config, preflight.schedule(config, index.samples)):
             log.warning(warning)
-        _open_run(config, folder, index, known, uri)
+        card = _open_run(config, folder, index, known, uri)
         try:
-            with session.connected(config) as (group, local):
+            with _ready(config, folder, uri, card) as (group, local):
                 with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
                     watch.started(folder, config.steps(index.samples))
                 try:
@@ -105,6 +107,16 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
         }
         folder.write_summary(summary)
         return _register(folder, uri, summary, config.tracking.patience)
+
+
+@contextlib.contextmanager
+def _ready(config: Config, folder: RunFolder, uri: str, card: registry.Card) -> Iterator[tuple[Group, bool]]:
+    """`session.connected`, while MLflow opens the run: both take seconds."""
+    with ThreadPoolExecutor(1, "tracking") as beside:
+        opened = beside.submit(registry.begin, folder, uri, card)
+        with session.connected(config) as connection:
+            opened.result()
+            yield connection
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -206,7 +218,8 @@ def _register(folder: RunFolder, uri: str, summary: dict[str, Any], patience: fl
     return summary
 
 
-def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any], uri: str) -> None:
+def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[str, Any], uri: str) -> registry.Card:
+    """Writes run.json and config.yaml, and returns what MLflow records of the run."""
     if known and known["index_digest"] != index.digest:
         raise UserError(
             f"The shards of run {folder.name} have changed since its start (index digest {index.digest[:12]}, was "
@@ -245,7 +258,7 @@ def _open_run(config: Config, folder: RunFolder, index: Index, known: Mapping[st
         tracking_uri=uri,
         created=known.get("created"),
     )
-    registry.begin(folder, uri, card)
+    return card
 
 
 def _job(config: Config, folder: RunFolder, index: Index, uri: str) -> train.TrainJob:

@@ -16,10 +16,13 @@ from swav_platform.runs.health_file import WAITING, Health, read_health, write_h
 
 REPEAT_SECONDS = 60.0
 
+STARTS = "workers start"
+
 _STEP = re.compile(r"^step (\d+)/(\d+)")
 _GROUP = re.compile(r"^workers (\d+), ")
 _RESTART = re.compile(r"^restart (\d+): ")
 _WAITING = re.compile(r"^waiting for (.+), \d+ s so far$")
+_HEALTH = re.compile(r"^health (\w+): ")
 _GOES_ON = re.compile(r"^goes on after ")
 
 
@@ -38,7 +41,7 @@ class Report:
             self._workers = group.workers
             self._end_of_wait()
             self._tell(f"workers {group.workers}, data tasks {group.tasks}, on {'GPUs' if group.device == 'cuda' else 'CPUs'}")
-            self._write("starting", "workers start")
+            self._write("starting", STARTS)
 
     def restart(self, why: str) -> None:
         with self._lock:
@@ -50,7 +53,7 @@ class Report:
         with self._lock:
             if step > self._step and self._waiting is None:
                 before = read_health(self._folder)
-                if before is None or before.state == "starting":
+                if before is None or before.because == STARTS:  # the training loop's verdict follows
                     self._write("learning", "steps are made")
             self._step = step
 
@@ -96,7 +99,7 @@ def _subject(what: str) -> str:
 def read_log(text: str) -> dict[str, Any]:
     """The state that the lines of a log tell: step, steps, workers, waiting_for, restarts, health."""
     found: dict[str, Any] = dict.fromkeys(("step", "steps", "workers", "waiting_for"))
-    found["restarts"] = 0
+    found["restarts"], verdict = 0, None
     for line in text.splitlines():
         if match := _STEP.match(line):
             found |= {"step": int(match[1]), "steps": int(match[2]), "waiting_for": None}
@@ -106,7 +109,9 @@ def read_log(text: str) -> dict[str, Any]:
             found["restarts"] = int(match[1])
         elif match := _WAITING.match(line):
             found["waiting_for"] = match[1]
+        elif match := _HEALTH.match(line):
+            verdict = match[1]
         elif _GOES_ON.match(line):
             found["waiting_for"] = None
-    found["health"] = "waiting" if found["waiting_for"] else "starting" if found["step"] is None else "learning"
+    found["health"] = "waiting" if found["waiting_for"] else verdict or ("starting" if found["step"] is None else "learning")
     return found

@@ -112,7 +112,9 @@ class Train(Section):
         changes_results="rounding",
     )
     compile: bool | Literal["auto"] = setting(
-        "auto", "compile encoders with torch.compile; auto: on a GPU, where no other setting excludes it", changes_results="rounding"
+        "auto",
+        "compile encoders with torch.compile; auto: on a GPU, where no other setting excludes it",
+        changes_results="rounding",
     )
     deterministic: bool = setting(False, "use only deterministic kernels (CUDA)", changes_results="rounding")
     workers: int | tuple[int, int] | Literal["auto"] = setting(

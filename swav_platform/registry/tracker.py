@@ -16,6 +16,7 @@ from swav_platform.registry.runs import open_run
 from swav_platform.registry.store import path_of
 from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.health_file import Health, read_health
+from swav_platform.runs.metrics import metrics_state
 
 log = logging.getLogger("swav")
 
@@ -50,6 +51,8 @@ class Tracker:
         pause = FLUSH_SECONDS
         while True:
             last = self._closing.wait(pause)
+            if self._sender is None and not last and metrics_state(self._folder.path) is None:
+                continue  # MLflow takes seconds of a core to import, which the first step needs
             try:
                 with short_limits(), explained(self._uri):
                     self._send()

@@ -37,10 +37,17 @@ class Health:
 def read_health(run: Path) -> Health | None:
     """None if there is no verdict, or none that can be read."""
     try:
-        content = json.loads((run / NAME).read_text(encoding="utf-8"))
+        return health_in((run / NAME).read_bytes())
+    except OSError:
+        return None
+
+
+def health_in(content: bytes) -> Health | None:
+    """The verdict in a file; None if it can't be read."""
+    try:
         known = {field.name for field in fields(Health)}
-        return Health(**{name: value for name, value in content.items() if name in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+        return Health(**{name: value for name, value in json.loads(content).items() if name in known})
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

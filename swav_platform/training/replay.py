@@ -1,4 +1,4 @@
-"""Makes a step of a run again, and finds the first layer and the first image whose values are not finite."""
+"""Repeats a step of a run, and finds the first layer and the first image whose values are not finite."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Replayed:
-    """A step made again. recorded: its loss in metrics.jsonl, if it is there. equal: whether both losses have the same bits."""
+    """A repeated step. recorded: its loss in metrics.jsonl, if it is there. equal: whether both losses have the same bits."""
 
     step: int
     start: int  # steps of the checkpoint that it began from; 0 without one
@@ -79,7 +79,7 @@ def replay(
 
     The bits are those of the run if it had one worker, on the same machine and with the same versions; else equal up to rounding.
     rows, prepare: as for `train`; by default made from the run's index on this machine.
-    Raises UsageError for a step that the run does not have, UserError if it can't be made again.
+    Raises UsageError for a step that the run does not have, UserError if it can't be repeated.
     """
     info, comm = folder.info(), LocalComm()
     device = device or here()

@@ -96,7 +96,9 @@ def train_step(
     if moving:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]
     grad_norm = total_norm(_gradients(moving))
-    value, norm, *sums = torch.cat([loss.reshape(1), grad_norm.reshape(1).to(loss), counts]).tolist()  # the step's one wait for a GPU
+    value, norm, *sums = torch.cat(
+        [loss.reshape(1), grad_norm.reshape(1).to(loss), counts]
+    ).tolist()  # the step's one wait for a GPU
     _check_finite(step, value, norm, lr, scaler)
     if clip is not None and moving:
         torch._foreach_mul_([own(g) for g in _gradients(moving)], (clip / (grad_norm + 1e-6)).clamp_max(1))

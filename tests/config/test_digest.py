@@ -36,6 +36,7 @@ OTHER_VALUES = {  # of every setting outside of the digest
     "train.device": "cpu",
     "train.retries": "9",
     "train.hang_timeout": "60",
+    "train.health": "stop",
     "data.segment": "7",
     "data.node_labels": "{pool: data}",
     "data.sample_log": "log",

@@ -42,7 +42,8 @@ def test_what_a_run_leaves(rig: ModuleType, whole: Path) -> None:
         "data/copies_total",
     }
     wanted |= {"data/read_ms", "data/decode_ms", "data/views_ms", "data/image_bytes"}
-    wanted |= {"train/collective_share"}
+    wanted |= {"train/collective_share", "train/update_share", "health/embedding_norm", "health/rankme", "health/rankme_backbone"}
+    wanted |= {"health/separation", "health/lidar"}
     assert wanted | {"step", "loss", "lr", "time"} == set(lines[0])
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:09d}" for n in (4, 8, 10)]
     assert len(Ledger.read(whole / "ledger")) == 0

@@ -53,7 +53,9 @@ def test_it_names_the_image_whose_pixels_are_not_finite(rig: ModuleType, tmp_pat
     with pytest.raises(UserError, match="step 6 is nan"):
         rig.train(rig.config(), tmp_path, prepare=planted(bad))
     health = read_health(tmp_path)
-    assert health is not None and health.state == "broken" and "swav replay RUN --step 6" in health.do
+    assert health is not None
+    assert health.state == "broken"
+    assert "swav replay RUN --step 6" in health.do
     run, how = settled(rig, tmp_path, prepare=planted(bad))
     fault = replay(run, 6, **how).fault
     assert fault is not None
@@ -70,8 +72,10 @@ def test_it_names_the_layer_whose_weight_is_not_finite(rig: ModuleType, broken: 
     snapshot.model[f"{name}.weight"].view(-1)[0] = float("nan")
     store.save(tmp_path / "checkpoints", snapshot)
     done = replay(run, 4, **how)
-    assert done.fault is not None and (done.fault.layer, done.fault.cause, done.start) == (name, "weight", 4)
-    assert done.loss != done.loss and done.recorded is None
+    assert done.fault is not None
+    assert (done.fault.layer, done.fault.cause, done.start) == (name, "weight", 4)
+    assert done.loss != done.loss
+    assert done.recorded is None
 
 
 def test_a_step_that_the_run_does_not_have(rig: ModuleType, whole: Path) -> None:

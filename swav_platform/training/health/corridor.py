@@ -11,6 +11,7 @@ from swav_platform.training.optimisation.schedules import learning_rate
 EARLY, LATE = 0.1, 0.4
 """Shares of the run's learning (sum of learning rates). After the first, a run is at fault that has learned nothing by any measure:
 published recipes have left their warm-up by then. After the second, one whose loss alone shows nothing."""
+FEWEST_STEPS = 20  # no network learns anything in fewer
 _POINTS = 500
 
 
@@ -27,6 +28,7 @@ class Corridor:
         first = min(config.method.freeze_prototypes, total // 10) if config.method.learn_prototypes else 0
         if in_epochs(config):
             first = max(first, epoch_steps(config, samples))
+        first = max(first, FEWEST_STEPS)
         stride = max(1, total // _POINTS)
         rates = [learning_rate(step, total, config.train.optimiser, config.train.batch) for step in range(first, total, stride)]
         return cls(math.fsum(rates) * stride, first)

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ class Monitor:
             log.warning(f"Step {health.step}: the run is {health.state}: {health.because}. {health.do}")
         self._state, self._written = health.state, time.monotonic()
         before = read_health(self._folder)
-        if before is None or before.state != WAITING:
+        if before is None:
             write_health(self._folder, health)
+        elif before.state != WAITING:
+            write_health(self._folder, replace(health, workers=before.workers, restarts=before.restarts))
 
     def close(self) -> None:
         """Writes the newest verdict."""

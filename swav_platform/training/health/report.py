@@ -10,7 +10,7 @@ from typing import Any
 
 from swav_platform.failures import duration
 from swav_platform.runs.folder import RunFolder
-from swav_platform.runs.health_file import WAITING, Health, read_health
+from swav_platform.runs.health_file import NAME, WAITING, Health, health_in
 from swav_platform.runs.metrics import read_metrics
 from swav_platform.runs.records import metrics_in
 from swav_platform.training.health.history import History
@@ -48,7 +48,7 @@ def lines_of(folder: RunFolder) -> Iterator[Mapping[str, Any]]:
 
 def _unfinished(folder: RunFolder, judge: Judge, now: float) -> Health:
     """A wait, the verdict that ended the run, silence, or what the metrics say."""
-    noted, judged = read_health(folder.path), judge.health
+    noted, judged = _noted(folder), judge.health
     if noted is not None and noted.state == WAITING:
         return noted
     if noted is not None and noted.state not in HEALTHY and (judged.step is None or (noted.step or 0) > judged.step):
@@ -60,6 +60,13 @@ def _unfinished(folder: RunFolder, judge: Judge, now: float) -> Health:
     because = f"no step has been logged for {duration(silence)}"
     do = "If the run was stopped, continue it with --resume; else see `swav status` and worker.log in the run's folder."
     return Health(WAITING, because, do, last.time or 0.0, last.step, "a step")
+
+
+def _noted(folder: RunFolder) -> Health | None:
+    try:
+        return health_in(folder.storage.get(NAME))
+    except FileNotFoundError:
+        return None
 
 
 def _silence(history: History, now: float) -> float | None:

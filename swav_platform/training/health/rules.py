@@ -64,6 +64,7 @@ FLAT_CODES = 0.9  # entropy of codes over ln K: they carry less than a tenth of 
 FORCED = 0.5  # share of ln K that balancing forces on the codes
 SPREAD = 0.1  # of features; cosines then differ by less than 0.01, which no temperature in use tells from equal
 MOVED = 0.1  # share of their length that weights move in a step: nothing learned is left after ten steps
+SHORT = 200  # steps of a run that only tries something
 STALE = 4.0  # drift of the queue, in units of sampling noise: six standard deviations above its expected value of 1
 
 
@@ -144,7 +145,7 @@ def frozen(run: Subject) -> Finding | None:
 def still_target(run: Subject) -> Finding | None:
     method = run.config.method
     left = method.momentum**run.total
-    if method.name != "mean_shift" or left <= 0.5:
+    if method.name != "mean_shift" or left <= 0.5 or (method.momentum < 1 and run.total < SHORT):
         return None
     return Finding(
         "stuck",
@@ -176,6 +177,14 @@ def diverging(run: Subject) -> Finding | None:
             "Lower train.optimiser.lr tenfold, or lengthen train.optimiser.warmup_steps.",
             _lower_rate(run),
         )
+    untrained = None if first is None or in_epochs(run.config) else first.loss
+    if untrained is not None and gain is not None and gain < 0 and run.due(0.0) and min(r.loss for r in history.recent) > untrained:
+        return Finding(
+            "diverging",
+            f"the loss is {-gain:.2f} above that of uniform predictions and higher than that of the untrained network ({untrained:.2f})",
+            "Lower train.optimiser.lr tenfold, or lengthen train.optimiser.warmup_steps.",
+            _lower_rate(run),
+        )
     norms = [r.get("train/grad_norm") or 0.0 for r in history.recent]
     start = None if first is None else first.get("train/grad_norm")
     rising = len(norms) == RECENT and norms == sorted(norms) and start and norms[0] > 100 * start
@@ -191,7 +200,8 @@ def diverging(run: Subject) -> Finding | None:
 
 def collapsed(run: Subject) -> Finding | None:
     spread, rank = run.history.mean("health/feature_std"), run.history.mean("health/rankme")
-    if not run.due() or spread is None or spread >= SPREAD:
+    apart = run.history.mean("health/separation")
+    if not run.due() or spread is None or spread >= SPREAD or (apart is not None and apart > 2 * LIKE_CHANCE):
         return None
     used = "" if rank is None else f", RankMe {rank:.1f}"
     return Finding(

@@ -26,7 +26,7 @@ class Judge:
         self.subject = Subject(config, History(corridor.first), corridor, samples, total)
         self.health = Health("starting", "no step has been logged yet")
         self.finding: Finding | None = None
-        self.well_until = 0  # steps before the first sign of what is wrong now
+        self.well_until = 0  # steps before the first sign of the present fault
 
     def add(self, line: Mapping[str, Any]) -> bool:
         """Adds a line of metrics.jsonl, and returns whether there is a new verdict."""

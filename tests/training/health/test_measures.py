@@ -50,9 +50,7 @@ def test_no_value_is_not_finite() -> None:
 
 
 def test_a_sample_is_the_same_for_any_number_of_ranks() -> None:
-    rows = [
-        RowOutputs(6 + k, torch.arange(5), torch.ones(5), drawn(3, 5, 4, seed=k), torch.zeros(3, 5, 0)) for k in range(3)
-    ]
+    rows = [RowOutputs(6 + k, torch.arange(5), torch.ones(5), drawn(3, 5, 4, seed=k), torch.zeros(3, 5, 0)) for k in range(3)]
     rows[1].weight[2] = 0
     seen = [Seen([drawn(5, 48, seed=10 + k)], [drawn(5, 7, seed=20 + k)]) for k in range(3)]
     everything = Seen([s.small[0] for s in seen], [s.features[0] for s in seen])

@@ -35,15 +35,14 @@ def diverges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "Judge", Strict)
 
 
-def test_a_warning_changes_nothing(
-    rig: ModuleType, tmp_path: Path, diverges: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_warning_changes_nothing(rig: ModuleType, tmp_path: Path, diverges: None, caplog: pytest.LogCaptureFixture) -> None:
     rig.train(settings(rig), tmp_path)
     assert [r.message for r in caplog.records if "diverging" in r.message] == [
         "Step 6: the run is diverging: it jumps. Lower it."
     ], "once"
     health = read_health(tmp_path)
-    assert health is not None and (health.state, health.step) == ("diverging", 11)
+    assert health is not None
+    assert (health.state, health.step) == ("diverging", 11)
 
 
 def test_stop(rig: ModuleType, tmp_path: Path, diverges: None) -> None:
