@@ -178,7 +178,13 @@ def diverging(run: Subject) -> Finding | None:
             _lower_rate(run),
         )
     untrained = None if first is None or in_epochs(run.config) else first.loss
-    if untrained is not None and gain is not None and gain < 0 and run.due(0.0) and min(r.loss for r in history.recent) > untrained:
+    if (
+        untrained is not None
+        and gain is not None
+        and gain < 0
+        and run.due(0.0)
+        and min(r.loss for r in history.recent) > untrained
+    ):
         return Finding(
             "diverging",
             f"the loss is {-gain:.2f} above that of uniform predictions and higher than that of the untrained network ({untrained:.2f})",
