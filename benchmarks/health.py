@@ -37,6 +37,7 @@ from swav_platform.images.views import photometric
 from swav_platform.methods.comm import LocalComm
 from swav_platform.rows.layout import Row, RowLayout
 from swav_platform.runs.health_file import Health, read_health
+from swav_platform.training import learner as learner_module
 from swav_platform.training import loop
 
 IMAGES, CLASSES, SIDE, STEPS = 2048, 8, 24, 300
@@ -60,7 +61,10 @@ class Images:
         position = np.arange(first, first + count)
         if not self.mixed:
             return position % IMAGES
-        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(IMAGES) for epoch in set(position // IMAGES)}
+        orders = {
+            epoch: np.random.default_rng([self.seed, int(epoch)]).permutation(IMAGES)
+            for epoch in {int(e) for e in position // IMAGES}
+        }
         return np.array([orders[p // IMAGES][p % IMAGES] for p in position])
 
 
@@ -86,10 +90,10 @@ def row(config: Config, images: Images, number: int) -> Row:
                 crop = images.pixels[sample[slot], y : y + side * step : step, x : x + side * step : step]
                 crop = crop[:, ::-1] if rng.random() < 0.5 else crop
                 group[view, slot] = (crop * rng.uniform(0.8, 1.0)).astype(np.uint8)
-    names = {"key": [f"k{s}" for s in sample], "shard": ["shard-0.tar"] * size, "stand_in_for": [None] * size}
+    names: dict[str, Any] = {"key": [f"k{s}" for s in sample], "shard": ["shard-0.tar"] * size, "stand_in_for": [None] * size}
     outcome, weight = np.full(size, Outcome.OK, np.uint8), np.ones(size, np.float32)
     content = np.array([xxhash.xxh3_64_intdigest(images.pixels[s].tobytes()) for s in sample], np.uint64)
-    own = {"views": views, "params": layout.params(packed), "packed": packed, "layout": layout}
+    own: dict[str, Any] = {"views": views, "params": layout.params(packed), "packed": packed, "layout": layout}
     own |= {"look": np.zeros(size, np.uint8), "content": content}
     return Row(row=number, position=position, sample=sample, outcome=outcome, weight=weight, events=[], **names, **own)
 
@@ -224,7 +228,7 @@ def run(case: Case, seed: int, folder: Path, show: bool) -> list[Health]:
         if case.expected and done.step >= STEPS // 5:
             raise Enough
 
-    build = loop.build_learner
+    build = learner_module.build_learner
 
     def built(*arguments: Any) -> Any:
         learner = build(*arguments)

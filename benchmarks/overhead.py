@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -57,12 +56,18 @@ def rows(config: Config) -> Callable[[int, int], Iterator[Row]]:
     packed = np.random.default_rng(0).integers(0, 256, layout.nbytes, dtype=np.uint8)
     views = layout.views(packed)
     params = layout.params(np.zeros(layout.nbytes, np.uint8))
-    names = {"key": ["k"] * size, "shard": ["s.tar"] * size, "stand_in_for": [None] * size}
+    names: dict[str, Any] = {"key": ["k"] * size, "shard": ["s.tar"] * size, "stand_in_for": [None] * size}
 
     def stream(first: int, last: int) -> Iterator[Row]:
         for number in range(first, last):
             position = number * size + np.arange(size)
-            own = {"views": views, "params": params, "packed": packed, "layout": layout, "look": np.zeros(size, np.uint8)}
+            own: dict[str, Any] = {
+                "views": views,
+                "params": params,
+                "packed": packed,
+                "layout": layout,
+                "look": np.zeros(size, np.uint8),
+            }
             outcome, weight = np.full(size, Outcome.OK, np.uint8), np.ones(size, np.float32)
             yield Row(row=number, position=position, sample=position, outcome=outcome, weight=weight, events=[], **names, **own)
 
@@ -93,8 +98,8 @@ def main() -> None:
         registry.begin(folder, uri, Card("overhead", {}, {}))
         began = time.process_time()
         with Tracker(folder, uri):
-            given = {"samples": 50_000, "index_digest": "i", "comm": LocalComm(), "resume": False}
-            loop.train(config, rows=rows(config), run_dir=folder.path, **given)  # type: ignore[arg-type]
+            given: dict[str, Any] = {"samples": 50_000, "index_digest": "i", "comm": LocalComm(), "resume": False}
+            loop.train(config, rows=rows(config), run_dir=folder.path, **given)
         total = time.process_time() - began
     bare = (total - sum(spent.values())) / options.steps
     logged = options.steps // every["log"] + 1
@@ -112,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Prepare = Callable[["Row"], list[Tensor]]
 """Converts a row to the network's input: per resolution [V_g * R, 3, H, W] on the device, view by view."""
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+"""`auto` is replaced by `device.resolved` before training; left as it is, it means fp32."""
+
 Accumulate = Literal["hold", "recompute"]
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

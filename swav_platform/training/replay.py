@@ -158,7 +158,7 @@ def _hooked(network: nn.Module, row: Row, found: list[Fault]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, module in network.named_modules():
             if (compiled := getattr(module, "_compiled_call_impl", None)) is not None:
-                module._compiled_call_impl = None  # type: ignore[assignment]
+                module._compiled_call_impl = None
                 stack.callback(setattr, module, "_compiled_call_impl", compiled)
             if not any(module.children()):
 

@@ -53,7 +53,8 @@ def _unfinished(folder: RunFolder, judge: Judge, now: float) -> Health:
         return noted
     if noted is not None and noted.state not in HEALTHY and (judged.step is None or (noted.step or 0) > judged.step):
         return noted
-    silence = _silence(judge.subject.history, now)
+    changed = folder.metrics.stat().st_mtime if folder.metrics.is_file() else 0.0
+    silence = _silence(judge.subject.history, changed, now)
     if silence is None or judged.state not in HEALTHY:
         return judged
     last = judge.subject.history.readings[-1]
@@ -69,10 +70,10 @@ def _noted(folder: RunFolder) -> Health | None:
         return None
 
 
-def _silence(history: History, now: float) -> float | None:
-    """Seconds since the newest logged step, if that is unusually long."""
-    times = [reading.time for reading in history.readings if reading.time is not None]
-    if not times:
+def _silence(history: History, changed: float, now: float) -> float | None:
+    """Seconds since the newest logged step, if that is unusually long. changed: time of the record's file, for lines without a time."""
+    times = [reading.time for reading in history.readings if reading.time is not None] or [changed]
+    if not history.readings or not times[-1]:
         return None
     usual = (times[-1] - times[0]) / max(len(times) - 1, 1)
     silence = now - times[-1]

@@ -11,7 +11,8 @@ from swav_platform.config import Config
 from swav_platform.runs.health_file import Health
 from swav_platform.training.health.corridor import Corridor
 from swav_platform.training.health.history import RECENT, History
-from swav_platform.training.health.rules import LEAST_GAIN, RULES, Finding, Subject
+from swav_platform.training.health.rules import RULES
+from swav_platform.training.health.subject import Finding, Subject
 
 HEALTHY = ("starting", "learning")
 
@@ -47,7 +48,7 @@ class Judge:
         if self.finding is not None:
             return self.finding.state, self.finding.because, self.finding.do
         run, gain = self.subject, self.subject.gain
-        if not run.due() or (gain is not None and gain < LEAST_GAIN):
+        if not run.due() or run.learned is False:
             apart = run.history.mean("health/separation")
             sign = "" if apart is None else f"; images differ {apart:.1f} times as much as views of one image (by chance 1)"
             return "starting", f"{run.history.step + 1:,} of {run.total:,} steps, too early to judge{sign}", ""

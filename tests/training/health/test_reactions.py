@@ -12,7 +12,7 @@ import pytest
 from swav_platform.errors import UserError
 from swav_platform.runs.health_file import Health, read_health
 from swav_platform.training.health import monitor
-from swav_platform.training.health.rules import Finding
+from swav_platform.training.health.subject import Finding
 from swav_platform.training.health.verdict import Judge
 
 
