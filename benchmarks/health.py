@@ -61,11 +61,11 @@ class Images:
         position = np.arange(first, first + count)
         if not self.mixed:
             return position % IMAGES
+        numbers = [int(p) for p in position]
         orders = {
-            epoch: np.random.default_rng([self.seed, int(epoch)]).permutation(IMAGES)
-            for epoch in {int(e) for e in position // IMAGES}
+            epoch: np.random.default_rng([self.seed, epoch]).permutation(IMAGES) for epoch in {p // IMAGES for p in numbers}
         }
-        return np.array([orders[p // IMAGES][p % IMAGES] for p in position])
+        return np.array([orders[p // IMAGES][p % IMAGES] for p in numbers])
 
 
 def _smooth(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -241,7 +241,7 @@ def run(case: Case, seed: int, folder: Path, show: bool) -> list[Health]:
         if case.unnormalised:
             stack.enter_context(patch("swav_platform.methods.network.unit", lambda x: 3 * x))
         try:
-            given = {
+            given: dict[str, Any] = {
                 "samples": IMAGES,
                 "index_digest": "i",
                 "rows": rows,
