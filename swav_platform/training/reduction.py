@@ -36,6 +36,11 @@ class GradientSum:
             for parameter in bucket:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(lambda _, number=number: self._arrived(number)))
 
+    @property
+    def sent(self) -> int:
+        """Number of buckets that began to travel during the backward pass."""
+        return len(self._sent)
+
     def finish(self, rest: Sequence[Tensor]) -> None:
         """Sums what has not been sent, together with `rest`, and waits for all. Gradients that are None are left out."""
         for hook in self._hooks:

@@ -89,6 +89,8 @@ def train_step(
     counts = loss.new_tensor(list(extra))
     with _counted(comm, "gradients", calls):
         gradients.finish([loss, statistics, counts])
+    calls["gradients"] += gradients.sent
+    calls["normalisation"] -= gradients.sent  # they began during the backward pass
     gathered = None
     if vitals is not None:
         with _counted(comm, "health", calls):

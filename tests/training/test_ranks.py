@@ -59,10 +59,10 @@ def test_and_the_other_way_round(rig: ModuleType, whole64: Path, ranks: Callable
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_collectives_of_a_step(ranks: Callable, size: int) -> None:
-    """Three of the method and the one that carries gradients, loss and statistics; one of health if the step is logged."""
+    """Three of the method; two buckets of gradients, the last with loss and statistics; one of health if the step is logged."""
     calls = json.loads((ranks(size) / "calls.json").read_text())
     for step in (1, 2, 3, 5, 6, 7, 9):  # 4 and 8 follow a checkpoint
-        assert calls[step] == {**calls[step - 1], "sum": calls[step - 1]["sum"] + 4 + (step in (2, 5, 9))}
+        assert calls[step] == {**calls[step - 1], "sum": calls[step - 1]["sum"] + 5 + (step in (2, 5, 9))}
 
 
 def test_gathering_what_is_uneven(ranks: Callable) -> None:

@@ -55,7 +55,7 @@ def test_two_ranks_learn_what_one_does(runs: Callable[[int], Path]) -> None:
     assert len(losses(one)) == 8
     assert losses(two) == pytest.approx(losses(one), abs=1e-3)
     summary = json.loads((two / "summary.json").read_text())
-    assert summary["collectives"] == {"normalisation": 0, "method": 3, "gradients": 1, "health": 1}
+    assert summary["collectives"] == {"normalisation": 0, "method": 3, "gradients": 2, "health": 1}
     assert (summary["steps"], summary["images"]) == (8, 256)
     assert load_package(two / "model").prototypes.shape == (12, 16)
     index = Index.open(RunFolder(two).info()["index"])

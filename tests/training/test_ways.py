@@ -204,7 +204,12 @@ def test_collectives_are_counted_by_what_they_are_for(rig: ModuleType, tmp_path:
 
     seen = []
     rig.train(rig.config(train__steps=2), tmp_path, comm=Two(), on_progress=seen.append)
-    assert seen[1].collectives == {"normalisation": 0, "method": 3, "gradients": 0}  # one rank alone adds no gradients up
+    assert seen[1].collectives == {
+        "normalisation": 0,
+        "method": 3,
+        "gradients": 0,
+        "health": 0,
+    }  # one rank alone adds no gradients up
 
 
 def test_where_nothing_moves_there_is_nothing_to_cut(rig: ModuleType, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SAMPLED = 256  # images of a step that measures come from, at most
 KEPT = 40  # readings
 RECENT = 3  # readings that must agree before something is said
 

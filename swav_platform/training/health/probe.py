@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swav_platform.methods.method import StepOutputs
+from swav_platform.training.health.history import SAMPLED
 
-IMAGES = 256  # of a step, at most
 SMALL = 4  # side of the small images that show whether steps resemble each other
 
 
@@ -78,8 +78,8 @@ class Layout:
 def sample(outputs: StepOutputs, seen: Seen, rows_per_step: int) -> tuple[Tensor, Layout]:
     """This rank's part of the step's first images, row by row, as a flat tensor to be summed over ranks, and its layout."""
     first = outputs.rows[0]
-    kept_rows = min(rows_per_step, IMAGES)
-    per_row = min(len(first.weight), max(1, IMAGES // rows_per_step))
+    kept_rows = min(rows_per_step, SAMPLED)
+    per_row = min(len(first.weight), max(1, SAMPLED // rows_per_step))
     small = torch.cat(seen.small)
     features = torch.cat(seen.features) if seen.features else small.new_zeros(len(small), 0)
     views, size, dim = first.embeddings.shape

@@ -13,8 +13,6 @@ from swav_platform.training.health.corridor import LATE, forced_entropy, in_epoc
 from swav_platform.training.health.history import RECENT
 from swav_platform.training.health.subject import Finding, Rule, Subject
 
-LIKE_CHANCE = 1.5  # a variance ratio whose expected value by chance is 1
-FEWEST = 16  # images of a step, for that ratio to be near its expected value
 FLAT_CODES = 0.9  # entropy of codes over ln K: they carry less than a tenth of the information that they could
 FORCED = 0.5  # share of ln K that balancing forces on the codes
 SPREAD = 0.1  # of features; cosines then differ by less than 0.01, which no temperature in use tells from equal
@@ -62,7 +60,7 @@ def diverging(run: Subject) -> Finding | None:
 def collapsed(run: Subject) -> Finding | None:
     spread, rank = run.history.mean("health/feature_std"), run.history.mean("health/rankme")
     apart = run.history.mean("health/separation")
-    if not run.due() or spread is None or spread >= SPREAD or (apart is not None and apart > 2 * LIKE_CHANCE):
+    if not run.due() or spread is None or spread >= SPREAD or (apart is not None and apart > 2 * run.like_chance):
         return None
     used = "" if rank is None else f", RankMe {rank:.1f}"
     return Finding(
@@ -111,7 +109,7 @@ def stuck(run: Subject) -> Finding | None:
             f"{so_far}, and features of the queue differ from those of the step by {drift:.0f} times the sampling noise",
             "Raise method.queue_start until features change slowly, set method.queue_drift=4, or lower method.queue_length.",
         )
-    if ratio is not None and ratio < LIKE_CHANCE and run.config.train.batch >= FEWEST:
+    if ratio is not None and ratio < run.like_chance:
         return Finding(
             "stuck",
             f"{so_far}, and views of different images are as alike as views of one image (variance ratio {ratio:.2f}, by chance 1)",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from swav_platform.config import Config
 from swav_platform.training.health.corridor import EARLY, Corridor
-from swav_platform.training.health.history import RECENT, History
+from swav_platform.training.health.history import RECENT, SAMPLED, History
 
 LEAST_SHARE = 0.05  # of the distance from ln K to the entropy of the codes
 LEAST_GAIN = 0.02  # nats: a network that gives the right prototype a 2 % higher probability than the others
@@ -27,7 +27,7 @@ class Subject:
     def due(self, share: float = EARLY) -> bool:
         """Whether the run has had this share of its learning, with nothing frozen in the recent steps."""
         history, corridor = self.history, self.corridor
-        seen = len(history.readings) >= RECENT and history.recent[0].step >= corridor.first
+        seen = len(history.readings) > RECENT and history.readings[-RECENT - 1].step + 1 >= corridor.first
         return seen and history.lr_spent >= share * corridor.whole
 
     @property
@@ -40,6 +40,17 @@ class Subject:
             if (above := recent[-1].get(name)) is not None:
                 return recent[-1].metrics["train/loss"] - above - loss
         return None
+
+    @property
+    def like_chance(self) -> float:
+        """The largest mean of `health/separation` that chance explains: four standard errors above 1.
+
+        The ratio has n - 1 and (n - 1)(V - 1) degrees of freedom, for n images and V views, in each dimension in use (RankMe).
+        """
+        views, images = sum(group.count for group in self.config.views.values()), min(self.config.train.batch, SAMPLED)
+        dims = max(self.history.mean("health/rankme") or 1.0, 1.0)
+        variance = 2 / dims * (1 + 1 / max(views - 1, 1)) / max(images - 1, 1)
+        return 1 + 4 * math.sqrt(variance / RECENT)
 
     @property
     def learned(self) -> bool | None:
