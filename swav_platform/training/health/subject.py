@@ -54,7 +54,7 @@ class Subject:
 
     @property
     def learned(self) -> bool | None:
-        """Whether the loss has left that of uniform predictions, by more than noise and part of what the codes allow; None if unknown.
+        """Whether the loss has left that of uniform predictions, by more than noise and a small share of its range; None if unknown.
 
         A loss is at least the entropy of its targets. While codes are nearly uniform, little can be gained, and little is progress.
         """
