@@ -43,6 +43,10 @@ class Exclusions:
     def __len__(self) -> int:
         return len(self._lines)
 
+    @property
+    def lines(self) -> frozenset[Line]:
+        return self._lines
+
     def __or__(self, other: Exclusions) -> Exclusions:
         return Exclusions(self._lines | other._lines, other._found | self._found)
 
