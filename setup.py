@@ -5,6 +5,11 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["swav_platform*", "services*"]), "swav_platform.recipes"],
     package_dir={"swav_platform.recipes": "configs/pretrain"},
-    package_data={"swav_platform": ["py.typed"], "services": ["py.typed"], "swav_platform.recipes": ["*.yaml"]},
+    package_data={
+        "swav_platform": ["py.typed"],
+        "services": ["py.typed"],
+        "services.embeddings.explorer": ["page/*", "page/views/*"],
+        "swav_platform.recipes": ["*.yaml"],
+    },
     include_package_data=False,
 )

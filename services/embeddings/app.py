@@ -12,6 +12,9 @@ from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
 from services.embeddings.edge.access import open_guard
 from services.embeddings.engine import Engine
+from services.embeddings.explorer import page
+from services.embeddings.explorer import routes as explorer
+from services.embeddings.explorer.collection import collect
 from services.embeddings.metrics import Measured, make_metrics
 from services.embeddings.routes import about, clusters, embeddings, neighbours
 from services.embeddings.settings import ServiceSettings
@@ -29,8 +32,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     guard = open_guard(settings.keys)
     model = load_for_inference(settings.model)
     store = None if settings.embeddings is None else load_store(settings.embeddings, model)
+    collection = None if store is None else collect(store, settings.embeddings)
     metrics = make_metrics()
-    state = State(settings, model, store, Engine(model, settings, metrics), metrics, Bodies(settings.limits.max_held))
+    state = State(settings, model, store, Engine(model, settings, metrics), metrics, Bodies(settings.limits.max_held), collection)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +53,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.state.guard = guard
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)
-    for part in (embeddings, clusters, neighbours, about):
+    for part in (embeddings, clusters, neighbours, about, explorer):
         app.include_router(part.router)
+    page.install(app)
     return app

@@ -9,6 +9,7 @@ from fastapi import Request
 from services.embeddings.body import Bodies
 from services.embeddings.engine import Engine
 from services.embeddings.errors import ServiceError
+from services.embeddings.explorer.collection import Collection
 from services.embeddings.metrics import Metrics
 from services.embeddings.settings import ServiceSettings
 from services.embeddings.store import Store
@@ -23,6 +24,7 @@ class State:
     engine: Engine
     metrics: Metrics
     bodies: Bodies
+    collection: Collection | None = None  # of the store, for the page
 
     def stored(self) -> Store:
         """The run's embeddings. Raises ServiceError 409 if the service was started without any."""

@@ -23,33 +23,41 @@ CELLS = 16_000_000  # float32 cosines in memory during a search: 64 MB
 
 @dataclass(frozen=True)
 class Store:
-    """N samples in memory. Immutable, and so safe for concurrent reads."""
+    """N samples in memory. Only `hidden` and `sizes` change, element by element, so that concurrent reads are safe."""
 
     table: pa.Table  # all columns except the vectors
     vectors: np.ndarray  # float32 [N, feature_dim], unit length
     clusters: np.ndarray  # int32 [N]
     scores: np.ndarray  # float32 [N]: cosine to the nearest prototype
-    sizes: np.ndarray  # int64 [K]
+    sizes: np.ndarray  # int64 [K]: samples of each cluster that are not hidden
+    hidden: np.ndarray  # bool [N]: excluded samples, which no answer contains
 
     @property
     def samples(self) -> int:
-        return len(self.clusters)
+        return len(self.clusters) - int(np.count_nonzero(self.hidden))
+
+    def hide(self, rows: np.ndarray, hidden: bool) -> None:
+        """Leaves the rows out of all answers, or takes them back."""
+        self.hidden[rows] = hidden
+        shown = self.clusters[(self.clusters >= 0) & ~self.hidden]
+        self.sizes[:] = np.bincount(shown, minlength=len(self.sizes))
 
     def nearest(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Rows of the k nearest samples and their cosines, best first, for each unit-length query of [n, feature_dim]."""
-        at_once = max(1, CELLS // self.samples)
+        at_once = max(1, CELLS // len(self.clusters))
         parts = [queries[i : i + at_once] for i in range(0, len(queries), at_once)]
-        return [highest(cosines, k) for part in parts for cosines in part @ self.vectors.T]
+        k = min(k, self.samples)
+        return [highest(np.where(self.hidden, -2, cosines), k) for part in parts for cosines in part @ self.vectors.T]
 
     def members(self, cluster: int, limit: int) -> np.ndarray:
         """Rows of the cluster's samples that are nearest to its prototype, best first."""
-        rows = np.flatnonzero(self.clusters == cluster)
+        rows = np.flatnonzero((self.clusters == cluster) & ~self.hidden)
         order, _ = highest(self.scores[rows], limit)
         return np.asarray(rows[order])
 
     def rows(self, key: str, shard: str | None) -> np.ndarray:
         """Rows with this key, in `shard` (file name or whole path) if given."""
-        found = np.flatnonzero(pc.equal(self.table["key"], key).to_numpy(zero_copy_only=False))
+        found = np.flatnonzero(pc.equal(self.table["key"], key).to_numpy(zero_copy_only=False) & ~self.hidden)
         if shard is None:
             return found
         names = [self.table["shard"][int(row)].as_py() for row in found]
@@ -99,6 +107,7 @@ def load_store(folder: Path, model: InferenceModel) -> Store:
         clusters=clusters,
         scores=np.nan_to_num(table["score"].to_numpy().astype(np.float32), nan=-1.0),
         sizes=np.bincount(clusters[clusters >= 0], minlength=known),
+        hidden=np.zeros(len(clusters), bool),
     )
 
 

@@ -33,7 +33,7 @@ function choice(made, sample) {
   button.addEventListener("click", async () => {
     button.disabled = true;
     try {
-      await send("POST", "exclusions", { samples: [sample.sample], excluded: !sample.excluded });
+      await send("POST", "explorer/exclusions", { samples: [sample.sample], excluded: !sample.excluded });
       sample.excluded = !sample.excluded;
       made.classList.toggle("out", sample.excluded);
       button.textContent = label();

@@ -27,7 +27,7 @@ function all({ about, query }) {
 
   function load() {
     show(place, "clusters", async () => {
-      const found = await get("clusters", { ...state, limit: PAGE, exemplars: 8 });
+      const found = await get("explorer/clusters", { ...state, limit: PAGE });
       if (!found.total) return empty(state.search ? "No cluster has this number or name." : "There are no clusters.");
       return [h("ul", { class: "sheets" }, found.clusters.map(sheet)), pages(found)];
     });
@@ -53,7 +53,7 @@ function sheet(cluster) {
 }
 
 async function one({ about, rest }) {
-  const found = await get(`clusters/${encodeURIComponent(rest[0])}`, { limit: 120 });
+  const found = await get(`explorer/clusters/${encodeURIComponent(rest[0])}`, { limit: 120 });
   const heading = h("h1", {}, titleOf(found));
   const members = found.members.length ? tiles(found.members, { choose: about.writable }) : empty("No stored image belongs to this cluster.");
   const name = h("input", { value: found.name ?? "", maxlength: 100, placeholder: `Cluster ${found.cluster}` });
@@ -61,7 +61,7 @@ async function one({ about, rest }) {
   rename.addEventListener("submit", async (event) => {
     event.preventDefault();
     try {
-      const saved = await send("PUT", `clusters/${found.cluster}/name`, { name: name.value.trim() || null });
+      const saved = await send("PUT", `explorer/clusters/${found.cluster}/name`, { name: name.value.trim() || null });
       heading.textContent = titleOf(saved);
       notice("The name is saved.");
     } catch (error) {

@@ -10,7 +10,7 @@ const HELP = "Drag to move, scroll or pinch to zoom. Keys: arrows move, + and âˆ
 
 export async function view({ about }) {
   if (!about.map) return empty("The set has no map. Run ", h("code", {}, "swav neighbours map SET"), " and reload the page.");
-  const data = decode(await bytes("map"));
+  const data = decode(await bytes("explorer/map"));
   const side = h("div", { "aria-live": "polite" });
   const plot = h("div", { class: "plot", tabIndex: 0, role: "application", "aria-label": `Map of ${number(data.n)} images` });
   const [points, overlay] = [h("canvas", { "aria-hidden": "true" }), h("canvas", { "aria-hidden": "true" })];
@@ -97,7 +97,7 @@ async function thumbnails(state) {
   }
   const missing = indices.filter((i) => !state.pictures.has(i));
   if (missing.length) {
-    const found = await get("items", { samples: missing.map((i) => state.data.samples[i]).join(",") }).catch(() => null);
+    const found = await get("explorer/items", { samples: missing.map((i) => state.data.samples[i]).join(",") }).catch(() => null);
     found?.items.forEach((item, place) => {
       const picture = item.thumbnail ? new Image() : null;
       if (picture) { picture.onload = () => decorate(state); picture.src = item.thumbnail; }
@@ -112,9 +112,9 @@ function select(state, indices) {
   const samples = indices.map((i) => state.data.samples[i]);
   show(state.side, "the selection", async () => {
     if (!samples.length) return empty("No image is inside.");
-    const found = await get("items", { samples: samples.slice(0, 60).join(",") });
+    const found = await get("explorer/items", { samples: samples.slice(0, 60).join(",") });
     const keys = h("button", { type: "button", onclick: async () => {
-      try { save("keys.txt", (await send("POST", "items/list", { samples })).lines.join("\n") + "\n"); } catch (error) { notice(error.message); }
+      try { save("keys.txt", (await send("POST", "explorer/list", { samples })).lines.join("\n") + "\n"); } catch (error) { notice(error.message); }
     } }, "Download the list of keys");
     return [h("h2", {}, `${number(samples.length)} images`), h("div", { class: "bar" }, keys), tiles(found.items, { choose: state.about.writable })];
   });

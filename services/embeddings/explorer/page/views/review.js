@@ -18,16 +18,16 @@ export async function view({ about, query }) {
     load();
   } }, label));
   const download = h("button", { type: "button", onclick: async () => {
-    try { save("exclude.txt", await text("exclusions")); } catch (error) { notice(error.message); }
+    try { save("exclude.txt", await text("explorer/exclusions")); } catch (error) { notice(error.message); }
   } }, "Download the exclusion list");
   const tally = async () => { count.textContent = `${number((await get("explorer")).excluded)} images are excluded.`; };
   place.addEventListener("chosen", () => tally().catch(() => {}));
 
   function load() {
     show(place, KINDS[state.kind].toLowerCase(), async () => {
-      const found = await get(state.kind, { offset: state.offset, limit: PAGE });
+      const found = await get(`explorer/${state.kind}`, { offset: state.offset, limit: PAGE });
       if (!found.total) return empty(found.computed ? "None were found." : h("span", {}, "Not computed yet. Run ", h("code", {}, state.kind === "duplicates" ? "swav neighbours duplicates SET" : "swav neighbours curate SET"), " and reload the page."));
-      const shown = state.kind === "duplicates" ? found.groups.map((each) => group(each, about)) : [tiles(found.items, { choose: about.writable })];
+      const shown = state.kind === "duplicates" ? found.groups.map((each, i) => group(each, about, found.offset + i + 1)) : [tiles(found.items, { choose: about.writable })];
       const last = Math.min(found.offset + PAGE, found.total);
       const turn = (by) => { state.offset += by; load(); scrollTo(0, 0); };
       return [...shown, h("p", { class: "bar" },
@@ -42,17 +42,17 @@ export async function view({ about, query }) {
   return [h("h1", {}, "Review"), h("div", { class: "bar" }, ...buttons, download, count), place];
 }
 
-function group(found, about) {
+function group(found, about, place) {
   const drop = h("button", { type: "button", onclick: async (event) => {
     event.currentTarget.disabled = true;
     try {
-      await send("POST", "exclusions", { samples: found.items.slice(1).map((item) => item.sample), excluded: true });
+      await send("POST", "explorer/exclusions", { samples: found.items.slice(1).map((item) => item.sample), excluded: true });
       found.items.slice(1).forEach((item) => { item.excluded = true; });
-      made.replaceWith(group(found, about));
+      made.replaceWith(group(found, about, place));
       notice("All but the first image are excluded.");
     } catch (error) { notice(error.message); event.target.disabled = false; }
   } }, "Keep the first only");
-  const made = h("section", { class: "group", "aria-label": `${found.items.length} similar images` },
+  const made = h("section", { class: "group", "aria-label": `Group ${place}: ${found.items.length} similar images` },
     h("p", { class: "bar" }, h("span", { class: "soft" }, `${found.items.length} images, least cosine ${decimals(found.similarity, 3)}`), about.writable && drop),
     tiles(found.items, { choose: about.writable }));
   return made;

@@ -4,8 +4,8 @@ import { get } from "../api.js";
 import { decimals, empty, h, number, svg } from "../dom.js";
 
 export async function view() {
-  const run = await get("run");
-  if (!run.name) return empty("The model was not loaded from a run's folder, so there is no record of its training.");
+  const run = await get("explorer/run");
+  if (!run.name) return [h("h1", {}, "Run"), empty("The model was not loaded from a run's folder, so there is no record of its training.")];
   const health = run.health;
   return [h("h1", {}, run.name),
     health && h("div", { class: "verdict" }, h("p", {}, h("b", {}, health.state), ` at step ${number(health.step ?? 0)}`), health.because && h("p", {}, health.because), health.do && h("p", {}, health.do)),

@@ -34,18 +34,18 @@ async function answers(about, given) {
     about.samples ? image("neighbors", given, { k: 48 }) : null,
   ]);
   for (const answer of [clusters, neighbours]) if (answer?.items[0].error) throw new Error(answer.items[0].error.message);
-  return [clusters && assigned(clusters.items[0].clusters),
+  return [clusters && assigned(about, clusters.items[0].clusters),
     h("h2", {}, "Nearest images"),
     neighbours ? tiles(neighbours.items[0].neighbors) : empty("The service has no embedding set to search in.")].filter(Boolean);
 }
 
-function assigned(clusters) {
+function assigned(about, clusters) {
   return h("section", {}, h("h2", {}, "Clusters"), h("table", {}, h("thead", {}, h("tr", {}, ["Cluster", "Probability", "Cosine"].map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, clusters.map((c) => h("tr", {}, h("td", {}, h("a", { href: `#/clusters/${c.cluster}` }, c.name ?? `Cluster ${c.cluster}`)), h("td", {}, `${(100 * c.probability).toFixed(1)} %`), h("td", {}, decimals(c.score, 3)))))));
+    h("tbody", {}, clusters.map((c) => h("tr", {}, h("td", {}, h("a", { href: `#/clusters/${c.cluster}` }, about.names[c.cluster] ?? `Cluster ${c.cluster}`)), h("td", {}, `${(100 * c.probability).toFixed(1)} %`), h("td", {}, decimals(c.score, 3)))))));
 }
 
 async function stored(about, sample) {
-  const found = await get("neighbors", { sample, k: 48 });
+  const found = await get("explorer/neighbors", { sample, k: 48 });
   const own = h("figure", { class: "tile" }, picture(found.item, found.item.key), h("figcaption", {}, found.item.key, h("br"), found.item.shard, h("br"), found.item.label ?? ""));
   return [h("h1", {}, "Nearest images"),
     h("div", { class: "split" },

@@ -1,0 +1,231 @@
+"""What the page asks. These routes are the page's own; the resources under /v1 are the API for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.embeddings.answers import Json
+from services.embeddings.edge.access import caller_of, require
+from services.embeddings.errors import ServiceError
+from services.embeddings.explorer import lists
+from services.embeddings.explorer.collection import Collection, found
+from services.embeddings.explorer.notes import LONGEST, listed
+from services.embeddings.explorer.overview import ORDERS
+from services.embeddings.explorer.run import of_package
+from services.embeddings.state import State, current
+from swav_platform.models.inference import highest
+
+router = APIRouter(prefix="/v1/explorer", include_in_schema=False, dependencies=[Depends(require("search"))])
+ADMIN = [Depends(require("search", "admin"))]
+
+MOST = 200  # samples of a request
+Limit = Annotated[int, Query(ge=1, le=MOST)]
+Offset = Annotated[int, Query(ge=0)]
+SampleNumber = Annotated[int, Field(ge=0)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Name(_Body):
+    name: Annotated[str, Field(max_length=LONGEST)] | None
+
+
+class Chosen(_Body):
+    samples: Annotated[list[SampleNumber], Field(max_length=1_000_000)]
+
+
+class Exclusion(_Body):
+    samples: Annotated[list[SampleNumber], Field(max_length=10_000)]
+    excluded: bool
+
+
+def collection(request: Request) -> Collection:
+    state = current(request)
+    state.stored()
+    assert state.collection is not None
+    return state.collection
+
+
+def _shows(request: Request) -> bool:
+    return caller_of(request).may("images")
+
+
+@router.get("")
+async def facts(request: Request) -> Json:
+    """What there is to show."""
+    state, caller = current(request), caller_of(request)
+    held = state.collection
+    return Json(
+        {
+            "model": state.model_name(),
+            "clusters": len(state.model.prototypes),
+            "samples": None if held is None else int(np.count_nonzero(~held.store.hidden)),
+            "excluded": 0 if held is None else int(np.count_nonzero(held.store.hidden)),
+            "thumbnails": held is not None and "thumbnail" in held.store.table.column_names and caller.may("images"),
+            "map": held is not None,
+            "names": {} if held is None else {str(cluster): name for cluster, name in held.notes.names.items()},
+            "writable": held is not None and held.notes.writable and caller.may("admin"),
+        }
+    )
+
+
+@router.get("/clusters")
+async def clusters(
+    request: Request, order: str = "size", search: str = "", limit: Limit = 48, offset: Offset = 0, exemplars: int = 8
+) -> Json:
+    """A page of clusters with their best samples."""
+    state = current(request)
+    if order not in ORDERS:
+        raise ServiceError(422, "invalid_parameter", f"order must be one of {', '.join(ORDERS)}, not {order!r}.")
+    return Json(
+        await asyncio.to_thread(_clusters, state, order, search, limit, offset, min(max(exemplars, 0), 24), _shows(request))
+    )
+
+
+def _clusters(state: State, order: str, search: str, limit: int, offset: int, exemplars: int, thumbnail: bool) -> dict[str, Any]:
+    held = state.collection
+    if held is None:
+        numbers: list[int] = found({}, search, range(len(state.model.prototypes)))
+    else:
+        numbers = found(held.notes.names, search, held.overview.order(order, held.store.sizes).tolist())
+    shown = [_summary(state, c, exemplars, thumbnail) for c in numbers[offset : offset + limit]]
+    return {"total": len(numbers), "limit": limit, "offset": offset, "clusters": shown}
+
+
+def _summary(state: State, cluster: int, exemplars: int, thumbnail: bool) -> dict[str, Any]:
+    held = state.collection
+    if held is None:
+        return {"cluster": cluster, "name": None, "size": None, "exemplars": []}
+    numbers = held.overview
+    return {
+        "cluster": cluster,
+        "name": held.notes.names.get(cluster),
+        "size": int(held.store.sizes[cluster]),
+        **{name: _number(getattr(numbers, name)[cluster]) for name in ("tightness", "spread", "entropy")},
+        "exemplars": held.exemplars(cluster, exemplars, thumbnail=thumbnail),
+    }
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 5) if math.isfinite(value) else None
+
+
+def _known(state: State, cluster: int) -> None:
+    state.check_clusters()
+    known = len(state.model.prototypes)
+    if not 0 <= cluster < known:
+        message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
+        raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
+
+
+@router.get("/clusters/{cluster}")
+async def cluster(request: Request, cluster: int, limit: Limit = 120) -> Json:
+    """One cluster: its best samples and the nearest clusters with theirs."""
+    state = current(request)
+    _known(state, cluster)
+    return Json(await asyncio.to_thread(_cluster, state, cluster, limit, _shows(request)))
+
+
+def _cluster(state: State, cluster: int, limit: int, thumbnail: bool) -> dict[str, Any]:
+    summary = _summary(state, cluster, limit, thumbnail)
+    places, scores = highest(state.model.scores(state.model.prototypes[cluster][None])[0], 7)
+    near = [(int(c), float(s)) for c, s in zip(places, scores, strict=True) if c != cluster][:6]
+    nearest = [{**_summary(state, c, 4, thumbnail), "score": _number(score)} for c, score in near]
+    return {**summary, "members": summary.pop("exemplars"), "nearest": nearest}
+
+
+@router.put("/clusters/{cluster}/name", dependencies=ADMIN)
+async def rename(request: Request, cluster: int, body: Name) -> Json:
+    """Names a cluster; null takes the name away. Names are stored beside the set."""
+    held = collection(request)
+    _known(current(request), cluster)
+    await asyncio.to_thread(held.notes.rename, cluster, body.name)
+    return Json({"cluster": cluster, "name": held.notes.names.get(cluster)})
+
+
+@router.get("/items")
+async def items(request: Request, samples: str) -> Json:
+    """Samples by number, in the order of the request; unknown ones are left out."""
+    held = collection(request)
+    try:
+        wanted = [int(part) for part in samples.split(",") if part][:MOST]
+    except ValueError:
+        raise ServiceError(422, "invalid_parameter", "samples must be numbers, separated by commas.") from None
+    thumbnail = _shows(request)
+    rows = held.rows(wanted)
+    return Json({"items": [held.item(int(row), None, thumbnail=thumbnail) for row in rows]})
+
+
+@router.post("/list")
+async def as_list(request: Request, body: Chosen) -> Json:
+    """The samples as lines of a list that `swav index` takes."""
+    held = collection(request)
+    lines = await asyncio.to_thread(lambda: listed(held.lines(held.rows(body.samples))).splitlines())
+    return Json({"lines": lines})
+
+
+@router.get("/neighbors")
+async def neighbours(request: Request, sample: SampleNumber, k: Limit = 48) -> Json:
+    """The samples nearest to one of them."""
+    held, thumbnail = collection(request), _shows(request)
+    rows = held.rows([sample])
+    if not len(rows):
+        raise ServiceError(404, "no_such_sample", f"There is no sample {sample}.")
+    return Json(await asyncio.to_thread(_neighbours, held, int(rows[0]), k, thumbnail))
+
+
+def _neighbours(held: Collection, row: int, k: int, thumbnail: bool) -> dict[str, Any]:
+    near, scores = held.store.nearest(held.store.vectors[row][None], k + 1)[0]
+    others = [(int(r), float(s)) for r, s in zip(near, scores, strict=True) if r != row][:k]
+    return {
+        "item": held.item(row, None, thumbnail=thumbnail and not held.store.hidden[row]),
+        "neighbors": [held.item(r, s, thumbnail=thumbnail) for r, s in others],
+    }
+
+
+@router.get("/map")
+async def plane(request: Request) -> Response:
+    """The points of the map; plane.py gives the format."""
+    held = collection(request)
+    return Response(await asyncio.to_thread(held.map), media_type="application/octet-stream")
+
+
+@router.get("/duplicates")
+async def duplicates(request: Request, limit: Limit = 24, offset: Offset = 0) -> Json:
+    """Groups of near-duplicates; the first sample of each is the one to keep."""
+    return Json(await asyncio.to_thread(lists.groups, collection(request), limit, offset, _shows(request)))
+
+
+@router.get("/outliers")
+async def outliers(request: Request, limit: Limit = 24, offset: Offset = 0) -> Json:
+    """Samples unlike all others, the farthest first."""
+    return Json(await asyncio.to_thread(lists.outliers, collection(request), limit, offset, _shows(request)))
+
+
+@router.get("/exclusions")
+async def exclusions(request: Request) -> PlainTextResponse:
+    """The exclusion list of the set, for `swav index --exclude`."""
+    return PlainTextResponse(listed(collection(request).notes.lines))
+
+
+@router.post("/exclusions", dependencies=ADMIN)
+async def exclude(request: Request, body: Exclusion) -> Json:
+    """Excludes samples, or takes them back. They disappear from neighbours, clusters and the map at once."""
+    held = collection(request)
+    await asyncio.to_thread(held.exclude, body.samples, body.excluded)
+    return Json({"excluded": int(np.count_nonzero(held.store.hidden))})
+
+
+@router.get("/run")
+async def run(request: Request) -> Json:
+    """The record of the run that the model came from."""
+    return Json(await asyncio.to_thread(of_package, current(request).settings.model))
