@@ -41,9 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     settings = Config(model=model, views={"all": ViewGroup(size=32, count=2, scale=(0.3, 1.0))})
-    save_package(
-        root / "model", network.state_dict(), settings, name="flowers", run="r", run_id="1", index_digest="i", codec="c"
-    )
+    save_package(root / "model", network.state_dict(), settings, name="flowers", run="r", run_id="1", index_digest="i", codec="c")
     write_set(root / "set", encoder.feature_dim, package_digest(root / "model"))
     return root
 

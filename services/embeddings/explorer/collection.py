@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +98,3 @@ def found(names: dict[int, str], search: str, order: Sequence[int]) -> list[int]
         return list(order)
     text = search.casefold()
     return [c for c in order if str(c).startswith(text) or text in names.get(int(c), "").casefold()]
-
-
-def data_uri(picture: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")

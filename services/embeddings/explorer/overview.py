@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-ORDERS = ("size", "tightness", "entropy")
+Order = Literal["size", "tightness", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Overview:
     spread: np.ndarray
     entropy: np.ndarray
 
-    def order(self, by: str, sizes: np.ndarray) -> np.ndarray:
+    def order(self, by: Order, sizes: np.ndarray) -> np.ndarray:
         """Clusters, those first that have most of it. Empty clusters come last."""
         values = sizes.astype(np.float64) if by == "size" else getattr(self, by).astype(np.float64)
         return np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")

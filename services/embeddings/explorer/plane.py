@@ -41,7 +41,7 @@ def principal(vectors: np.ndarray) -> np.ndarray:
     step = max(1, len(vectors) // _FITTED)
     some = vectors[::step].astype(np.float64)
     mean = some.mean(0)
-    _, axes = np.linalg.eigh(np.cov(some - mean, rowvar=False).reshape(vectors.shape[1], -1))
+    _, axes = np.linalg.eigh((some - mean).T @ (some - mean))
     two = axes[:, ::-1][:, :2]
     two *= np.where(np.abs(two).max(0) == two.max(0), 1, -1)  # eigenvectors have no sign of their own
     found = (vectors - mean.astype(np.float32)) @ two.astype(np.float32)

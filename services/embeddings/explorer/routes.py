@@ -17,7 +17,7 @@ from services.embeddings.errors import ServiceError
 from services.embeddings.explorer import lists
 from services.embeddings.explorer.collection import Collection, found
 from services.embeddings.explorer.notes import LONGEST, listed
-from services.embeddings.explorer.overview import ORDERS
+from services.embeddings.explorer.overview import Order
 from services.embeddings.explorer.run import of_package
 from services.embeddings.state import State, current
 from swav_platform.models.inference import highest
@@ -80,15 +80,16 @@ async def facts(request: Request) -> Json:
 
 @router.get("/clusters")
 async def clusters(
-    request: Request, order: str = "size", search: str = "", limit: Limit = 48, offset: Offset = 0, exemplars: int = 8
+    request: Request,
+    order: Order = "size",
+    search: str = "",
+    limit: Limit = 48,
+    offset: Offset = 0,
+    exemplars: Annotated[int, Query(ge=0, le=24)] = 8,
 ) -> Json:
     """A page of clusters with their best samples."""
     state = current(request)
-    if order not in ORDERS:
-        raise ServiceError(422, "invalid_parameter", f"order must be one of {', '.join(ORDERS)}, not {order!r}.")
-    return Json(
-        await asyncio.to_thread(_clusters, state, order, search, limit, offset, min(max(exemplars, 0), 24), _shows(request))
-    )
+    return Json(await asyncio.to_thread(_clusters, state, order, search, limit, offset, exemplars, _shows(request)))
 
 
 def _clusters(state: State, order: str, search: str, limit: int, offset: int, exemplars: int, thumbnail: bool) -> dict[str, Any]:
@@ -153,13 +154,10 @@ async def rename(request: Request, cluster: int, body: Name) -> Json:
 
 
 @router.get("/items")
-async def items(request: Request, samples: str) -> Json:
+async def items(request: Request, samples: Annotated[str, Query(pattern=r"^\d{1,18}(,\d{1,18})*$")]) -> Json:
     """Samples by number, in the order of the request; unknown ones are left out."""
     held = collection(request)
-    try:
-        wanted = [int(part) for part in samples.split(",") if part][:MOST]
-    except ValueError:
-        raise ServiceError(422, "invalid_parameter", "samples must be numbers, separated by commas.") from None
+    wanted = [int(part) for part in samples.split(",")][:MOST]
     thumbnail = _shows(request)
     rows = held.rows(wanted)
     return Json({"items": [held.item(int(row), None, thumbnail=thumbnail) for row in rows]})
