@@ -6,7 +6,7 @@ Routes build plain dictionaries; responses are not validated again at run time.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from fastapi.responses import JSONResponse
@@ -62,6 +62,36 @@ class EmbeddingsAnswer(_Answer):
     kind: str
     dim: int
     items: list[EmbeddingItem | BadItem]
+
+
+class OpenAIItem(_Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIUsage(_Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIAnswer(_Answer):
+    object: Literal["list"]
+    data: list[OpenAIItem]
+    model: str
+    digest: str
+    usage: OpenAIUsage
+    id: str
+    created: int
+
+
+class CohereAnswer(_Answer):
+    id: str
+    embeddings: dict[str, list[list[float] | str]]
+    texts: list[str]
+    meta: dict[str, Any]
+    response_type: Literal["embeddings_by_type"]
+    model: ModelName
 
 
 class Assignment(_Answer):
@@ -153,7 +183,18 @@ class ModelCard(_Answer):
     samples: int | None
 
 
+class ModelEntry(_Answer):
+    """A model as OpenAI lists it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
 class ModelsAnswer(_Answer):
+    object: Literal["list"]
+    data: list[ModelEntry]
     models: list[ModelCard]
 
 

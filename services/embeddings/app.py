@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from services.embeddings import errors
 from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
 from services.embeddings.edge.access import open_guard
+from services.embeddings.edge.names import known_parameters
 from services.embeddings.engine import Engine
 from services.embeddings.explorer import page
 from services.embeddings.explorer import routes as explorer
@@ -48,6 +49,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         default_response_class=Json,
+        dependencies=[Depends(known_parameters)],
     )
     app.state.service = state
     app.state.guard = guard

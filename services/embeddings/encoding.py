@@ -17,12 +17,21 @@ Results = list[Encoded | Fault]
 
 async def encode(engine: Engine, items: Sequence[Item]) -> Results:
     """Vectors or faults, in the order of the items. If the only image of a request is bad, the request fails."""
-    results = await engine.encode([item.data for item in items])
+    encoded = iter(await engine.encode([item.data for item in items if item.fault is None]))
+    results = [item.fault or next(encoded) for item in items]
     if len(results) == 1 and isinstance(results[0], Fault):
         fault = results[0]
         status = {"internal_error": 500, "too_many_bytes": 413}.get(fault.code, 422)
         raise ServiceError(status, fault.code, fault.message, fault.detail)
     return results
+
+
+def check_all_good(results: Results) -> None:
+    """Raises ServiceError if any image is bad: for dialects whose answers have no place for the error of one item."""
+    bad = [{"index": index, "error": fault.as_json()} for index, fault in enumerate(results) if isinstance(fault, Fault)]
+    if bad:
+        message = f"{len(bad)} of {len(results)} images were refused; `detail.items` says which and why. Send the others again."
+        raise ServiceError(422, "bad_images", message, {"items": bad})
 
 
 def stack(results: Results, which: Callable[[Encoded], np.ndarray], dim: int) -> np.ndarray:

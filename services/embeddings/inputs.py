@@ -1,66 +1,96 @@
-"""Reads the images of a request: multipart form, JSON with base64, or one raw image. Limits what is read."""
+"""Reads the images of a request: multipart form, JSON, or one raw image. Limits what is read."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from services.embeddings.body import read
+from services.embeddings.body import Held, read
+from services.embeddings.edge import base64text
 from services.embeddings.edge.access import caller_of, guard_of
-from services.embeddings.errors import ServiceError, image_fault
+from services.embeddings.edge.dialects import Dialect, Text
+from services.embeddings.edge.names import nearest, refuse_unknown
+from services.embeddings.edge.settings import Settings
+from services.embeddings.errors import Fault, ServiceError, image_fault
 from services.embeddings.settings import Limits
 from services.embeddings.state import current
 from swav_platform.data.ledger.outcomes import Outcome
+
+MARKS = 40
+"""Commas, colons and brackets that a JSON body may have for each allowed image. Small objects would fill the memory."""
 
 
 @dataclass(frozen=True)
 class Item:
     name: str | None  # file name, if the client sent one
     data: bytes
+    fault: Fault | None = None  # it is known before decoding that this is no image
 
 
-async def _items(request: Request) -> AsyncIterator[list[Item]]:
-    """The images of the request, in order. Raises ServiceError for a body without images, with too many, or unreadable."""
+@dataclass(frozen=True)
+class Asked:
+    """The images and the settings of a request, and the dialect to answer in."""
+
+    items: list[Item]
+    settings: Any  # of the class that the dialect names
+    dialect: Dialect
+
+
+@asynccontextmanager
+async def asked(request: Request, dialects: Sequence[Dialect], query: Settings | None) -> AsyncIterator[Asked]:
+    """Reads a request; its bytes count as held until the end of the block.
+
+    dialects: those of the route; forms and raw images speak the first. query: the settings of the query.
+    Raises ServiceError for a body without images, with too many, with unknown names, or unreadable.
+    """
     service = current(request)
     limits = service.settings.limits
-    kind = _media_type(request)
+    kind = _media_type(request, dialects)
+    given = query.model_dump(exclude_unset=True) if query else {}
     with service.bodies.open() as held:
-        if kind == "multipart/form-data":
-            items = await _multipart(request, read(request, limits.max_body, held), limits)
-        elif kind == "application/json":
+        if kind == "application/json":
             body = await _whole(read(request, limits.max_body, held))
-            items = await asyncio.to_thread(_json, body, limits)
+            found = await asyncio.to_thread(_json, body, dialects, given, limits)
+        elif kind == "multipart/form-data":
+            found = await _multipart(request, held, dialects[0], given, limits)
         else:
-            items = [Item(None, await _whole(read(request, limits.max_bytes, held)))]
-            if not items[0].data:
+            data = await _whole(read(request, limits.max_bytes, held))
+            if not data:
                 raise ServiceError(422, "no_images", "The body is empty. Send the bytes of an image.")
-        guard_of(request).spend(caller_of(request), len(items) - 1)
-        yield items
+            found = Asked([Item(None, data)], _settings(dialects[0], given, {}, "body", strict=False), dialects[0])
+        for item in found.items:
+            if item.fault:
+                service.metrics.images.labels(item.fault.code).inc()
+        guard_of(request).spend(caller_of(request), len(found.items) - 1)
+        yield found
 
 
-Items = Annotated[list[Item], Depends(_items)]
-
-
-def _media_type(request: Request) -> str:
+def _media_type(request: Request, dialects: Sequence[Dialect]) -> str:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         message = f"Content encoding {encoding[:40]!r} is not supported. Send the body uncompressed."
         raise ServiceError(415, "unsupported_media_type", message, {"content_encoding": encoding[:40]})
-    if kind in ("multipart/form-data", "application/json", "application/octet-stream") or kind.startswith("image/"):
+    files = dialects[0].name == "own" and (
+        kind in ("multipart/form-data", "application/octet-stream") or kind.startswith("image/")
+    )
+    if files or kind == "application/json":
         return kind
-    message = (
-        f"Content type {kind[:80]!r} is not supported. Send multipart/form-data with `images` files, "
-        "one image as image/* or application/octet-stream, or application/json with base64."
+    message = f"Content type {kind[:80]!r} is not supported. Send " + (
+        "multipart/form-data with `images` files, one image as image/* or application/octet-stream, "
+        "or application/json with base64."
+        if dialects[0].name == "own"
+        else "application/json."
     )
     raise ServiceError(415, "unsupported_media_type", message, {"content_type": kind[:80]})
 
@@ -69,7 +99,8 @@ async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None], limits: Limits) -> list[Item]:
+async def _multipart(request: Request, held: Held, dialect: Dialect, query: Mapping[str, Any], limits: Limits) -> Asked:
+    chunks: AsyncGenerator[bytes, None] = read(request, limits.max_body, held)
     parser = MultiPartParser(request.headers, chunks, max_files=limits.max_items, max_fields=limits.max_items)
     try:
         form = await parser.parse()
@@ -80,40 +111,86 @@ async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None], limi
     try:
         files = [value for name, value in form.multi_items() if name == "images" and isinstance(value, UploadFile)]
         if not files:
-            raise ServiceError(
-                422, "no_images", "The form has no file field named `images`.", {"fields": sorted(form.keys())[:10]}
-            )
+            raise _no_images("The form has no file field named `images`.", form.keys(), ("images",))
+        texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        others = [name for name, value in form.multi_items() if name != "images" and not isinstance(value, str)]
+        refuse_unknown("form", others, ("images",))
+        settings = _settings(dialect, query, texts, "form", strict=False)
         for file in files:
             _check_size(file.size or 0, limits, len(files))
-        return [Item(file.filename or None, await file.read(limits.max_bytes + 1)) for file in files]
+        items = [Item(file.filename or None, await file.read(limits.max_bytes + 1)) for file in files]
+        return Asked(items, settings, dialect)
     finally:
         await form.close()
 
 
-def _json(body: bytes, limits: Limits) -> list[Item]:
+def _json(body: bytes, dialects: Sequence[Dialect], query: Mapping[str, Any], limits: Limits) -> Asked:
+    if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > MARKS * max(limits.max_items, 64):
+        message = "The JSON body has too many elements for a list of images. Split it into several requests."
+        raise ServiceError(422, "invalid_request", message)
     try:
         tree = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ServiceError(422, "invalid_request", f"The body is not valid JSON: {str(error)[:200]}") from None
-    images = tree.get("images") if isinstance(tree, dict) else None
-    if not isinstance(images, list) or not images:
-        raise ServiceError(422, "no_images", 'The body must be {"images": [{"base64": "..."}, ...]} with at least one image.')
-    if len(images) > limits.max_items:
+    keys = [key for dialect in dialects for key in dialect.sources]
+    dialect = next((d for d in dialects if isinstance(tree, dict) and set(d.sources) & set(tree)), None)
+    if dialect is None:
+        names = list(tree) if isinstance(tree, dict) else []
+        raise _no_images(f"The body must be a JSON object with {' or '.join(f'`{key}`' for key in keys)}.", names, keys)
+    key, *second = [key for key in dialect.sources if key in tree]
+    if second:
+        raise ServiceError(422, "invalid_request", f"The body has both {key!r} and {second[0]!r}. Send one of them.")
+    settings = _settings(dialect, query, {k: v for k, v in tree.items() if k != key}, "body", strict=True, keys=keys)
+    return Asked(_items(key, tree[key], dialect, limits), settings, dialect)
+
+
+def _items(key: str, value: Any, dialect: Dialect, limits: Limits) -> list[Item]:
+    source = dialect.sources[key]
+    if isinstance(value, list) and len(value) > limits.max_items:
         raise _too_many(limits)
-    return [_json_item(index, image, limits, len(images)) for index, image in enumerate(images)]
+    texts = source.read(value)
+    if texts is None:
+        raise ServiceError(422, "invalid_request", f"`{key}` must be {source.shape}.", {"where": key})
+    if not texts:
+        raise ServiceError(422, "no_images", f"`{key}` is empty. Send at least one image.")
+    return [_item(f"{key}[{index}]", text, limits, len(texts)) for index, text in enumerate(texts)]
 
 
-def _json_item(index: int, image: Any, limits: Limits, count: int) -> Item:
-    text = image.get("base64") if isinstance(image, dict) else None
-    name = image.get("name") if isinstance(image, dict) else None
-    if not isinstance(text, str) or not isinstance(name, str | None):
-        message = f'images[{index}] must be an object with "base64" (text) and, optionally "name" (text).'
-        raise ServiceError(422, "invalid_request", message, {"index": index})
-    _check_size(len(text) * 3 // 4 - 2, limits, count)
+def _item(place: str, named: Text, limits: Limits, count: int) -> Item:
+    name, text = named
     try:
-        return Item(name, base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise ServiceError(422, "invalid_request", f"images[{index}].base64 is not valid base64.", {"index": index}) from None
+        data = base64text.decode(text)
+    except ValueError as error:
+        message = f"{place} is no image as base64 or data URI: {error}."
+        return Item(name, b"", Fault("invalid_base64", message, {"where": place}))
+    _check_size(len(data), limits, count)
+    return Item(name, data)
+
+
+def _settings(
+    dialect: Dialect, query: Mapping[str, Any], body: Mapping[str, Any], where: str, *, strict: bool, keys: Iterable[str] = ()
+) -> Settings:
+    """Of query and body together. strict: JSON has types, while a form has texts only."""
+    known = dialect.settings.model_fields
+    understood = {name: value for name, value in body.items() if name in known and isinstance(value, str | int | float)}
+    refuse_unknown(where, body, [*known, *(keys or dialect.sources)], understood)
+    if misplaced := set(body) & set(keys):
+        raise ServiceError(422, "invalid_request", f"The body has images in {min(misplaced)!r} and elsewhere. Send one of them.")
+    try:
+        told = dialect.settings.model_validate(body, strict=strict)
+    except ValidationError as error:
+        raise RequestValidationError([{**fault, "loc": (where, *fault["loc"])} for fault in error.errors()]) from None
+    for name, value in query.items():
+        if name in body and getattr(told, name) != value:
+            raise ServiceError(422, "invalid_request", f"{name!r} differs between the query and the {where}. Send it once.")
+    return told.model_copy(update={name: value for name, value in query.items() if name in known})
+
+
+def _no_images(message: str, names: Iterable[str], keys: Sequence[str]) -> ServiceError:
+    given = sorted(map(str, names))[:10]
+    near = next((found for name in given if (found := nearest(name, keys))), None)
+    hint = f" Did you mean {near!r}?" if near else ""
+    return ServiceError(422, "no_images", message + hint, {"fields": given, "nearest": near})
 
 
 def _check_size(size: int, limits: Limits, count: int) -> None:
@@ -129,36 +206,21 @@ def _too_many(limits: Limits) -> ServiceError:
     return ServiceError(413, "too_many_items", message, {"limit": limits.max_items})
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY: dict[str, Any] = {  # for /docs, as the routes read the body themselves
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-            "application/octet-stream": _BINARY,
-            "image/*": _BINARY,
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "properties": {
-                        "images": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["base64"],
-                                "properties": {"base64": {"type": "string"}, "name": {"type": "string"}},
-                            },
-                        }
-                    },
-                }
-            },
-        },
-    }
-}
+def body_schema(dialects: Sequence[Dialect]) -> dict[str, Any]:
+    """The request body for OpenAPI, as the routes read it themselves."""
+    content: dict[str, Any] = {"application/json": {"schema": {"anyOf": [s for d in dialects for s in _schemas(d)]}}}
+    if dialects[0].name == "own":
+        binary = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+        files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+        form = _object(dialects[0], "images", files)
+        content |= {"multipart/form-data": {"schema": form}, "application/octet-stream": binary, "image/*": binary}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schemas(dialect: Dialect) -> list[dict[str, Any]]:
+    return [_object(dialect, key, source.schema) for key, source in dialect.sources.items()]
+
+
+def _object(dialect: Dialect, key: str, images: Mapping[str, Any]) -> dict[str, Any]:
+    properties = dialect.settings.model_json_schema()["properties"]
+    return {"type": "object", "required": [key], "properties": {key: images, **properties}, "additionalProperties": False}

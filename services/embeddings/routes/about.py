@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
+from datetime import datetime
+from typing import Any
 
 import torch
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.embeddings.answers import ErrorAnswer, Json, ModelsAnswer
+from services.embeddings.answers import ErrorAnswer, Json, ModelEntry, ModelsAnswer
 from services.embeddings.edge.access import require
 from services.embeddings.errors import ServiceError
-from services.embeddings.state import current
+from services.embeddings.state import State, current
 from swav_platform import __version__
 
 router = APIRouter()
@@ -22,7 +24,7 @@ ANY_KEY = [Depends(require())]
 
 @router.get("/v1/models", response_model=ModelsAnswer, dependencies=ANY_KEY)
 async def models(request: Request) -> Json:
-    """The served model, and the number of stored samples."""
+    """The served model, and the number of stored samples. `data` is OpenAI's list."""
     state = current(request)
     model = state.model
     card = {
@@ -35,7 +37,31 @@ async def models(request: Request) -> Json:
         **{name: model.meta.get(name) for name in ("run", "run_id", "created")},
         "samples": None if state.store is None else state.store.samples,
     }
-    return Json({"models": [card]})
+    return Json({"object": "list", "data": _entries(state), "models": [card]})
+
+
+@router.get("/v1/models/{name}", response_model=ModelEntry, responses={404: {"model": ErrorAnswer}}, dependencies=ANY_KEY)
+async def model(request: Request, name: str) -> Json:
+    """One model, in OpenAI's words."""
+    entries = _entries(current(request))
+    for entry in entries:
+        if entry["id"] == name:
+            return Json(entry)
+    served = ", ".join(entry["id"] for entry in entries)
+    raise ServiceError(404, "no_such_model", f"There is no model {name[:80]!r}. This service has: {served}.")
+
+
+def _entries(state: State) -> list[dict[str, Any]]:
+    made = _epoch(state.model.meta.get("created"))
+    return [{"id": state.model.name, "object": "model", "created": made, "owned_by": "swav-platform"}]
+
+
+def _epoch(created: str | None) -> int:
+    """Seconds since 1970 of a date in ISO 8601; 0 if it is not known."""
+    try:
+        return int(datetime.fromisoformat(created or "").timestamp())
+    except ValueError:
+        return 0
 
 
 @router.get("/healthz")

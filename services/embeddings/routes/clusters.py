@@ -10,9 +10,11 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from services.embeddings.answers import FAILURES, ClusterAnswer, ClusterList, ClustersAnswer, ErrorAnswer, Json
 from services.embeddings.edge.access import caller_of, require
+from services.embeddings.edge.dialects import CLUSTERS
+from services.embeddings.edge.settings import ClusterSettings
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
-from services.embeddings.inputs import BODY, Items
+from services.embeddings.inputs import asked, body_schema
 from services.embeddings.state import State, current
 from swav_platform.models.inference import Assignment, highest
 
@@ -25,18 +27,19 @@ SEARCH = [Depends(require("search"))]
     "/v1/clusters",
     response_model=ClustersAnswer,
     responses={**FAILURES, 409: {"model": ErrorAnswer}},
-    openapi_extra=BODY,
+    openapi_extra=body_schema(CLUSTERS),
     dependencies=[Depends(require("embed"))],
 )
-async def assign(request: Request, items: Items, top: Annotated[int, Query(ge=1, le=20)] = 5) -> Json:
+async def assign(request: Request, query: Annotated[ClusterSettings, Query()]) -> Json:
     """The `top` prototypes nearest to each image: cosine (score), and softmax of cosine / temperature over all prototypes."""
     state = current(request)
     state.check_clusters()
     model = state.model
-    results = await encode(state.engine, items)
-    projections = stack(results, lambda r: r.projections, model.projection_dim)
-    assignment = await asyncio.to_thread(model.assign, projections, top)
-    described = describe(items, results, _answers(assignment))
+    async with asked(request, CLUSTERS, query) as ask:
+        results = await encode(state.engine, ask.items)
+        projections = stack(results, lambda r: r.projections, model.projection_dim)
+        assignment = await asyncio.to_thread(model.assign, projections, ask.settings.top)
+        described = describe(ask.items, results, _answers(assignment))
     return Json({"model": state.model_name(), "temperature": model.temperature, "items": described})
 
 

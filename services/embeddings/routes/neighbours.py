@@ -10,9 +10,11 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from services.embeddings.answers import FAILURES, ErrorAnswer, Json, NeighborsAnswer, StoredNeighborsAnswer
 from services.embeddings.edge.access import caller_of, forbidden, require
+from services.embeddings.edge.dialects import NEIGHBOURS
+from services.embeddings.edge.settings import NeighbourSettings
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
-from services.embeddings.inputs import BODY, Items
+from services.embeddings.inputs import asked, body_schema
 from services.embeddings.state import current
 from services.embeddings.store import Store
 
@@ -27,16 +29,20 @@ NO_STORE: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/v1/neighbors", response_model=NeighborsAnswer, responses={**FAILURES, **NO_STORE}, openapi_extra=BODY)
-async def of_images(request: Request, items: Items, k: K = 10, thumbnails: Thumbnails = None) -> Json:
+@router.post(
+    "/v1/neighbors", response_model=NeighborsAnswer, responses={**FAILURES, **NO_STORE}, openapi_extra=body_schema(NEIGHBOURS)
+)
+async def of_images(request: Request, query: Annotated[NeighbourSettings, Query()]) -> Json:
     """The k stored samples of highest cosine to each image, by exact search."""
     state = current(request)
     store = state.stored()
-    shown = _shown(request, thumbnails)
-    results = await encode(state.engine, items)
-    queries = stack(results, lambda r: r.features, state.model.feature_dim)
-    answers = await asyncio.to_thread(_nearest, store, queries, k, shown)
-    return Json({"model": state.model_name(), "items": describe(items, results, answers)})
+    async with asked(request, NEIGHBOURS, query) as ask:
+        shown = _shown(request, ask.settings.thumbnails)
+        results = await encode(state.engine, ask.items)
+        queries = stack(results, lambda r: r.features, state.model.feature_dim)
+        answers = await asyncio.to_thread(_nearest, store, queries, ask.settings.k, shown)
+        items = describe(ask.items, results, answers)
+    return Json({"model": state.model_name(), "items": items})
 
 
 def _shown(request: Request, thumbnails: bool | None) -> bool:
