@@ -50,7 +50,7 @@ def test_openai_client(address: str, pictures: list[bytes], truth: Truth) -> Non
     assert client.models.retrieve(model.id).id == "tiny"
     with pytest.raises(openai.NotFoundError, match="tiny"):
         client.models.retrieve("other")
-    with pytest.raises(openai.UnprocessableEntityError, match="invalid_base64"):
+    with pytest.raises(openai.UnprocessableEntityError, match="no image as base64"):
         client.embeddings.create(model="any", input="a text, to embed")
     with pytest.raises(openai.UnprocessableEntityError, match="dimensions"):
         client.embeddings.create(model="any", input=uri(pictures[0]), dimensions=100_000)

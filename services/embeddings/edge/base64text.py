@@ -26,7 +26,7 @@ def decode(text: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ValueError(f"character {error.start} is not of its alphabet") from None
     if len(plain) % 4 == 1:
-        raise ValueError(f"{len(plain)} characters can't be whole bytes; is its end missing?")
+        raise ValueError(f"{len(plain)} characters can't be whole bytes (its end may be missing)")
     try:
         return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except binascii.Error:
