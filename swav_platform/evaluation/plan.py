@@ -110,7 +110,7 @@ class Data(_Options):
 
 
 class Plan(_Options):
-    """seeds: repetitions of what is drawn, with the run's seed and those after it. transfer: more data sets, for `linear` and `knn`."""
+    """seeds: repetitions with other random numbers: the run's seed and those after it. transfer: more data sets, for `linear` and `knn`."""
 
     data: Data
     evaluations: Evaluations

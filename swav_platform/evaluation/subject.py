@@ -22,7 +22,7 @@ log = logging.getLogger("swav")
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded package with what evaluations need beside it. run: the run that it belongs to. out: folder of results and features."""
+    """A loaded package and the settings of its run. run: the run that it belongs to. out: folder of results and features."""
 
     package: Package
     digest: str

@@ -218,3 +218,12 @@ def test_runs_are_compared_by_method(sides: list[str], tmp_path: Path, monkeypat
     answer("knn", "c-1", *sides, "--out", tmp_path)
     unequal = answer("compare", "a-1", "c-1", "--out", tmp_path)["unequal"]
     assert [line.split(":")[0] for line in unequal] == ["budget", "test"]
+
+
+def test_every_plan_of_the_project_is_valid(root: Path) -> None:
+    found = [
+        read_plan(path, train="a.tar", test="b.tar")
+        for path in (root / "configs/evaluate").glob("*.yaml")
+        if "detectron2" not in path.name
+    ]
+    assert len(found) == 3

@@ -22,7 +22,7 @@ from swav_platform.runs.folder import find
     ),
 )
 @model_options
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--train", metavar="PATTERN", help="Replaces data.train of the file.")
 @click.option("--test", metavar="PATTERN", help="Replaces data.test of the file.")
 @click.option("--label", help="Replaces data.label of the file.")
@@ -34,7 +34,7 @@ def everything(
     out: str | None,
     to: str | None,
     device: str,
-    config: Path,
+    plan: Path,
     train: str | None,
     test: str | None,
     label: str | None,
@@ -45,9 +45,9 @@ def everything(
     """Do all evaluations of a YAML file with one feature pass, and write report.md and report.json."""
     from swav_platform.evaluation.plan import read_plan
 
-    plan = read_plan(config, train=train, test=test, label=label, train_size=train_size, test_size=test_size)
+    todo = read_plan(plan, train=train, test=test, label=label, train_size=train_size, test_size=test_size)
     with evaluated(model, out, to, device) as subject:
-        results, transfer = evaluate(subject, plan)
+        results, transfer = evaluate(subject, todo)
         report(subject, results, transfer, as_json)
 
 
