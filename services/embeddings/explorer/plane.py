@@ -53,7 +53,8 @@ def _scaled(xy: np.ndarray) -> np.ndarray:
     if not np.isfinite(xy).any():
         return xy.astype(np.float32)
     low, high = np.nanmin(xy, 0), np.nanmax(xy, 0)
-    return ((xy - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)).astype(np.float32)
+    scaled: np.ndarray = (xy - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)
+    return scaled.astype(np.float32)
 
 
 def packed(xy: np.ndarray, clusters: np.ndarray, samples: np.ndarray) -> bytes:
