@@ -326,6 +326,12 @@ def _in_bucket(pattern: str, name: str, left_out: Skipped) -> list[str]:
         raise UserError(explain(fixed, error)) from None
     for url in odd:
         left_out.note("odd_name", url)
+    if not name.rpartition("/")[2].startswith("."):
+        hidden = [url for url in names if url.rpartition("/")[2].startswith(".")]
+        for url in hidden:
+            if url.lower().endswith(_SHARDS):
+                left_out.note("hidden", url)
+        names = sorted(set(names).difference(hidden)) if hidden else names
     if magic:
         wanted = _glob_pattern(name)
         matches = _without_sidecars([url for url in names if wanted.fullmatch(url)])

@@ -11,10 +11,12 @@ import pytest
 
 from swav_platform.data.index.build import build_index
 from swav_platform.data.index.lookup import Index
-from swav_platform.data.index.sources import expand
+from swav_platform.data.index.sources import expand, find_shards
 from swav_platform.data.order.plan import Plan, PlanSpec
-from swav_platform.data.samples import read_samples
+from swav_platform.data.outages import Outages
+from swav_platform.data.samples import ReadFailure, read_samples
 from swav_platform.errors import UsageError, UserError
+from swav_platform.failures import Kind, MachineFault
 from tests.data.storage.fault_proxy import FaultProxy
 
 pytestmark = pytest.mark.stack
@@ -115,3 +117,51 @@ def test_missing_objects_and_buckets(bucket: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"could not be reached.*AWS_ENDPOINT_URL"):
         expand(["s3://pictures/set/"])
+
+
+ODD = [
+    f"odd/{name}.tar"
+    for name in ("a b", "a%20b", "100%", "[0-3]", "{1..2}", "x#y", "x?y", "x+y", "x&y=z", "é猫", "a..b", "~t", "s*")
+]
+UNADDRESSABLE = ["odd//y.tar", "odd/dup//z.tar", "odd/./d.tar", "odd/../e.tar", "odd/l\x7f.tar", "odd//notes.txt"]
+
+
+def test_odd_names_are_read_or_left_out_by_name(proxy: Any, make_tar: Any, tmp_path: Path) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.port_behind}", region_name="us-east-1")
+    client.create_bucket(Bucket="odd")
+    for number, key in enumerate([*ODD, *UNADDRESSABLE, "odd/._h.tar"]):
+        client.put_object(Bucket="odd", Key=key, Body=Path(make_tar("t.tar", [("a.jpg", picture(number))])).read_bytes())
+    for pattern in ("s3://odd/odd/", "s3://odd/odd/*.tar", "s3://odd/**/*.tar"):
+        found = find_shards([pattern])
+        assert sorted(found.shards) == sorted(f"s3://odd/{key}" for key in ODD), pattern
+        assert found.left_out.counts == {"odd_name": len(UNADDRESSABLE), "hidden": 1}
+    build_index(find_shards(["s3://odd/odd/"]).shards, tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    lines = index.lines(range(index.samples))
+    read = read_samples(lines)
+    assert {line.shard: read[line.number] for line in lines} == {f"s3://odd/{key}": picture(n) for n, key in enumerate(ODD)}
+    for key in ODD:
+        assert expand([f"s3://odd/{key}"]) == [f"s3://odd/{key}"], "a name that exists is no pattern"
+    for pattern in ("s3://odd/odd//y.tar", "s3://odd/odd//*.tar", "s3://odd/odd/../e.tar"):
+        with pytest.raises(UserError, match="can't be read: its name has"):
+            build_index(expand([pattern]), tmp_path / "none")
+
+
+def test_an_object_that_changes_while_it_is_read(bucket: str, proxy: Any, make_tar: Any, tmp_path: Path) -> None:
+    import boto3
+
+    build_index(expand([f"{bucket}/set/part/{{0..1}}.tar"]), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    lines = index.lines(range(index.samples))
+    assert all(isinstance(data, bytes) for data in read_samples(lines[:3]).values())
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{proxy.port_behind}", region_name="us-east-1")
+    files = [(f"{number:05d}.jpg", picture(number + 1)) for number in range(IMAGES)]  # other images at the old places
+    client.put_object(Bucket="pictures", Key="set/part/0.tar", Body=Path(make_tar("new.tar", files)).read_bytes())
+    with pytest.raises(MachineFault, match=r"0\.tar can't be used \(has changed since it was indexed") as raised:
+        read_samples(lines[:3], outages=Outages(patience=0))
+    assert raised.value.kind is Kind.CHANGED
+    assert all(isinstance(data, bytes) for data in read_samples(lines[IMAGES:]).values())
+    replaced = read_samples(lines, outages=Outages(patience=0, missing="replace", index=index))
+    assert sum(isinstance(data, ReadFailure) for data in replaced.values()) == IMAGES
