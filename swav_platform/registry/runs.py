@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from swav_platform.runs.folder import runs_on_disk
 log = logging.getLogger("swav")
 
 PARAMS_PER_CALL = 100  # MLflow's limit
-VALUE_LENGTH = 500
+KEY_LENGTH, VALUE_LENGTH = 250, 500
 UID = "swav.uid"
 EXPERIMENT = "swav.experiment"
 
@@ -42,7 +43,12 @@ def open_run(uri: str, name: str, card: Card, artifacts: str | None = None) -> s
         run_id = str(run.info.run_id)
         if run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
-        _describe(client, run, card)
+        try:
+            _describe(client, run, card)
+        except Exception as error:  # the run is of more use than its description
+            if kind_of(error) in ("away", "busy"):
+                raise
+            log.warning("Settings of run %s are not recorded in MLflow: %s", name, without_secrets(str(error)))
         return run_id
 
 
@@ -107,12 +113,19 @@ def _describe(client: Any, run: Any, card: Card) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     if not run.data.params:
-        params = [Param(key, value[:VALUE_LENGTH]) for key, value in card.params.items()]
+        given = {_param_key(key): value.replace("\0", "")[:VALUE_LENGTH] for key, value in card.params.items()}
+        params = [Param(key, value) for key, value in given.items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             client.log_batch(run.info.run_id, params=params[start : start + PARAMS_PER_CALL])
     if card.dataset and not (run.inputs and run.inputs.dataset_inputs):
         data = Dataset(source_type="local", schema=None, profile=None, **card.dataset)
         client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+
+def _param_key(key: str) -> str:
+    """A setting's name as MLflow takes it. Groups of views and labels of nodes may have any names."""
+    parts = [part if part.strip(".") else part.replace(".", "_") for part in re.sub(r"[^/\w.\- :]", "_", key).split("/")]
+    return "/".join(part or "_" for part in parts)[:KEY_LENGTH]
 
 
 def _experiment(client: Any, name: str, artifacts: str | None) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from swav_platform.config import load
 from swav_platform.errors import UsageError
-from swav_platform.registry import start_run
+from swav_platform.registry import Card, start_run
 from swav_platform.registry.connect import connect, short_limits
 from swav_platform.registry.errors import TrackingError, explained
 from swav_platform.registry.runs import end_run, open_run
@@ -49,6 +49,24 @@ def test_settings_go_in_one_request_and_the_dataset_is_recorded(uri: str, monkey
     assert requests == [2]
     (data,) = connect(uri).get_run(run_id).inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("index", "d" * 36)
+
+
+def test_settings_of_any_name_are_recorded(uri: str) -> None:
+    names = ("größe", "a(b)", "x@y", "a//b", "../c", "k" * 300, "end/")
+    run_id = open_run(uri, "r", Card("it's", {}, {f"views.{name}": "v\0" for name in names} | {"..": "w"}))
+    found = connect(uri).get_run(run_id).data.params
+    assert {"views.größe", "views.a_b_", "views.x_y", "views.a/_/b", "views.../c", "views.end/_", "__"} <= set(found)
+    assert len(found) == len(names) + 1
+    assert found["views.größe"] == "v"
+
+
+def test_a_run_without_its_settings_is_recorded(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("swav_platform.registry.runs._param_key", lambda key: f"({key})")
+    run_id = open_run(uri, "r", card())
+    assert connect(uri).get_run(run_id).info.status == "RUNNING"
+    assert "Settings of run r are not recorded" in caplog.text
 
 
 def test_a_run_that_this_server_does_not_know_is_opened_anew(tmp_path: Path, uri: str) -> None:

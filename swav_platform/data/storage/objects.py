@@ -75,7 +75,7 @@ def info(url: str) -> ObjectInfo:
     except BaseError as error:
         if bucket or not (isinstance(error, PermissionDeniedError | UnauthenticatedError) or refused(error)):
             raise
-    # Some servers and signed addresses allow GET only.
+    # Servers and signed addresses may allow GET only.
     return _info(obstore.get(store, path, options={"range": (0, 1)}).meta)
 
 
