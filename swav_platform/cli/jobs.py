@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from typing import Any
 
@@ -133,7 +134,7 @@ def _watch(cluster: Any, job: Any, *, show: bool) -> int:
         ended = cluster.follow(job, (lambda text: click.echo(text, nl=False, err=True)) if show else (lambda text: None))
     except KeyboardInterrupt:
         console.say(
-            f"\nDetached; job {job.id} continues. To follow it again: swav logs {job.name} --follow --address {cluster.address}"
+            f"\nDetached; job {job.id} continues. To follow it again: swav logs {shlex.quote(job.name)} --follow --address {cluster.address}"
         )
         return 0
     if ended.state == "succeeded":

@@ -82,8 +82,8 @@ class Cluster:
         if active := [job for job in known if job.name == name and job.state not in ENDED]:
             raise UsageError(
                 f"Run {name} is {active[0].state} on {self.address} (job {active[0].id}). Follow it with "
-                f"`swav logs {name} --follow --address {self.address}`, "
-                f"stop it with `swav stop {name} --address {self.address}`, or choose another --name."
+                f"`swav logs {shlex.quote(name)} --follow --address {self.address}`, "
+                f"stop it with `swav stop {shlex.quote(name)} --address {self.address}`, or choose another --name."
             )
         taken = {job.name for job in known if job.name != name} | {details.submission_id for details in self._listed()}
         job_id = _free_id(name, taken)
@@ -176,7 +176,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"Job {job.id} is still {now.state} {timeout:.0f} s after the request to stop; see "
-                    f"`swav logs {job.name} --address {self.address}`."
+                    f"`swav logs {shlex.quote(job.name)} --address {self.address}`."
                 )
             time.sleep(0.5)
         return now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -89,7 +90,9 @@ def log_evaluation(folder: RunFolder, uri: str, metrics: Mapping[str, float], st
             if status not in (None, "RUNNING"):
                 end_run(uri, str(read_card(folder).run_id), status)
     except TrackingError as error:
-        log.warning("The result is in %s; MLflow will get it with `swav promote %s`. %s", folder.path, folder.name, error)
+        log.warning(
+            "The result is in %s; MLflow will get it with `swav promote %s`. %s", folder.path, shlex.quote(folder.name), error
+        )
 
 
 def _patiently(folder: RunFolder, uri: str, patience: float) -> Any:
@@ -122,11 +125,13 @@ def _waiting_is_explained(uri: str) -> Iterator[None]:
 
 def _log_checkpoints(client: Any, run_id: str, folder: RunFolder) -> None:
     """The kept checkpoints and the counts of the ledger as artifacts of the run."""
-    known = {Path(each.path).name for each in client.list_artifacts(run_id, "checkpoints")}
     for key in storage_of(folder.checkpoints).entries():
         name, _, file = key.partition("/")
-        if file == "MANIFEST.json" and name not in known:
-            client.log_artifacts(run_id, str(folder.fetched(f"checkpoints/{name}")), artifact_path=f"checkpoints/{name}")
+        if file == "MANIFEST.json":
+            checkpoint, place = folder.fetched(f"checkpoints/{name}"), f"checkpoints/{name}"
+            there = {Path(each.path).name: each.file_size for each in client.list_artifacts(run_id, place)}
+            if any(there.get(path.name) != path.stat().st_size for path in checkpoint.iterdir() if path.is_file()):
+                client.log_artifacts(run_id, str(checkpoint), artifact_path=place)  # also after an upload that was interrupted
     if (written := folder.readable_ledger()).is_dir():
         from swav_platform.data.ledger.ledger import Ledger
 

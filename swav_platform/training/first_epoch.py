@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,9 @@ class FirstEpoch:
 
     def _remarks(self) -> Iterator[tuple[str, int, str]]:
         """Kind, number of images, and the rest of a sentence."""
-        listed = f"List the copies with `swav ledger {self._run} --duplicates`; `swav index --exclude` takes that list."
+        listed = (
+            f"List the copies with `swav ledger {shlex.quote(self._run)} --duplicates`; `swav index --exclude` takes that list."
+        )
         yield "copies", self.copied, f"have the same bytes as others. {listed}"
         narrow = bool(np.count_nonzero(self._known.look & Look.NARROW))
         for look in Look:
@@ -109,7 +112,7 @@ class FirstEpoch:
                 if deeper
                 else "data.images.blank=reject leaves such images out"
             )
-            shown = f"See them with `swav ledger {self._run} --html FILE`; {cure}."
+            shown = f"See them with `swav ledger {shlex.quote(self._run)} --html FILE`; {cure}."
             yield WORDS[look], int(np.count_nonzero(self._known.look & look)), f"{WORDS[look]}. {shown}"
 
     def _compared(self, contents: Contents) -> Contents:

@@ -87,7 +87,9 @@ def test_wrong_use(trained: RunFolder, uri: str, tmp_path: Path) -> None:
         set_alias(uri, complete(trained, uri, patience=0)["model_uri"], "latest")
 
 
-def test_checkpoints_and_the_counts_of_the_ledger_are_logged_if_wanted(uri: str, make_recorded: Callable[..., RunFolder]) -> None:
+def test_checkpoints_and_the_counts_of_the_ledger_are_logged_if_wanted(
+    uri: str, make_recorded: Callable[..., RunFolder], tmp_path: Path
+) -> None:
     folder = make_recorded("logged", uri)
     writer = LedgerWriter(folder.path)
     writer.open(0)
@@ -96,5 +98,9 @@ def test_checkpoints_and_the_counts_of_the_ledger_are_logged_if_wanted(uri: str,
     run_id = complete(folder, uri, patience=0)["run_id"]
     client = connect(uri)
     assert [Path(each.path).name for each in client.list_artifacts(run_id, "checkpoints")] == ["step-000000005"]
+    (uploaded,) = tmp_path.glob(f"mlartifacts/*{run_id}/artifacts/checkpoints/*/MANIFEST.json")
+    uploaded.unlink()  # as an upload that was interrupted leaves it
+    assert complete(folder, uri, patience=0)["run_id"] == run_id
+    assert uploaded.is_file()
     counts = json.loads(Path(client.download_artifacts(run_id, "ledger.json")).read_text())
     assert counts == {"outcomes": {"truncated": 1}, "shards": {"shard-000000.tar": 1}}

@@ -149,7 +149,7 @@ def test_a_job_from_submission_to_its_end(cluster: Cluster, shards: Path, tiny: 
     assert [(j["name"], j["state"]) for j in listed] == [(NAME, "running")]
     twice = cluster.swav(*job)
     assert twice.returncode == 2
-    assert f"swav stop {NAME}" in twice.stderr
+    assert f"swav stop '{NAME}'" in twice.stderr
 
     committed = cluster.folder / "runs" / NAME / "checkpoints"
     deadline = time.monotonic() + 300
