@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from swav_platform.errors import UserError
+from swav_platform.data.sets.read import EmbeddingSet, open_set, unit_vectors
+from swav_platform.errors import UsageError, UserError
 from swav_platform.models.inference import InferenceModel, highest
 
 COLUMNS = ("key", "shard", "sample", "cluster", "score", "embedding")
-OPTIONAL = ("label", "thumbnail")
+OPTIONAL = ("label", "thumbnail", "scale")
 CELLS = 16_000_000  # float32 cosines in memory during a search: 64 MB
 
 
@@ -81,28 +80,26 @@ class Store:
 
 
 def load_store(folder: Path, model: InferenceModel) -> Store:
-    """Loads embeddings.parquet. Raises UserError for a missing or damaged file, and for embeddings of another model."""
-    path = folder / "embeddings.parquet"
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist. Run `swav embed RUN --data PATTERN` first, or start the service without embeddings."
-        )
-    _check_maker(folder, model)
+    """Loads an embedding set. Raises UserError for a missing or damaged set, and for embeddings of another model."""
     try:
-        table = _read(path)
-        vectors = _vectors(table["embedding"])
+        embeddings = open_set(folder)
+    except UsageError as error:
+        raise UserError(f"{error} Or start the service without embeddings.") from error
+    _check_maker(embeddings, folder, model)
+    try:
+        table, vectors = _read(embeddings)
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} can't be read as embeddings ({reason}). Run `swav embed` again.") from error
+        raise UserError(f"{folder} can't be read as embeddings ({reason}). Run `swav embed` again.") from error
     clusters = table["cluster"].to_numpy().astype(np.int32)
     known = len(model.prototypes)
     if vectors.shape[1] != model.feature_dim or clusters.min() < (0 if known else -1) or clusters.max() >= known:
         raise UserError(
-            f"{path} has vectors of {vectors.shape[1]} dimensions and clusters up to {clusters.max()}, but the model {model.name} "
+            f"{folder} has vectors of {vectors.shape[1]} dimensions and clusters up to {clusters.max()}, but the model {model.name} "
             f"has {model.feature_dim} dimensions and {known} clusters. Run `swav embed` again with this model."
         )
     return Store(
-        table=table.drop_columns(["embedding"]).combine_chunks(),
+        table=table.drop_columns(["embedding", "scale"] if "scale" in table.column_names else ["embedding"]).combine_chunks(),
         vectors=vectors,
         clusters=clusters,
         scores=np.nan_to_num(table["score"].to_numpy().astype(np.float32), nan=-1.0),
@@ -111,39 +108,32 @@ def load_store(folder: Path, model: InferenceModel) -> Store:
     )
 
 
-def _read(path: Path) -> pa.Table:
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        missing = [name for name in COLUMNS if name not in names]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-        table = file.read(columns=[name for name in COLUMNS + OPTIONAL if name in names])
-    if table.num_rows == 0:
+def _read(embeddings: EmbeddingSet) -> tuple[pa.Table, np.ndarray]:
+    """All samples that have an embedding, with thumbnails if there are any, and their vectors float32 [N, dim]."""
+    batches = [batch for batch in embeddings.lines([*COLUMNS, *OPTIONAL]) if batch.num_rows]
+    if not batches:
         raise ValueError("it has no samples")
-    return table
+    missing = [name for name in COLUMNS if name not in batches[0].schema.names]
+    if missing:
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    vectors = np.concatenate([unit_vectors(batch) for batch in batches])
+    table = pa.Table.from_batches(batches)
+    if "thumbnail" not in table.column_names:
+        pictures = embeddings.pictures(table["sample"].to_pylist())
+        column = [pictures.get(number) for number in table["sample"].to_pylist()]
+        table = table.append_column("thumbnail", pa.array(column, pa.binary()))
+    return table, vectors
 
 
-def _vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """Unit-length float32 [N, dim] of a column of fixed-size lists."""
-    if not pa.types.is_fixed_size_list(column.type) or column.null_count:
-        raise ValueError("the column embedding must contain lists of one size, without nulls")
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32) for chunk in column.chunks]
-    vectors = np.concatenate(chunks).reshape(-1, column.type.list_size)
-    if not np.isfinite(vectors).all():
-        raise ValueError("some vectors are not finite")
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
-
-
-def _check_maker(folder: Path, model: InferenceModel) -> None:
-    """Raises UserError for vectors of another model: they are not comparable, even if they have the same size."""
-    try:
-        told = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
-        maker = told.get("model")
-    except (OSError, ValueError, AttributeError):
-        return  # the dimensions are still checked
-    if maker is not None and not model.made_comparable(str(maker)):
+def _check_maker(embeddings: EmbeddingSet, folder: Path, model: InferenceModel) -> None:
+    """Raises UserError for vectors of another model or space: they are not comparable, even if they have the same size."""
+    if embeddings.model is not None and not model.made_comparable(embeddings.model):
         raise UserError(
-            f"The embeddings in {folder} were made by the model {maker}, not by the served model {model.name} "
+            f"The embeddings in {folder} were made by the model {embeddings.model}, not by the served model {model.name} "
             f"({model.digest}). Run `swav embed` again with this model."
+        )
+    if embeddings.space != "backbone":
+        raise UserError(
+            f"The embeddings in {folder} are of the space `{embeddings.space}`, and the service compares the encoder's output. "
+            f"Run `swav embed` with --space backbone."
         )

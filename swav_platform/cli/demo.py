@@ -19,13 +19,16 @@ from rich.table import Table
 
 from swav_platform.cli import console
 from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps, own_images, own_shards, photograph_shards
-from swav_platform.cli.evaluate import embed_images, record_knn
+from swav_platform.cli.embed import embed_images
+from swav_platform.cli.evaluate import record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
 from swav_platform.config import RECIPES, Config, load
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.sets.read import open_set
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.storage import join
 
 RECIPE = RECIPES / "demo.yaml"
 BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # with labels, the trained encoder must exceed both
@@ -199,7 +202,7 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
 
     config = folder.config()
     named = {"SwAV": "knn_top1", "random initialisation": "knn_top1_random_init", "colour histogram": "knn_top1_colour_histogram"}
-    stored = folder.embeddings / "embeddings.parquet"
+    stored = open_set(join(folder.place, "embeddings"))
     write_report(
         place / "report.html",
         title="SwAV demo: clusters and neighbours in these images",

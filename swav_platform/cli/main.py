@@ -28,7 +28,7 @@ _COMMANDS = {
     "ledger": "data",
     "pretrain": "pretrain",
     "evaluate": "evaluate",
-    "embed": "evaluate",
+    "embed": "embed",
     "export": "export",
     "import": "imports",
     "health": "health",

@@ -15,6 +15,7 @@ from rich.table import Table
 from services.embeddings.edge import keys as stored_keys
 from services.embeddings.server import listen
 from swav_platform.cli import console
+from swav_platform.data.sets.read import has_set
 from swav_platform.errors import UsageError
 from swav_platform.locate import Located, locate
 
@@ -72,8 +73,8 @@ def serve_command(
         else:
             click.echo(f"Serving {model} at {url} (API: {url}/docs). Stop with Ctrl-C.")
 
-    if embeddings and not (Path(embeddings) / "embeddings.parquet").is_file():
-        raise UsageError(f"There is no embeddings.parquet in {embeddings}; create it with `swav embed RUN --to {embeddings}`.")
+    if embeddings and not has_set(Path(embeddings)):
+        raise UsageError(f"There are no embeddings in {embeddings}; create them with `swav embed RUN --to {embeddings}`.")
     _check_open(host, keys, no_auth)
     listen(host, port).close()  # reports a port in use before the slow imports
     with tempfile.TemporaryDirectory() as scratch:
@@ -110,7 +111,7 @@ def _loopback(host: str) -> bool:
 def _stored(found: Located) -> Path | None:
     """The embeddings of the model's run, if there are any."""
     folder = found.run.embeddings if found.run else None
-    return folder if folder and (folder / "embeddings.parquet").is_file() else None
+    return folder if folder and has_set(folder) else None
 
 
 @click.command(

@@ -1,107 +1,98 @@
-"""Embeds a whole index and assigns clusters. The service answers neighbour and cluster requests from the result."""
+"""Embeds a whole index and assigns clusters, in parts. The service answers neighbour and cluster requests from the result."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from swav_platform.atomic import replacing, write_text
 from swav_platform.config import ImagePolicy
 from swav_platform.data.index.lookup import Index
-from swav_platform.evaluation.features import Batch, batches, encoder_function, unit
-from swav_platform.images.decoding.decode import thumbnail
-from swav_platform.models.package import Package, load_package, package_digest
+from swav_platform.data.sets.layout import DType, PartReport, Recipe, Space
+from swav_platform.data.sets.write import begin, finish
+from swav_platform.evaluation.parts import EmbedJob, PartMaker, on_this_machine
+from swav_platform.failures import Tell
+from swav_platform.models.package import load_package, package_digest
+from swav_platform.runs.storage import Place, storage_of
+
+Progress = Callable[[int, int], None]
+"""progress(done, total): samples."""
+
+Runner = Callable[[EmbedJob, list[int], Callable[[int], None]], Iterable[tuple[int, PartReport]]]
+"""runner(job, numbers, done): makes these parts and yields their reports in any order. done(n): n more samples are encoded."""
 
 
-def embed(
-    package_folder: Path,
+def embed_job(
+    package: Place,
     index: Index,
-    out: Path,
+    target: Place,
     policy: ImagePolicy,
     *,
-    thumbnails: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Writes out/embeddings.parquet and out/embeddings.json.
-
-    Columns: key, shard, sample, label, cluster (nearest prototype), score (its cosine), embedding (float16, unit length),
-    thumbnail (JPEG). progress(done, total) counts images.
-    Returns samples (embedded), labelled (of these), refused (by reason), dim, model, index_digest and out.
-    """
-    package = load_package(package_folder)
-    function = encoder_function(package.encoder, package.meta["input_size"])
-    dim, report_file = int(package.meta["feature_dim"]), out / "embeddings.json"
-    refused, labelled, written, seen = Counter[str](), 0, 0, 0
-    with replacing(out / "embeddings.parquet") as aside:
-        with pq.ParquetWriter(aside, _schema(dim)) as file:
-            for batch in batches(index, range(index.samples), policy):
-                if batch.images:
-                    values = function(batch.images)
-                    file.write_table(_table(batch, values, *assign(package, values), policy, thumbnails))
-                    written += len(batch.images)
-                    labelled += sum(line.label is not None for line in batch.lines)
-                seen += len(batch.images) + batch.refused.total()
-                refused += batch.refused
-                progress(seen, index.samples)
-        report_file.unlink(missing_ok=True)  # before the table is replaced, so that it never describes another one
-    report = {
-        "samples": written,
-        "labelled": labelled,
-        "refused": refused,
-        "dim": dim,
-        "model": package_digest(package_folder),
-        "index_digest": index.digest,
-    }
-    write_text(report_file, json.dumps(report))
-    return {**report, "out": str(out)}
-
-
-def assign(package: Package, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest prototype int32 [n] and its cosine float32 [n] for encoder features float32 [n, D]; -1 and 0 without prototypes."""
-    if not len(package.prototypes):
-        return np.full(len(values), -1, np.int32), np.zeros(len(values), np.float32)
-    with torch.inference_mode():
-        projected = torch.nn.functional.normalize(package.projection(torch.from_numpy(values)), dim=1)
-        score, cluster = (projected @ package.prototypes.T).max(1)
-    return cluster.numpy().astype(np.int32), score.numpy().astype(np.float32)
-
-
-def _schema(dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            ("key", pa.string()),
-            ("shard", pa.string()),
-            ("sample", pa.int64()),
-            ("label", pa.string()),
-            ("cluster", pa.int32()),
-            ("score", pa.float32()),
-            ("embedding", pa.list_(pa.float16(), dim)),
-            ("thumbnail", pa.binary()),
-        ]
+    space: Space = "backbone",
+    dtype: DType = "float16",
+    thumbnails: bool = False,
+    patience: float = 1800.0,
+) -> EmbedJob:
+    """The job that embeds `index` with the model in the folder or URL `package`."""
+    folder = on_this_machine(str(package))
+    meta = load_package(folder).meta  # says what is wrong with a damaged package before any machine starts
+    size = int(meta["input_size"])
+    recipe = Recipe(
+        model=package_digest(folder),
+        index=index.digest,
+        samples=index.samples,
+        dim=int(meta["feature_dim"] if space == "backbone" else meta["projection_dim"]),
+        transform={"size": size, "resize": size if size <= 64 else round(size * 8 / 7), "mean": meta["mean"], "std": meta["std"]},
+        space=space,
+        dtype=dtype,
+        thumbnails=thumbnails,
     )
+    return EmbedJob(str(package), index.place, str(target), recipe, policy, patience)
 
 
-def _table(
-    batch: Batch, values: np.ndarray, clusters: np.ndarray, scores: np.ndarray, policy: ImagePolicy, thumbnails: bool
-) -> pa.Table:
-    flat = pa.array(unit(values).astype(np.float16).ravel())
-    pictures: Sequence[bytes | None] = [thumbnail(content, policy) if thumbnails else None for content in batch.contents]
-    columns = [
-        [line.key for line in batch.lines],
-        [line.name for line in batch.lines],
-        [line.number for line in batch.lines],
-        [line.label for line in batch.lines],
-        clusters,
-        scores,
-        pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
-        pictures,
-    ]
-    return pa.table(columns, schema=_schema(values.shape[1]))
+def embed(job: EmbedJob, run: Runner | None = None, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """Writes the set of a job, or what is missing of it. run: where the parts are made; in this process by default.
+
+    Returns samples (embedded), labelled, refused (by outcome), images_per_second, parts, dim, model, index_digest and out.
+    """
+    storage, recipe = storage_of(job.target), job.recipe
+    reports = begin(storage, recipe)
+    kept = sum(report.rows for report in reports.values())
+    missing = [number for number in range(len(recipe.parts)) if number not in reports]
+    seen, began = kept, time.monotonic()
+
+    def done(samples: int) -> None:
+        nonlocal seen
+        seen += samples
+        progress(min(seen, recipe.samples), recipe.samples)
+
+    done(0)
+    if missing:
+        reports |= dict((run or run_here)(job, missing, done))
+    seconds = time.monotonic() - began
+    manifest = finish(storage, recipe, [reports[number] for number in range(len(recipe.parts))])
+    return {
+        "samples": manifest["embedded"],
+        "labelled": manifest["labelled"],
+        "refused": manifest["refused"],
+        "images_per_second": round((recipe.samples - kept) / max(seconds, 1e-9), 1),
+        "parts": len(recipe.parts),
+        "dim": recipe.dim,
+        "model": recipe.model,
+        "index_digest": recipe.index,
+        "out": job.target,
+    }
+
+
+def run_here(
+    job: EmbedJob, numbers: list[int], done: Callable[[int], None], tell: Tell | None = None
+) -> Iterator[tuple[int, PartReport]]:
+    """Makes parts in this process, with all its CPUs, or its GPU if it has one."""
+    maker = PartMaker(job, device="cuda" if torch.cuda.is_available() else "cpu", threads=max(2, os.cpu_count() or 1))
+    with contextlib.closing(maker):
+        for number in numbers:
+            yield number, maker.make(number, done, tell)

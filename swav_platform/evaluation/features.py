@@ -87,12 +87,12 @@ def _batches(index: Index, numbers: Sequence[int], policy: ImagePolicy, size: in
 
 def _contents(index: Index, numbers: Sequence[int], policy: ImagePolicy) -> Iterator[tuple[IndexLine, bytes | ReadFailure]]:
     for start in range(0, len(numbers), BATCH):
-        for lines in _read_together(index.lines(numbers[start : start + BATCH])):
+        for lines in read_together(index.lines(numbers[start : start + BATCH])):
             contents = read_samples(lines, max_bytes=policy.max_bytes, outages=Outages(index=index))
             yield from ((line, contents[line.number]) for line in lines)
 
 
-def _read_together(lines: Sequence[IndexLine]) -> Iterator[list[IndexLine]]:
+def read_together(lines: Sequence[IndexLine]) -> Iterator[list[IndexLine]]:
     """Splits `lines` into parts of at most READ_BYTES; a larger file is a part of its own."""
     part: list[IndexLine] = []
     size = 0

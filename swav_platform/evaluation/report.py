@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+
+from swav_platform.data.sets.read import EmbeddingSet
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d23; --soft: #5b6270; --line: #d7dbe2; --mark: #0b6bcb; --paper: #fff; }
@@ -33,25 +35,28 @@ code { overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster of embeddings.parquet."""
+    """One cluster of an embedding set."""
 
     number: int
     size: int
     thumbnails: list[bytes]  # JPEG, nearest to the prototype first
 
 
-def largest_clusters(embeddings: Path, count: int, members: int) -> tuple[list[Cluster], np.ndarray]:
-    """The `count` largest clusters of embeddings.parquet, and the sizes of all clusters with members, largest first."""
-    table = pq.read_table(embeddings, columns=["cluster", "score", "thumbnail"])
-    cluster, score = table["cluster"].to_numpy(), table["score"].to_numpy()
+def largest_clusters(embeddings: EmbeddingSet, count: int, members: int) -> tuple[list[Cluster], np.ndarray]:
+    """The `count` largest clusters of a set, and the sizes of all clusters with members, largest first."""
+    table = pa.Table.from_batches(list(embeddings.lines(["sample", "cluster", "score"])))
+    sample, cluster, score = (table[name].to_numpy() for name in ("sample", "cluster", "score"))
     numbers, sizes = np.unique(cluster, return_counts=True)
     order = np.argsort(-sizes, kind="stable")
-    found = []
-    for number, size in zip(numbers[order[:count]], sizes[order[:count]], strict=True):
+    shown = []
+    for number in numbers[order[:count]]:
         rows = np.flatnonzero(cluster == number)
-        nearest = rows[np.argsort(-score[rows], kind="stable")[:members]]
-        pictures = [table["thumbnail"][int(row)].as_py() for row in nearest]
-        found.append(Cluster(int(number), int(size), [p for p in pictures if p]))
+        shown.append(sample[rows[np.argsort(-score[rows], kind="stable")[:members]]])
+    pictures = embeddings.pictures(set(np.concatenate([*shown, sample[:0]]).tolist()))
+    found = [
+        Cluster(int(number), int(size), [pictures[n] for n in nearest.tolist() if n in pictures])
+        for number, size, nearest in zip(numbers[order], sizes[order], shown, strict=False)
+    ]
     return found, sizes[order]
 
 
@@ -63,12 +68,11 @@ def write_report(
     scores: Mapping[str, float],
     losses: Sequence[float],
     prototypes: int,
-    embeddings: Path,
+    embeddings: EmbeddingSet,
 ) -> None:
     """Writes the report to `path`.
 
     facts: name -> value, shown as a table. scores: name of the features -> kNN top-1 in percent. losses: one per step.
-    embeddings: the path of embeddings.parquet.
     """
     clusters, sizes = largest_clusters(embeddings, count=8, members=24)
     parts = [

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -25,9 +24,10 @@ from swav_platform.data.index.build import build_index
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.data.samples import read_samples
+from swav_platform.data.sets.read import open_set
 from swav_platform.encoder import Encoder, ImageError
 from swav_platform.errors import UsageError, UserError
-from swav_platform.evaluation.embed import embed
+from swav_platform.evaluation.embed import embed, embed_job
 from swav_platform.images.decoding.decode import decode
 from swav_platform.registry import register_package, start_run
 from swav_platform.runs.folder import RunFolder
@@ -69,14 +69,15 @@ def test_orientation_and_transparency_of_a_pillow_image(encoder: Encoder, draw: 
 def test_same_vectors_as_swav_embed(encoder: Encoder, work: Path, shards: Path, tmp_path: Path) -> None:
     build_index([str(path) for path in sorted(shards.glob("*.tar"))], tmp_path / "index")
     index = Index.open(tmp_path / "index")
-    embed(work / "runs" / "mine" / "model", index, tmp_path / "embeddings", ImagePolicy())
-    table = pq.read_table(tmp_path / "embeddings" / "embeddings.parquet")
-    stored = np.array(table["embedding"].to_pylist(), np.float32)
+    embed(embed_job(work / "runs" / "mine" / "model", index, tmp_path / "embeddings", ImagePolicy()))
+    made = open_set(tmp_path / "embeddings")
+    stored = np.concatenate(list(made.vectors()))
+    clusters = [number for batch in made.lines(["cluster"]) for number in batch["cluster"].to_pylist()]
     lines = index.lines(range(index.samples))
     contents = read_samples(lines, max_bytes=10**6)
     images = [contents[line.number] for line in lines]
     np.testing.assert_allclose(encoder.embed(images), stored, atol=1e-3)  # stored as float16
-    assert encoder.clusters(images).clusters[:, 0].tolist() == table["cluster"].to_pylist()
+    assert encoder.clusters(images).clusters[:, 0].tolist() == clusters
 
 
 def test_same_answers_as_the_service(encoder: Encoder, service: TestClient, draw: Callable[..., bytes]) -> None:

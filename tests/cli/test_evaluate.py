@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from swav_platform.cli.evaluate import embed_images
+from swav_platform.cli.embed import embed_images
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import open_or_build
 from swav_platform.data.index.lookup import Index
@@ -18,6 +18,7 @@ from tests.makers import write_tar
 
 @pytest.fixture(autouse=True)
 def _without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swav_platform.evaluation.embed.embed_job", lambda *_, **__: None)
     monkeypatch.setattr("swav_platform.evaluation.embed.embed", lambda *_, **__: {"samples": 6, "labelled": 0})
 
 

@@ -9,10 +9,11 @@ import torch
 
 from swav_platform.config import Config
 from swav_platform.errors import UserError
-from swav_platform.evaluation.embed import assign
+from swav_platform.evaluation.parts import nearest_prototype
 from swav_platform.methods.build import build_method
 from swav_platform.methods.swav import Swav
 from swav_platform.models.encoders import build_encoder
+from swav_platform.models.inference import load_for_inference
 from swav_platform.models.package import load_package, package_digest, preprocess, save_package
 
 
@@ -56,9 +57,9 @@ def test_a_method_without_prototypes(config: Config, tmp_path: Path, name: str) 
     x = torch.rand(2, 3, 32, 32)
     assert torch.allclose(package.projection(package.encoder(x)), network.eval().projection_head(network.encoder(x)), atol=1e-6)
     assert package.prototypes.shape == (0, 8)
-    clusters, scores = assign(package, np.ones((3, 256), np.float32))
-    assert clusters.tolist() == [-1, -1, -1]
-    assert scores.tolist() == [0, 0, 0]
+    clusters, scores = nearest_prototype(load_for_inference(tmp_path / "model"), np.ones((3, 8), np.float32))
+    assert clusters[:, 0].tolist() == [-1, -1, -1]
+    assert scores[:, 0].tolist() == [0, 0, 0]
 
 
 def test_digest_identifies_weights_independent_of_location(config: Config, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -19,6 +18,7 @@ from PIL import Image
 from swav_platform.cli.demo_images import OwnImages, own_images
 from swav_platform.cli.main import run
 from swav_platform.data.ledger.ledger import Ledger
+from swav_platform.data.sets.read import open_set
 from tests.makers import encoded
 from tests.mlflow_server import NOISE
 
@@ -127,9 +127,10 @@ def test_each_broken_file_is_in_the_ledger(shown: Shown) -> None:
 
 
 def test_every_photo_is_embedded_whatever_its_name(shown: Shown) -> None:
-    table = pq.read_table(shown.place / "demo" / "embeddings" / "embeddings.parquet")
-    keys = table["key"].to_pylist()
+    made = open_set(shown.place / "demo" / "embeddings")
+    keys = [key for batch in made.lines(["key"]) for key in batch["key"].to_pylist()]
     assert len(set(keys)) == len(keys) == 60 - len(BROKEN)
+    assert sum(made.manifest["refused"].values()) == len(BROKEN)
     assert "year 0/trip.1/caf%E9 3" in keys
     assert "year 1/trip.1/v1%2E1%2Efinal" in keys
 

@@ -144,7 +144,7 @@ def test_your_own_images(scratch: Scratch, done: Done) -> None:
     assert list((scratch.folder / "shards").glob("*.tar"))
     assert "<svg" in (scratch.folder / "views.html").read_text()
     assert (run / "model" / "model.json").is_file()
-    assert (run / "embeddings" / "embeddings.parquet").is_file()
+    assert (run / "embeddings" / "manifest.json").is_file()
     assert "not_an_image" in done.output["ledger"]
     assert "knn top1" in done.output["evaluate"]
 
