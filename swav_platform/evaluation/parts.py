@@ -32,7 +32,7 @@ from swav_platform.models.package import preprocess
 from swav_platform.runs.storage import is_url, storage_of
 
 BATCH = 64
-"""Samples of a forward pass. A part has the same batches whoever makes it, and so the same bytes."""
+"""Samples of a forward pass. All machines make a part from the same batches, and so with the same bytes."""
 
 SIDE = 96
 """Pixels of a thumbnail's longer side, at most."""
