@@ -48,6 +48,7 @@ _SAY = 30.0  # seconds between lines about the progress where there is no termin
 @click.option(
     "--dtype", type=click.Choice(["float16", "int8"]), default="float16", show_default=True, help="Stored form of a number."
 )
+@click.option("--runtime", default="auto", show_default=True, help="Of `swav serve`: torch, onnx, bf16, int8, compile.")
 @click.option("--local", is_flag=True, help=f"Use this process only. Default up to {SMALL:,} images without RAY_ADDRESS.")
 @click.option("--workers", type=click.IntRange(1), help="Processes on the Ray cluster (default: one per GPU, else per CPU).")
 @click.option("--out", metavar="DIR", help="Folder of the runs (default: SWAV_OUT, else ./runs).")
@@ -60,6 +61,7 @@ def embed_command(
     no_thumbnails: bool,
     space: Space,
     dtype: DType,
+    runtime: str,
     local: bool,
     workers: int | None,
     out: str | None,
@@ -79,6 +81,7 @@ def embed_command(
         thumbnails=not no_thumbnails,
         space=space,
         dtype=dtype,
+        runtime=runtime,
         local=local,
         workers=workers,
     )
@@ -94,6 +97,7 @@ def embed_images(
     thumbnails: bool = True,
     space: Space = "backbone",
     dtype: DType = "float16",
+    runtime: str = "auto",
     local: bool = False,
     workers: int | None = None,
 ) -> tuple[Index, dict[str, Any]]:
@@ -113,6 +117,7 @@ def embed_images(
         dtype=dtype,
         thumbnails=thumbnails,
         patience=config.data.storage_patience,
+        runtime=runtime,
     )
     with console.progress() as bars:
         task = bars.add_task("embed", total=index.samples, note="images")

@@ -29,6 +29,7 @@ _COMMANDS = {
     "pretrain": "pretrain",
     "evaluate": "evaluate",
     "embed": "embed",
+    "neighbours": "neighbours",
     "export": "export",
     "import": "imports",
     "health": "health",

@@ -17,7 +17,12 @@ from swav_platform.data.sets.write import begin, finish
 from swav_platform.evaluation.parts import EmbedJob, PartMaker, on_this_machine
 from swav_platform.failures import Tell
 from swav_platform.models.package import load_package, package_digest
+from swav_platform.models.runtimes.runtime import digest_with
 from swav_platform.runs.storage import Place, storage_of
+
+RUNTIMES = ("auto", "torch", "compile", "bf16", "onnx", "int8")
+PRECISIONS = {"bf16": "bf16", "int8": "int8"}
+"""Of the runtimes that do not compute in float32: their vectors are those of another model."""
 
 Progress = Callable[[int, int], None]
 """progress(done, total): samples."""
@@ -36,13 +41,14 @@ def embed_job(
     dtype: DType = "float16",
     thumbnails: bool = False,
     patience: float = 1800.0,
+    runtime: str = "auto",
 ) -> EmbedJob:
     """The job that embeds `index` with the model in the folder or URL `package`."""
     folder = on_this_machine(str(package))
     meta = load_package(folder).meta  # says what is wrong with a damaged package before any machine starts
     size = int(meta["input_size"])
     recipe = Recipe(
-        model=package_digest(folder),
+        model=digest_with(package_digest(folder), PRECISIONS.get(runtime, "fp32")),
         index=index.digest,
         samples=index.samples,
         dim=int(meta["feature_dim"] if space == "backbone" else meta["projection_dim"]),
@@ -51,7 +57,7 @@ def embed_job(
         dtype=dtype,
         thumbnails=thumbnails,
     )
-    return EmbedJob(str(package), index.place, str(target), recipe, policy, patience)
+    return EmbedJob(str(package), index.place, str(target), recipe, policy, patience, runtime)
 
 
 def embed(job: EmbedJob, run: Runner | None = None, progress: Progress = lambda done, total: None) -> dict[str, Any]:

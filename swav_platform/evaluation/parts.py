@@ -43,6 +43,7 @@ class EmbedJob:
     """All that a machine must know to make parts. Picklable.
 
     package (of the model), index, target: folders or URLs that every machine sees. patience: seconds to wait for a storage.
+    runtime: of models/runtimes; auto for the usual one with float32.
     """
 
     package: str
@@ -51,6 +52,7 @@ class EmbedJob:
     recipe: Recipe
     policy: ImagePolicy
     patience: float = 1800.0
+    runtime: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ class Prepared:
 
 
 class PartMaker:
-    """Makes parts with one loaded model. threads: for decoding."""
+    """Makes parts with one loaded model. threads: for decoding. runtime_threads: of the encoder; None for its own choice."""
 
-    def __init__(self, job: EmbedJob, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, job: EmbedJob, *, device: str = "cpu", threads: int = 1, runtime_threads: int | None = None) -> None:
         self.job, self._index = job, Index.open(job.index)
-        self._model = load_for_inference(on_this_machine(job.package))
-        self._model.to(device)
+        runtime = usual_runtime(job.recipe.transform["size"], device) if job.runtime == "auto" else job.runtime
+        self._model = load_for_inference(on_this_machine(job.package), runtime, device=device, threads=runtime_threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
 
@@ -135,6 +137,11 @@ class PartMaker:
         rows = [(line.number, sample.thumbnail) for line, sample in zip(lines, prepared, strict=True) if sample.thumbnail]
         numbers, pictures = zip(*rows, strict=True) if rows else ((), ())
         return pa.table([pa.array(numbers, pa.int64()), pa.array(pictures, pa.binary())], schema=THUMBNAILS)
+
+
+def usual_runtime(size: int, device: str) -> str:
+    """ONNX Runtime on CPUs, except for small images, which decoding takes longer for than encoding; torch on GPUs."""
+    return "onnx" if device == "cpu" and size > 64 else "torch"
 
 
 def on_this_machine(package: str) -> Path:

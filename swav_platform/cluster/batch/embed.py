@@ -55,7 +55,7 @@ class PartActor:
         import torch
 
         torch.set_num_threads(threads)
-        self._maker, self._board = PartMaker(job, device=device, threads=threads), board
+        self._maker, self._board = PartMaker(job, device=device, threads=threads, runtime_threads=threads), board
 
     def __call__(self, work: pa.Table) -> pa.Table:
         [number] = work["part"].to_pylist()

@@ -1,0 +1,168 @@
+"""Searches a neighbour index: the quantised lists near a query, then exact cosines of the best candidates."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from swav_platform.data.index.exclusions import Exclusions
+from swav_platform.data.index.names import is_end_of
+from swav_platform.errors import UsageError, UserError
+from swav_platform.neighbours.exact import exact_search
+from swav_platform.neighbours.search import ANY, Hit, Where
+from swav_platform.neighbours.stored import FORMAT, LISTS, MANIFEST, StoredVectors, open_rows
+
+log = logging.getLogger("swav")
+
+FEW = 20_000
+"""Rows that meet a condition up to which all of them are compared."""
+
+_MORE = 16  # candidates at least, besides k × the manifest's `candidates`
+
+
+class NeighbourIndex:
+    """A `Neighbours` on the disk of this machine. Safe for concurrent searches.
+
+    banned: bool [n], the excluded rows; None if there are none.
+    manifest: `set` and `model` (digests), `samples`, `dim`, `lists`, `codec`, `probes`, `candidates`, `exhaustive`, `recall_at_10`.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], excluded: Exclusions | None = None) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.samples, self.dim = int(manifest["samples"]), int(manifest["dim"])
+        self.vectors = StoredVectors(folder, self.dim)
+        self.rows = open_rows(folder)
+        self._lists = faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        self.banned = _banned(self.rows, excluded)
+
+    def search(self, queries: np.ndarray, k: int, where: Where = ANY) -> list[list[Hit]]:
+        scores, rows = self.search_rows(queries, k, self.allowed(where))
+        return [self.hits(of_row[of_row >= 0], of_score) for of_row, of_score in zip(rows, scores, strict=True)]
+
+    def vector(self, sample: int) -> np.ndarray:
+        found: np.ndarray = self.vectors.rows(np.array([self.row_of(sample)]))[0]
+        return found
+
+    def close(self) -> None:
+        self._lists = None
+
+    def row_of(self, sample: int) -> int:
+        """Raises KeyError for a sample that is unknown or excluded."""
+        numbers, order = self._by_sample
+        at = int(np.searchsorted(numbers, sample))
+        row = int(order[at]) if at < len(numbers) and numbers[at] == sample else -1
+        if row < 0 or (self.banned is not None and self.banned[row]):
+            raise KeyError(sample)
+        return row
+
+    def hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
+        told = self.rows.take(pa.array(rows)).select(["sample", "key", "shard", "label", "cluster"]).to_pylist()
+        return [Hit(**line, score=float(score)) for line, score in zip(told, scores, strict=False)]
+
+    def search_rows(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines float32 [q, k] and rows int64 [q, k], best first; -1 where there are fewer. allowed: bool [n]; None: all rows."""
+        queries = np.ascontiguousarray(queries, np.float32)
+        if allowed is not None and (count := int(np.count_nonzero(allowed))) <= FEW:
+            return _padded(*self._among(queries, np.flatnonzero(allowed), min(k, count)), k)
+        if allowed is None and self.manifest["exhaustive"]:
+            return exact_search(self.vectors, queries, k)
+        scores, rows = self.probed(queries, k, self.manifest["probes"], allowed)
+        if (short := (rows < 0).any(axis=1)).any() and k <= self.samples:  # the lists that were searched hold too few
+            scores[short], rows[short] = self.probed(queries[short], k, self._lists.nlist, allowed)
+        return scores, rows
+
+    def probed(
+        self, queries: np.ndarray, k: int, probes: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As search_rows, in the `probes` lists that are nearest to each query."""
+        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        parameters = faiss.SearchParametersIVF(nprobe=min(probes, self._lists.nlist), **({"sel": selector} if selector else {}))
+        wanted = min(max(k * self.manifest["candidates"], k + _MORE), self.samples)
+        _, rows = self._lists.search(queries, wanted, params=parameters)
+        values = self.vectors.rows(np.maximum(rows, 0).ravel()).reshape(*rows.shape, self.dim)
+        scores = np.where(rows >= 0, np.einsum("qd,qcd->qc", queries, values), -2.0).astype(np.float32)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return _padded(np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1), k)
+
+    def allowed(self, where: Where) -> np.ndarray | None:
+        """bool [n]: rows that meet the conditions and are not excluded; None for all rows."""
+        found = None if self.banned is None else ~self.banned
+        for mask in self._masks(where):
+            found = mask if found is None else found & mask
+        return found
+
+    def _masks(self, where: Where) -> list[np.ndarray]:
+        masks = []
+        if where.cluster is not None:
+            masks.append(self.rows["cluster"].to_numpy() == where.cluster)
+        if where.label is not None:
+            masks.append(_array(pc.equal(self.rows["label"], where.label)))
+        if where.shard is not None:
+            names = [name for name in pc.unique(self.rows["shard"]).to_pylist() if is_end_of(where.shard, name)]
+            masks.append(_array(pc.is_in(self.rows["shard"], pa.array(names, pa.string()))))
+        if where.key_prefix is not None:
+            masks.append(_array(pc.starts_with(self.rows["key"], where.key_prefix)))
+        if where.without:
+            masks.append(~np.isin(self.rows["sample"].to_numpy(), list(where.without)))
+        return masks
+
+    def _among(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        if not k:
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        scores, at = faiss.knn(queries, self.vectors.rows(rows), k, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, rows[at]
+
+    @cached_property
+    def _by_sample(self) -> tuple[np.ndarray, np.ndarray]:
+        numbers = self.rows["sample"].to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        return numbers[order], order
+
+
+def open_neighbours(folder: Path, *, of_set: str | None = None, excluded: Exclusions | None = None) -> NeighbourIndex:
+    """Opens an index. of_set: the digest of the set that it must be made from.
+
+    Raises UsageError if there is none, and UserError if it is damaged or made from another set.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"There is no neighbour index in {folder}: make it with `swav neighbours build SET`.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"The neighbour index in {folder} can't be read ({error}): build it again.") from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"The neighbour index in {folder} has a format that this version does not read: build it again.")
+    if of_set is not None and manifest["set"] != of_set:
+        raise UserError(
+            f"The neighbour index in {folder} was made from another set: build it again with `swav neighbours build`."
+        )
+    try:
+        return NeighbourIndex(folder, manifest, excluded)
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The neighbour index in {folder} is damaged ({reason}): build it again.") from error
+
+
+def _banned(rows: pa.Table, excluded: Exclusions | None) -> np.ndarray | None:
+    if excluded is None or not len(excluded):
+        return None
+    names = zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True)
+    return np.array([excluded.may_cover(shard, key) for shard, key in names], bool)
+
+
+def _array(mask: pa.ChunkedArray) -> np.ndarray:
+    found: np.ndarray = pc.fill_null(mask, False).to_numpy()
+    return found
+
+
+def _padded(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    missing = ((0, 0), (0, k - scores.shape[1]))
+    return np.pad(scores, missing, constant_values=-2.0), np.pad(rows, missing, constant_values=-1)

@@ -1,0 +1,81 @@
+"""A map of a set: two principal components, and the neighbours of each sample, in a table that embedding-atlas opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from swav_platform.atomic import replacing
+from swav_platform.neighbours.index import NeighbourIndex
+
+_BLOCK = 8192  # vectors at once
+
+
+def write_map(
+    index: NeighbourIndex, path: Path, k: int = 10, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Writes x, y, sample, key, shard, label, cluster and neighbors (`ids`: lines of the table, `distances`: 1 − cosine).
+
+    Excluded samples are left out. Returns samples, the share of the variance that the map shows, and out.
+    """
+    usable = np.arange(index.samples) if index.banned is None else np.flatnonzero(~index.banned)
+    mean, axes, share = _principal(index, usable)
+    line = np.full(index.samples, -1, np.int64)
+    line[usable] = np.arange(len(usable))
+    allowed = None if index.banned is None else ~index.banned
+    with replacing(path) as aside, pq.ParquetWriter(aside, _SCHEMA) as file:
+        for first in range(0, len(usable), _BLOCK):
+            rows = usable[first : first + _BLOCK]
+            values = index.vectors.rows(rows)
+            places = (values - mean) @ axes
+            scores, found = index.search_rows(values, min(k + 1, len(usable)), allowed)
+            near = [_near(*each, row, line, k) for row, *each in zip(rows, scores, found, strict=True)]
+            names = index.rows.select(_NAMES).take(pa.array(rows))
+            columns = [
+                pa.array(places[:, 0]),
+                pa.array(places[:, 1]),
+                *names.columns,
+                pa.array(near, _SCHEMA.field("neighbors").type),
+            ]
+            file.write_table(pa.table(columns, schema=_SCHEMA))
+            progress(first + len(rows), len(usable))
+    return {"samples": len(usable), "variance_share": round(share, 4), "out": str(path)}
+
+
+_NAMES = ["sample", "key", "shard", "label", "cluster"]
+_SCHEMA = pa.schema(
+    [
+        ("x", pa.float32()),
+        ("y", pa.float32()),
+        ("sample", pa.int64()),
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("label", pa.string()),
+        ("cluster", pa.int32()),
+        ("neighbors", pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])),
+    ]
+)
+
+
+def _principal(index: NeighbourIndex, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean float32 [D], axes float32 [D, 2] and their share of the variance."""
+    total, squares = np.zeros(index.dim), np.zeros((index.dim, index.dim))
+    for first in range(0, len(rows), _BLOCK):
+        values = index.vectors.rows(rows[first : first + _BLOCK])
+        total += values.sum(axis=0, dtype=np.float64)
+        squares += values.T @ values
+    mean = total / max(len(rows), 1)
+    sizes, axes = np.linalg.eigh(squares / max(len(rows), 1) - np.outer(mean, mean))
+    chosen = axes[:, ::-1][:, :2]
+    chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), [0, 1]])  # the same picture each time
+    return mean.astype(np.float32), chosen.astype(np.float32), float(sizes[::-1][:2].sum() / max(sizes.sum(), 1e-12))
+
+
+def _near(scores: np.ndarray, rows: np.ndarray, own: int, line: np.ndarray, k: int) -> dict[str, Any]:
+    kept = (rows >= 0) & (rows != own)
+    return {"ids": line[rows[kept]][:k], "distances": (1 - scores[kept])[:k]}
