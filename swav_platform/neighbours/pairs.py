@@ -66,10 +66,12 @@ def groups(
     threshold: float,
     same: np.ndarray | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    heard: Callable[[np.ndarray, np.ndarray], None] = lambda first, second: None,
 ) -> Groups:
     """Groups of rows that are connected by pairs of at least this cosine.
 
     same: uint64 [n]; rows with an equal value other than 0 belong together whatever their cosine. progress(done, total): lists.
+    heard(first, second): rows of the pairs of a list; a pair may be found twice.
     """
     n, found = len(vectors), _Components(len(vectors))
     if same is not None:
@@ -81,6 +83,7 @@ def groups(
     for done, (first, second) in enumerate(_pairs(vectors, centres, wanted, threshold)):
         pairs += len(first)
         found.add(first, second)
+        heard(first, second)
         progress(min(done + 1, len(centres)), len(centres))
     vectors.release()
     return Groups(found.groups() if n else np.zeros(0, np.int64), pairs, wanted)
@@ -134,7 +137,7 @@ def _pairs(vectors: StoredVectors, centres: np.ndarray, wanted: int, threshold: 
         guests = visitors(number)
         for begin in range(0, len(guests), at_once):
             some = guests[begin : begin + at_once]
-            first, second = np.nonzero(vectors.rows(some) @ members.T >= threshold)
+            first, second = np.nonzero(vectors.rows(some, release=False) @ members.T >= threshold)
             firsts.append(some[first])
             seconds.append(rows[second])
         yield np.concatenate(firsts), np.concatenate(seconds)

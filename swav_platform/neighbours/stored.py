@@ -45,10 +45,11 @@ class StoredVectors:
     def __len__(self) -> int:
         return len(self.place)
 
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [m, D] of unit length of rows int64 [m]."""
+    def rows(self, rows: np.ndarray, *, release: bool = True) -> np.ndarray:
+        """float32 [m, D] of unit length of rows int64 [m]. Without `release`, pages stay until it is called."""
         found = unit(self._lines[self.place[rows]])
-        self.release()
+        if release:
+            self.release()
         return found
 
     def lines(self, first: int, last: int) -> np.ndarray:
