@@ -21,7 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.crop_vectors import crop_vectors
+from crop_vectors import crop_vectors
+
 from swav_platform.neighbours.build import build
 from swav_platform.neighbours.index import open_neighbours
 from swav_platform.neighbours.pairs import groups

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from swav_platform.atomic import write_text
-from swav_platform.cli import console
 from swav_platform.cli.evaluations import several, single
 from swav_platform.cli.evaluations.options import steps_done
-from swav_platform.runs.folder import RunFolder, find
+from swav_platform.runs.folder import RunFolder
 
 
 @click.group()
