@@ -3,7 +3,7 @@
     python benchmarks/crop_vectors.py DIR_OF_SHARDS --cache CACHE [--count 1000000] [--steps 500]
 
 Trains the encoder (3 minutes for 500 steps on 2 quiet cores), embeds the crops (about 4,000 a second) and keeps both in CACHE, which
-the other benchmarks read. Prints one JSON line.
+the other benchmarks read. It prints one JSON line.
 """
 
 from __future__ import annotations

@@ -92,7 +92,13 @@ def duplicates(
     target, shown = Path(to).expanduser(), console.page("--html", html) if html else None
     if target.suffix == ".parquet":
         raise UsageError(f"--to {to}: the list is text; choose a name that ends in .txt.")
-    from swav_platform.neighbours.duplicates import find_duplicates, warn_of_large_groups, write_exclusions, write_page
+    from swav_platform.neighbours.duplicates import (
+        find_duplicates,
+        warn_of_large_groups,
+        write_exclusions,
+        write_groups,
+        write_page,
+    )
 
     embeddings, index = _index(place, out, exclude)
     with console.progress() as bars:
@@ -100,6 +106,8 @@ def duplicates(
         found = find_duplicates(index, threshold, keep, lambda done, total: bars.update(task, completed=done, total=total))
     warn_of_large_groups(found, index.samples)
     write_exclusions(index, found.dropped, target)
+    if isinstance(embeddings.place, Path):
+        write_groups(index, found, embeddings.place / "duplicates.parquet")
     if shown is not None:
         write_page(embeddings, index, found, threshold, shown)
         console.say(f"Wrote {shown}")
@@ -145,7 +153,7 @@ def curate(
     if target.suffix != ".parquet":
         raise UsageError(f"--to {to}: the name must end in .parquet.")
     from swav_platform.neighbours.curate import curate as curated
-    from swav_platform.neighbours.curate import write_outliers, write_weights
+    from swav_platform.neighbours.curate import store_outliers, write_outliers, write_weights
     from swav_platform.neighbours.duplicates import write_exclusions
 
     embeddings, index = _index(place, out, exclude)
@@ -153,6 +161,8 @@ def curate(
         task = bars.add_task("curate", total=None, note="images")
         found = curated(index, keep, seed, lambda done, total: bars.update(task, completed=done, total=total))
     write_weights(index, found.weights, target)
+    if isinstance(embeddings.place, Path):
+        store_outliers(index, found, embeddings.place / "outliers.parquet")
     if outliers:
         write_exclusions(index, found.outliers, Path(outliers).expanduser())
     if shown is not None:
@@ -170,20 +180,20 @@ def curate(
 
 @neighbours_command.command("map", epilog=console.examples("swav neighbours map mine --to map.parquet"))
 @click.argument("place", metavar="SET")
-@click.option("--to", metavar="FILE", default="map.parquet", show_default=True, help="Table with x, y, names and neighbours.")
+@click.option("--to", metavar="FILE", help="Table with x, y, names and neighbours (default: map.parquet in SET).")
 @_exclude_option
 @_out_option
 @console.json_option
-def map_command(place: str, to: str, exclude: str | None, out: str | None, as_json: bool) -> None:
+def map_command(place: str, to: str | None, exclude: str | None, out: str | None, as_json: bool) -> None:
     """Place all images on a plane, by two principal components."""
     from swav_platform.neighbours.map import write_map
 
-    _, index = _index(place, out, exclude)
+    embeddings, index = _index(place, out, exclude)
+    folder = embeddings.place if isinstance(embeddings.place, Path) else Path()
+    target = Path(to).expanduser() if to else folder / "map.parquet"
     with console.progress() as bars:
         task = bars.add_task("map", total=None, note="images")
-        result = write_map(
-            index, Path(to).expanduser(), progress=lambda done, total: bars.update(task, completed=done, total=total)
-        )
+        result = write_map(index, target, progress=lambda done, total: bars.update(task, completed=done, total=total))
     console.answer(result, as_json)
 
 

@@ -141,11 +141,10 @@ def _write_lists(folder: Path, assigned: np.ndarray, centres: np.ndarray, vector
 def _quantised(flat: faiss.IndexFlatIP, dim: int, lists: int, codec: str) -> faiss.IndexIVF:
     inner = faiss.METRIC_INNER_PRODUCT
     if codec == "sq8":
-        index = faiss.IndexIVFScalarQuantizer(flat, dim, lists, faiss.ScalarQuantizer.QT_8bit, inner, False)
-    else:
-        parts = next(parts for parts in range(max(1, dim // 4), 0, -1) if dim % parts == 0)
-        index = faiss.IndexIVFPQ(flat, dim, lists, parts, 8, inner)
-        index.by_residual = False
+        return faiss.IndexIVFScalarQuantizer(flat, dim, lists, faiss.ScalarQuantizer.QT_8bit, inner, False)
+    parts = next(parts for parts in range(max(1, dim // 4), 0, -1) if dim % parts == 0)
+    index = faiss.IndexIVFPQ(flat, dim, lists, parts, 8, inner)
+    index.by_residual = False
     return index
 
 

@@ -112,6 +112,13 @@ def write_weights(index: NeighbourIndex, weights: np.ndarray, path: Path) -> Non
         pq.write_table(names.append_column("weight", pa.array(weights[usable])), aside)
 
 
+def store_outliers(index: NeighbourIndex, found: Curated, path: Path) -> None:
+    """Writes sample and score (mean cosine to the nearest images) of the outliers, the strangest first, for viewers."""
+    sample = index.rows["sample"].to_numpy()[found.outliers]
+    with replacing(path) as aside:
+        pq.write_table(pa.table({"sample": sample, "score": found.density[found.outliers]}), aside)
+
+
 def write_outliers(embeddings: EmbeddingSet, index: NeighbourIndex, found: Curated, path: Path) -> None:
     """Writes an HTML page with the strangest images."""
     rows = found.outliers[:_ON_A_PAGE]

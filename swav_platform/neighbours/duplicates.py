@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from swav_platform.atomic import write_text
+from swav_platform.atomic import replacing, write_text
 from swav_platform.data.index.exclusions import as_text
 from swav_platform.data.sets.read import EmbeddingSet
 from swav_platform.neighbours.index import NeighbourIndex
@@ -72,6 +73,26 @@ def write_exclusions(index: NeighbourIndex, rows: np.ndarray, path: Path) -> Non
     write_text(path, "".join(f"{as_text((line['shard'], line['key']))}\n" for line in told))
 
 
+def write_groups(index: NeighbourIndex, found: Duplicates, path: Path) -> None:
+    """Writes group, sample and similarity (cosine to the image that is kept) of all groups, for viewers."""
+    groups = [np.full(len(rows), number) for number, rows in enumerate(found.groups)]
+    cosines = [_similarity(index, rows) for rows in found.groups]
+    sample = index.rows["sample"].to_numpy()
+    columns = {
+        "group": pa.array(np.concatenate([np.zeros(0, np.int64), *groups]), pa.int64()),
+        "sample": pa.array(sample[np.concatenate([np.zeros(0, np.int64), *found.groups])], pa.int64()),
+        "similarity": pa.array(np.concatenate([np.zeros(0, np.float32), *cosines]), pa.float32()),
+    }
+    with replacing(path) as aside:
+        pq.write_table(pa.table(columns), aside)
+
+
+def _similarity(index: NeighbourIndex, rows: np.ndarray) -> np.ndarray:
+    values = index.vectors.rows(rows, release=False)
+    cosines: np.ndarray = values @ values[0]
+    return cosines
+
+
 def write_page(embeddings: EmbeddingSet, index: NeighbourIndex, found: Duplicates, threshold: float, path: Path) -> None:
     """Writes the largest groups side by side, the image to keep first."""
     shown = [group[:IMAGES_OF_A_GROUP] for group in found.groups[:GROUPS_ON_A_PAGE]]
@@ -79,9 +100,8 @@ def write_page(embeddings: EmbeddingSet, index: NeighbourIndex, found: Duplicate
     pictures = embeddings.pictures({line["sample"] for line in told})
     cards, sections = iter(told), []
     for group, whole in zip(shown, found.groups, strict=False):
-        first = index.vectors.rows(group[:1])[0]
-        cosines = index.vectors.rows(group) @ first
-        row = [_card(next(cards), pictures, float(cosine), kept=number == 0) for number, cosine in enumerate(cosines)]
+        cosines = enumerate(_similarity(index, group))
+        row = [_card(next(cards), pictures, float(cosine), kept=number == 0) for number, cosine in cosines]
         sections.append((f"{len(whole):,} images", row))
     intro = (
         f"{len(found.groups):,} groups of images with equal bytes or a cosine of at least {threshold}; the first of each is kept."

@@ -40,7 +40,7 @@ class NeighbourIndex:
         self.samples, self.dim = int(manifest["samples"]), int(manifest["dim"])
         self.vectors = StoredVectors(folder, self.dim)
         self.rows = open_rows(folder)
-        self._lists = faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        self._lists: Any = faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         self.banned = _banned(self.rows, excluded)
 
     def search(self, queries: np.ndarray, k: int, where: Where = ANY) -> list[list[Hit]]:
@@ -83,8 +83,11 @@ class NeighbourIndex:
         self, queries: np.ndarray, k: int, probes: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As search_rows, in the `probes` lists that are nearest to each query."""
-        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        parameters = faiss.SearchParametersIVF(nprobe=min(probes, self._lists.nlist), **({"sel": selector} if selector else {}))
+        untyped: Any = faiss  # its stubs describe the constructors of C++
+        options: dict[str, Any] = {"nprobe": min(probes, self._lists.nlist)}
+        if allowed is not None:
+            options["sel"] = untyped.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        parameters = untyped.SearchParametersIVF(**options)
         wanted = min(max(k * self.manifest["candidates"], k + _MORE), self.samples)
         _, rows = self._lists.search(queries, wanted, params=parameters)
         values = self.vectors.rows(np.maximum(rows, 0).ravel()).reshape(*rows.shape, self.dim)

@@ -34,7 +34,7 @@ def write_map(
             values = index.vectors.rows(rows)
             places = (values - mean) @ axes
             scores, found = index.search_rows(values, min(k + 1, len(usable)), allowed)
-            near = [_near(*each, row, line, k) for row, *each in zip(rows, scores, found, strict=True)]
+            near = [_near(*each, line, k) for each in zip(scores, found, rows, strict=True)]
             names = index.rows.select(_NAMES).take(pa.array(rows))
             columns = [
                 pa.array(places[:, 0]),

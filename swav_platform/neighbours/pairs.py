@@ -116,7 +116,7 @@ def _lists_needed(vectors: StoredVectors, centres: np.ndarray, threshold: float)
     wanted = 1
     while wanted < near.shape[1] and (rank[true] < wanted).mean() < WANTED:
         wanted *= 2
-    return min(wanted, near.shape[1])
+    return min(wanted, len(near[0]))
 
 
 def _pairs(vectors: StoredVectors, centres: np.ndarray, wanted: int, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -121,12 +121,16 @@ def test_commands(
     assert (found["threshold"], found["out"]) == (0.95, "duplicates.txt")
     assert len(Exclusions.of_file("duplicates.txt")) == found["samples_to_drop"] >= 99
     assert "100×100" in Path("d.html").read_text()
+    stored = pq.read_table(Path(place) / "duplicates.parquet")
+    assert stored["group"].to_numpy().max() + 1 == found["groups"]
+    assert stored["similarity"].to_numpy().min() > 0.8 or 50 in stored["sample"].to_pylist()
     chosen = result("curate", place, "--exclude", "duplicates.txt", "--outliers", "o.txt", "--html", "o.html")
     assert chosen["samples"] == 2000
+    assert pq.read_table(Path(place) / "outliers.parquet").num_rows == chosen["outliers"]
     assert Weights.of_file("weights.parquet")
     assert pq.read_table("weights.parquet").num_rows == 2000 - int(str(found["samples_to_drop"]))
     drawn = result("map", place, "--exclude", "duplicates.txt")
-    table = pq.read_table("map.parquet")
+    table = pq.read_table(Path(place) / "map.parquet")
     assert drawn["samples"] == table.num_rows == 2000 - int(str(found["samples_to_drop"]))
     near = table["neighbors"][0].as_py()
     assert len(near["ids"]) == len(near["distances"]) == 10

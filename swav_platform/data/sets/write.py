@@ -19,6 +19,7 @@ from swav_platform.failures import Kind, MachineFault, Tell, machine_fault, pati
 from swav_platform.runs.storage import Storage
 
 _CONCURRENT = 16  # reads of small objects
+_MADE_FROM_IT = ("duplicates.parquet", "map.parquet", "outliers.parquet")  # by `swav neighbours`
 _OLD = ("embeddings.json", "embeddings.parquet")  # the form of earlier versions
 
 
@@ -32,7 +33,7 @@ def begin(storage: Storage, recipe: Recipe) -> dict[int, PartReport]:
         return {number: PartReport(**part) for number, part in enumerate(done["parts"])}
     sizes = storage.entries()
     if _json(storage, JOB) != written:
-        storage.delete([name for name in sorted(sizes) if _belongs(name)])
+        storage.delete([MANIFEST, *(name for name in sizes if _belongs(name))])
         storage.put(JOB, json.dumps(written).encode())
         return {}
     numbers = [number for number in range(len(recipe.parts)) if report_file(number) in sizes]
@@ -92,8 +93,8 @@ def finish(storage: Storage, recipe: Recipe, reports: Sequence[PartReport]) -> d
 
 
 def _belongs(name: str) -> bool:
-    """Whether a file is of a set: only such files are deleted. The manifest is the first of them in order."""
-    return name == MANIFEST or name.startswith(("_job/", "part-", "thumbnails-"))
+    """Whether a file is of a set: only such files are deleted."""
+    return name == MANIFEST or name in _MADE_FROM_IT or name.startswith(("_job/", "part-", "thumbnails-"))
 
 
 def _is_whole(report: PartReport, sizes: dict[str, int]) -> bool:
