@@ -50,7 +50,7 @@ class PgNeighbours:
             for query in queries:
                 text = _text(query)
                 cursor.execute(statement, (text, *values, text, k))
-                found.append([Hit(*names, float(score)) for *names, score in cursor.fetchall()])
+                found.append([Hit(*line) for line in cursor.fetchall()])
         return found
 
     def vector(self, sample: int) -> np.ndarray:
