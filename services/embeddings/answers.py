@@ -172,6 +172,7 @@ class StoredNeighborsAnswer(_Answer):
 class ModelCard(_Answer):
     name: str
     digest: str
+    runtime: str
     feature_dim: int
     projection_dim: int
     prototypes: int
@@ -196,6 +197,17 @@ class ModelsAnswer(_Answer):
     object: Literal["list"]
     data: list[ModelEntry]
     models: list[ModelCard]
+
+
+class Reloaded(_Answer):
+    name: str
+    digest: str
+    result: Literal["unchanged", "swapped", "refused"]
+    because: str | None = None
+
+
+class ReloadAnswer(_Answer):
+    models: list[Reloaded]
 
 
 FAILURES: dict[int | str, dict[str, Any]] = {

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
 from services.embeddings import errors
+from services.embeddings.abandoned import Abandoned
+from services.embeddings.admission import Admission
 from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
 from services.embeddings.edge.access import open_guard
 from services.embeddings.edge.names import known_parameters
-from services.embeddings.engine import Engine
+from services.embeddings.engine import Engine, Rooms
 from services.embeddings.explorer import page
 from services.embeddings.explorer import routes as explorer
 from services.embeddings.explorer.collection import collect
 from services.embeddings.metrics import Measured, make_metrics
+from services.embeddings.models.live import Models
+from services.embeddings.models.sources import Loaded
 from services.embeddings.routes import about, clusters, embeddings, neighbours
+from services.embeddings.routes import models as reload
 from services.embeddings.settings import ServiceSettings
 from services.embeddings.state import State
-from services.embeddings.store import load_store
 from swav_platform import __version__
-from swav_platform.models.inference import load_for_inference
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -31,17 +36,27 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     Raises UserError if either, or the file of API keys, cannot be loaded. The engine runs for the length of the application's lifespan.
     """
     guard = open_guard(settings.keys)
-    model = load_for_inference(settings.model)
-    store = None if settings.embeddings is None else load_store(settings.embeddings, model)
-    collection = None if store is None else collect(store, settings.embeddings)
-    metrics = make_metrics()
-    state = State(settings, model, store, Engine(model, settings, metrics), metrics, Bodies(settings.limits.max_held), collection)
+    metrics, limits = make_metrics(), settings.limits
+    admission = Admission(limits.max_pending, limits.max_age)
+    metrics.queued.set_function(lambda: admission.images)
+    bodies = Bodies(limits.max_held, admission.check)
+    cores = len(os.sched_getaffinity(0))
+    pools = [ThreadPoolExecutor(settings.decoders or cores, "decode"), ThreadPoolExecutor(cores, "search")]
+    rooms = Rooms(settings, metrics, admission, *pools)
+
+    def build(loaded: Loaded) -> State:
+        collection = None if loaded.store is None else collect(loaded.store, loaded.embeddings)
+        return State(settings, loaded.model, loaded.store, Engine(loaded.model, rooms), metrics, bodies, collection)
+
+    models = Models(settings, build)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await state.engine.start()
+        await models.start()
         yield
-        await state.engine.stop()
+        await models.stop()
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="swav-platform embeddings",
@@ -51,11 +66,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         default_response_class=Json,
         dependencies=[Depends(known_parameters)],
     )
-    app.state.service = state
+    app.state.service = models
     app.state.guard = guard
+    app.add_middleware(Abandoned)
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)
-    for part in (embeddings, clusters, neighbours, about, explorer):
+    for part in (embeddings, clusters, neighbours, about, reload, explorer):
         app.include_router(part.router)
     page.install(app)
     return app

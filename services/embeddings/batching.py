@@ -25,7 +25,7 @@ class Batcher(Generic[X, Y]):
         self, run: Callable[[Sequence[X]], Sequence[Y]], *, max_batch: int, max_wait: float, executor: ThreadPoolExecutor
     ) -> None:
         self._run = run
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._max_wait = max_wait
         self._executor = executor
         self._queue: asyncio.Queue[tuple[X, asyncio.Future[Y]]] = asyncio.Queue()
@@ -51,6 +51,8 @@ class Batcher(Generic[X, Y]):
                 future.set_exception(busy("it is shutting down"))
 
     async def submit(self, item: X) -> Y:
+        if not self.running:
+            raise busy("it is shutting down")
         future: asyncio.Future[Y] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((item, future))
         return await future
@@ -75,7 +77,7 @@ class Batcher(Generic[X, Y]):
     async def _collect(self) -> None:
         self._batch = [await self._queue.get()]
         deadline = asyncio.get_running_loop().time() + self._max_wait
-        while len(self._batch) < self._max_batch:
+        while len(self._batch) < self.max_batch:
             try:
                 async with asyncio.timeout_at(deadline):  # an item that is queued already is taken even after the deadline
                     self._batch.append(await self._queue.get())

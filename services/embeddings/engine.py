@@ -1,84 +1,149 @@
-"""Turns bytes into vectors: decoding threads, then micro-batches through the model, with a limit on pending images."""
+"""Turns bytes into vectors: a pool of decoding threads and micro-batches through the model, at the same time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from services.embeddings.admission import Admission
 from services.embeddings.batching import Batcher
-from services.embeddings.errors import INTERNAL, Fault, busy, image_fault
+from services.embeddings.cache import Cache
+from services.embeddings.errors import INTERNAL, Fault, image_fault
 from services.embeddings.metrics import Metrics
 from services.embeddings.settings import ServiceSettings
 from swav_platform.config import ImagePolicy
 from swav_platform.data.ledger.outcomes import Outcome
+from swav_platform.errors import UserError
 from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.refused import Refused
 from swav_platform.models.inference import Encoded, InferenceModel
+from swav_platform.models.reference import probe
+from swav_platform.models.runtimes.runtime import PARITY, cosines
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LATENCY = 0.03  # seconds: batches that take less are made larger, up to max_batch
+NEARLY = 0.93  # of the highest throughput: the smallest batch that reaches it is used
+WARM_UP = 2.0  # seconds to find it
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What the engines of all models of a process share."""
+
+    settings: ServiceSettings
+    metrics: Metrics
+    admission: Admission
+    decoders: ThreadPoolExecutor
+    searchers: ThreadPoolExecutor
+
+
+class Decoded:
+    """Normalised pixels float32 [3, size, size] on the way to the model."""
+
+    def __init__(self, pixels: np.ndarray, key: bytes) -> None:
+        self.pixels = pixels
+        self.key = key
+        self.since = time.perf_counter()
+
 
 class Engine:
-    """Encodes images. Belongs to one event loop, from `start` to `stop`."""
+    """Encodes images with one model. Belongs to one event loop, from `start` to `stop`."""
 
-    def __init__(self, model: InferenceModel, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(self, model: InferenceModel, rooms: Rooms) -> None:
+        settings = rooms.settings
         self._model = model
-        self._metrics = metrics
-        self._threads = settings.threads
+        self._rooms = rooms
+        self._metrics = rooms.metrics
         self._policy = ImagePolicy(max_bytes=settings.limits.max_bytes, max_pixels=settings.limits.max_pixels)
-        self._max_pending = settings.limits.max_pending
-        self._pending = 0
-        self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._cache = Cache(settings.cache_bytes)
+        self._threads = settings.threads
         self._torch = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=self._set_threads)
-        self._batcher: Batcher[Tensor, Encoded] = Batcher(
+        self._batcher: Batcher[Decoded, Encoded] = Batcher(
             self._forward, max_batch=settings.max_batch, max_wait=settings.max_wait, executor=self._torch
         )
+        self._canary: np.ndarray | None = None  # features of the probe images when the engine started
+        self.busy = 0  # requests in progress
 
     @property
     def ready(self) -> bool:
         return self._batcher.running
 
     async def start(self) -> None:
-        """Starts processing, and runs the model once so that the first request is not slow."""
+        """Starts processing. Runs the model on batches of each size first, and keeps the smallest that is nearly the fastest.
+
+        Raises UserError if the model's vectors of the probe images are not finite.
+        """
+        loop = asyncio.get_running_loop()
+        images = probe(self._model.input_size)
+        found = await loop.run_in_executor(self._torch, self._encode_array, images)
+        if not (np.isfinite(found.features).all() and np.isfinite(found.projections).all()):
+            raise UserError(f"The model {self._model.name} ({self._model.digest}) computes vectors that are not finite.")
+        self._canary = found.features
+        self._batcher.max_batch, rate = await loop.run_in_executor(self._torch, self._best_batch, images)
+        self._rooms.admission.rate = rate
         self._batcher.start()
-        size = self._model.input_size
-        await self._batcher.submit(torch.zeros(3, size, size))
+        await self.check()
+
+    async def check(self) -> None:
+        """Encodes an image on the way that requests take. Raises UserError if the vector is another than at the start."""
+        assert self._canary is not None
+        image = probe(self._model.input_size)[0]
+        found = await self._batcher.submit(Decoded(image, b""))
+        if cosines(found.features[None], self._canary[:1])[0] < PARITY[self._model.runtime.precision]:
+            raise UserError("a test image has another vector than when the model was loaded")
 
     async def stop(self) -> None:
         await self._batcher.stop()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
         self._torch.shutdown(wait=False, cancel_futures=True)
 
     async def encode(self, images: Sequence[bytes]) -> list[Encoded | Fault]:
         """Vectors or a fault for each image. Raises ServiceError 503 if too many images are pending."""
-        with self._admitted(len(images)):
-            return list(await asyncio.gather(*(self._encode(data) for data in images)))
+        with self._rooms.admission.admitted(len(images)):
+            self.busy += 1
+            try:
+                return list(await asyncio.gather(*(self._encode(data) for data in images)))
+            finally:
+                self.busy -= 1
 
-    @contextmanager
-    def _admitted(self, count: int) -> Iterator[None]:
-        if self._pending + count > self._max_pending:
-            raise busy(f"{self._pending} images are pending")
-        self._pending += count
-        try:
-            yield
-        finally:
-            self._pending -= count
+    async def search(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs a search in a thread. Raises ServiceError 503 if too many searches are pending."""
+        with self._rooms.admission.searching():
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._rooms.searchers, lambda: function(*args, **kwargs))
 
     async def _encode(self, data: bytes) -> Encoded | Fault:
-        loaded = await asyncio.get_running_loop().run_in_executor(self._decoders, self._load, data)
-        result = loaded if isinstance(loaded, Fault) else await self._batcher.submit(loaded)
+        loaded = await asyncio.get_running_loop().run_in_executor(self._rooms.decoders, self._load, data)
+        result = loaded
+        if isinstance(loaded, Decoded):
+            result = await self._batcher.submit(loaded)
+            if np.isfinite(result.features).all():
+                self._cache.put(loaded.key, result)
+            else:
+                result = INTERNAL
+                log.error("the model %s computed a vector that is not finite", self._model.digest)
         self._metrics.images.labels(result.code if isinstance(result, Fault) else Outcome.OK.word).inc()
-        return result
+        return result  # type: ignore[return-value]  # no Decoded any more
 
-    def _load(self, data: bytes) -> Tensor | Fault:
+    def _load(self, data: bytes) -> Decoded | Encoded | Fault:
+        key = Cache.key(data)
+        if (known := self._cache.get(key)) is not None:
+            self._metrics.cache_hits.inc()
+            return known
         try:
-            return self._model.preprocess(decode(data, self._policy))
+            with self._metrics.decode.time():
+                return Decoded(self._model.preprocess(decode(data, self._policy)).numpy(), key)
         except Refused as refused:
             return image_fault(refused.outcome, refused.detail)
         except MemoryError:
@@ -87,10 +152,39 @@ class Engine:
             log.exception("unexpected error while decoding an image")
             return INTERNAL
 
-    def _forward(self, images: Sequence[Tensor]) -> list[Encoded]:
+    def _forward(self, images: Sequence[Decoded]) -> list[Encoded]:
+        started = time.perf_counter()
+        for image in images:
+            self._metrics.queue.observe(started - image.since)
+        found = self._encode_array(np.stack([image.pixels for image in images]))
+        seconds = time.perf_counter() - started
         self._metrics.batch.observe(len(images))
-        found = self._model.encode(torch.stack(list(images)))
-        return [Encoded(*vectors) for vectors in zip(*found, strict=True)]
+        self._metrics.encode.observe(seconds)
+        self._rooms.admission.encoded(len(images), seconds)
+        return [Encoded(*(vector.copy() for vector in vectors)) for vectors in zip(*found, strict=True)]
+
+    def _encode_array(self, images: np.ndarray) -> Encoded:
+        return self._model.encode(torch.from_numpy(images))
+
+    def _best_batch(self, images: np.ndarray) -> tuple[int, float]:
+        """The batch size to use, and the images per second that it reaches."""
+        rates: dict[int, float] = {}
+        size, end = 1, time.perf_counter() + WARM_UP
+        most = self._batcher.max_batch
+        while size <= most and time.perf_counter() < end:
+            batch = np.concatenate([images] * -(-size // len(images)))[:size]
+            best = float("inf")
+            for _ in range(2):
+                started = time.perf_counter()
+                self._encode_array(batch)
+                best = min(best, time.perf_counter() - started)
+            rates[size] = size / best
+            size = 2 * size if 2 * size <= most or size == most else most
+        highest = max(rates.values())
+        chosen = min(size for size, rate in rates.items() if rate >= NEARLY * highest)
+        while chosen < most and chosen / highest < LATENCY:
+            chosen = min(2 * chosen, most)
+        return chosen, highest
 
     def _set_threads(self) -> None:
         if self._threads is not None:

@@ -51,9 +51,9 @@ def image_fault(outcome: Outcome, reason: str) -> Fault:
     return Fault(outcome.word, f"The image was refused ({outcome.word}): {reason}", {"reason": reason})
 
 
-def busy(what: str) -> ServiceError:
-    message = f"The service is at capacity ({what}). Retry in a second."
-    return ServiceError(503, "busy", message, headers={"Retry-After": "1"})
+def busy(what: str, seconds: int = 1) -> ServiceError:
+    message = f"The service is at capacity ({what}). Retry in {seconds} s."
+    return ServiceError(503, "busy", message, headers={"Retry-After": str(seconds)})
 
 
 def answer(status: int, fault: Fault, headers: Mapping[str, str] | None = None) -> Json:
@@ -71,6 +71,7 @@ def install(app: FastAPI) -> None:
 
 async def _own(request: Request, error: Exception) -> Json:
     assert isinstance(error, ServiceError)
+    request.app.state.service.metrics.refusals.labels(error.fault.code).inc()
     return answer(error.status, error.fault, error.headers)
 
 

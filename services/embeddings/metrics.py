@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -18,6 +18,14 @@ class Metrics:
     seconds: Histogram
     images: Counter
     batch: Histogram
+    decode: Histogram
+    queue: Histogram
+    encode: Histogram
+    cache_hits: Counter
+    refusals: Counter
+    swaps: Counter
+    queued: Gauge
+    models: Gauge
 
 
 def make_metrics() -> Metrics:
@@ -32,7 +40,21 @@ def make_metrics() -> Metrics:
         batch=Histogram(
             "swav_service_batch_images", "Images in one forward pass", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         ),
+        decode=_seconds("decode", "Decoding, resizing and normalising an image", registry),
+        queue=_seconds("queue", "Wait of a decoded image for its batch", registry),
+        encode=_seconds("encode", "A forward pass", registry),
+        cache_hits=Counter("swav_service_cache_hits_total", "Images whose vectors were known", registry=registry),
+        refusals=Counter("swav_service_refusals_total", "Refused requests by reason", ["reason"], registry=registry),
+        swaps=Counter(
+            "swav_service_swaps_total", "Models loaded while running, by result", ["model", "result"], registry=registry
+        ),
+        queued=Gauge("swav_service_pending_images", "Images queued or in progress", registry=registry),
+        models=Gauge("swav_service_model_info", "Models that answer", ["model", "digest", "runtime"], registry=registry),
     )
+
+
+def _seconds(stage: str, text: str, registry: CollectorRegistry) -> Histogram:
+    return Histogram(f"swav_service_{stage}_seconds", text, buckets=SECONDS, registry=registry)
 
 
 class Measured:

@@ -99,9 +99,13 @@ class _Server(uvicorn.Server):
     def __init__(self, settings: ServiceSettings, started: Callable[[], None]) -> None:
         from services.embeddings.app import create_app
 
-        app = create_app(settings)
+        self._app = app = create_app(settings)
         super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=10))
         self._tell = started
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.service.bodies.close()  # what was accepted is answered; bodies that are still coming have to hurry
+        await super().shutdown(sockets=sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)

@@ -16,21 +16,49 @@ class Limits:
     max_pixels: int = 64_000_000  # of one image, from its header
     max_items: int = 64  # images in one request
     max_body: int = 128 * MIB  # bytes of one request
-    max_held: int = 512 * MIB  # bytes of all request bodies in memory
+    max_held: int = 144 * MIB  # bytes of all request bodies in memory
     max_pending: int = 256  # images queued or in progress
+    max_age: float = 10.0  # seconds that a new image may have to wait for its turn
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to serve, and the embeddings for cluster members and neighbours.
+
+    place: the folder or URL of a package or of a run, or an MLflow URI such as models:/NAME@alias. embeddings: the folder of a
+    set, or a folder of sets named by their models' digests; a run's own set if None.
+    """
+
+    place: str
+    embeddings: Path | None = None
+    name: str | None = None  # by which requests choose it; the package's own name if None
+    tracking_uri: str | None = None
+    weight: float = 0.0  # share of the requests that name no model, for all but the first source
 
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """A model package, and the run's embeddings for cluster members and neighbours."""
+    """What is served, where and how."""
 
-    model: Path
-    embeddings: Path | None = None  # folder with embeddings.parquet
+    model: Path | str  # place of the first source
+    embeddings: Path | None = None
+    tracking_uri: str | None = None
+    others: tuple[Source, ...] = ()
+    poll: float = 0.0  # seconds between two looks for new versions of the models; 0: only when asked
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port
     limits: Limits = field(default_factory=Limits)
     threads: int | None = None  # torch threads; None: torch's default
-    decoders: int = 2  # decoding threads
-    max_batch: int = 32  # images in one forward pass
+    runtime: str = "torch"  # of models/runtimes; auto measures
+    allow_int8: bool = False  # whether auto may take int8
+    device: str = "cpu"
+    decoders: int = 0  # decoding threads; 0: as many as cores
+    max_batch: int = 32  # most images in one forward pass; fewer if that is as fast
+    drain: float = 5.0  # seconds that a replaced model stays for requests that began with it
+    cache_bytes: int = 64 * MIB  # of vectors by the hash of their image, for each model; 0: none
     keys: Path | None = None  # file of API keys; None: those of SWAV_API_KEYS, else no keys are asked for
     max_wait: float = 0.003  # seconds that the first image of a batch waits for more
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (Source(str(self.model), self.embeddings, tracking_uri=self.tracking_uri), *self.others)

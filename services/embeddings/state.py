@@ -1,7 +1,8 @@
-"""The application's state, which routes read from the request."""
+"""One version of a model with all that answers for it, which routes read from the request. Immutable, and replaced as a whole."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -49,6 +50,16 @@ class State:
         return {"name": self.model.name, "digest": self.model.digest}
 
 
-def current(request: Request) -> State:
-    state: State = request.app.state.service
+def current(request: Request, name: str | None = None) -> State:
+    """The model with this name or digest, else the first. Raises ServiceError 404 for an unknown name.
+
+    Ask once, after the body was read: a model that is replaced meanwhile stays only for requests that have begun to use it.
+    """
+    state: State = request.app.state.service.pick(name)
+    return state
+
+
+def chosen(request: Request, name: str | None) -> State:
+    """As `current`, for images: without a name, other models take their share of the requests."""
+    state: State = request.app.state.service.pick(name, draw=random.random())
     return state

@@ -7,7 +7,7 @@ from swav_platform.registry.card import Card, read_card
 from swav_platform.registry.connect import tracking_uri, uri_of_run
 from swav_platform.registry.errors import TrackingError
 from swav_platform.registry.lifecycle import begin, close, complete, log_evaluation
-from swav_platform.registry.models import download_package, register_package, set_alias
+from swav_platform.registry.models import download_package, register_package, resolve_version, set_alias
 from swav_platform.registry.runs import end_run, start_run
 from swav_platform.registry.system import node_metrics
 from swav_platform.registry.tracker import Tracker
@@ -25,6 +25,7 @@ __all__ = [
     "node_metrics",
     "read_card",
     "register_package",
+    "resolve_version",
     "set_alias",
     "start_run",
     "tracking_uri",

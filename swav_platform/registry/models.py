@@ -81,6 +81,20 @@ def download_package(uri: str, model_uri: str, into: Path) -> Path:
     return path
 
 
+def resolve_version(uri: str, model_uri: str) -> str:
+    """The version that models:/NAME@alias names now; other URIs name what never changes. Raises as download_package."""
+    reference = _Reference(model_uri)
+    if not reference.alias:
+        return model_uri
+    with explained(uri), short_limits():
+        client = connect(uri, create=False)
+        try:
+            return str(client.get_model_version_by_alias(reference.name, reference.alias).version)
+        except Exception as error:
+            _unless_missing(error)
+            _explain_missing(client, without_secrets(uri), reference)
+
+
 class _Reference:
     """A model URI in parts. Either `run_id` and `path`, or `name` and one of `alias` and `version`."""
 

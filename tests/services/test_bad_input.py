@@ -157,7 +157,7 @@ def test_unexpected_failure_leaks_nothing(service: TestClient, pictures: list[by
     def broken(*_: object) -> None:
         raise RuntimeError("secret path /etc/x")
 
-    model = service.app.state.service.model  # type: ignore[attr-defined]
+    model = service.app.state.service.first.model  # type: ignore[attr-defined]
     monkeypatch.setattr(type(model), "encode", broken)
     response = service.post("/v1/embeddings", content=pictures[0], headers=JPEG)
     refused(response, 500, "internal_error")

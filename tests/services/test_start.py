@@ -86,7 +86,7 @@ def test_embeddings_missing_damaged_or_of_another_model(package: Path, stored: P
 
 def test_a_thumbnail_and_label_are_not_needed(package: Path, stored: Path, tmp_path: Path) -> None:
     folder = change(stored, tmp_path, lambda table: table.drop_columns(["thumbnail", "label"]))
-    store = create_app(ServiceSettings(model=package, embeddings=folder)).state.service.store
+    store = create_app(ServiceSettings(model=package, embeddings=folder)).state.service.first.store
     assert store.sample(0, 0.5)["thumbnail"] is None
     assert store.sample(0, 0.5)["label"] is None
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    model: str | None = Field(None, description="any name while one model is served; the answer names it")
+
 
 class EmbeddingSettings(Settings):
     kind: Literal["embedding", "projection"] = Field(
@@ -31,7 +33,6 @@ class NeighbourSettings(Settings):
 class OpenAISettings(EmbeddingSettings):
     """Of OpenAI's `/v1/embeddings`, and infinity's `modality`."""
 
-    model: str | None = Field(None, description="any name while one model is served; the answer names it")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of float32, little endian")
     dimensions: int | None = Field(None, ge=1, description="the first so many numbers, scaled to unit length")
     user: str | None = Field(None, description="has no effect")
@@ -45,7 +46,6 @@ CohereType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 class CohereSettings(Settings):
     """Of Cohere's `/v2/embed`."""
 
-    model: str | None = Field(None, description="any name while one model is served; the answer names it")
     input_type: InputType | None = Field(None, description="has no effect")
     embedding_types: list[CohereType] = Field(["float"], min_length=1, max_length=6)
     output_dimension: int | None = Field(None, ge=1, description="the first so many numbers, scaled to unit length")

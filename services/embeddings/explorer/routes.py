@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -226,4 +227,4 @@ async def exclude(request: Request, body: Exclusion) -> Json:
 @router.get("/run")
 async def run(request: Request) -> Json:
     """The record of the run that the model came from."""
-    return Json(await asyncio.to_thread(of_package, current(request).settings.model))
+    return Json(await asyncio.to_thread(of_package, Path(current(request).settings.model)))

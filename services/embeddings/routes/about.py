@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from services.embeddings.answers import ErrorAnswer, Json, ModelEntry, ModelsAnswer
 from services.embeddings.edge.access import require
 from services.embeddings.errors import ServiceError
+from services.embeddings.models.live import Models
 from services.embeddings.state import State, current
 from swav_platform import __version__
 
@@ -24,11 +26,18 @@ ANY_KEY = [Depends(require())]
 
 @router.get("/v1/models", response_model=ModelsAnswer, dependencies=ANY_KEY)
 async def models(request: Request) -> Json:
-    """The served model, and the number of stored samples. `data` is OpenAI's list."""
-    state = current(request)
+    """The served models, and the numbers of stored samples. `data` is OpenAI's list."""
+    live: Models = request.app.state.service
+    cards = [_card(name, state) for name, state in live.states.items()]
+    return Json({"object": "list", "data": _entries(live.states), "models": cards})
+
+
+def _card(name: str, state: State) -> dict[str, Any]:
     model = state.model
-    card = {
-        **state.model_name(),
+    return {
+        "name": name,
+        "digest": model.digest,
+        "runtime": model.runtime.name,
         "feature_dim": model.feature_dim,
         "projection_dim": model.projection_dim,
         "prototypes": len(model.prototypes),
@@ -37,13 +46,12 @@ async def models(request: Request) -> Json:
         **{name: model.meta.get(name) for name in ("run", "run_id", "created")},
         "samples": None if state.store is None else state.store.samples,
     }
-    return Json({"object": "list", "data": _entries(state), "models": [card]})
 
 
 @router.get("/v1/models/{name}", response_model=ModelEntry, responses={404: {"model": ErrorAnswer}}, dependencies=ANY_KEY)
 async def model(request: Request, name: str) -> Json:
     """One model, in OpenAI's words."""
-    entries = _entries(current(request))
+    entries = _entries(request.app.state.service.states)
     for entry in entries:
         if entry["id"] == name:
             return Json(entry)
@@ -51,9 +59,11 @@ async def model(request: Request, name: str) -> Json:
     raise ServiceError(404, "no_such_model", f"There is no model {name[:80]!r}. This service has: {served}.")
 
 
-def _entries(state: State) -> list[dict[str, Any]]:
-    made = _epoch(state.model.meta.get("created"))
-    return [{"id": state.model.name, "object": "model", "created": made, "owned_by": "swav-platform"}]
+def _entries(states: Mapping[str, State]) -> list[dict[str, Any]]:
+    return [
+        {"id": name, "object": "model", "created": _epoch(state.model.meta.get("created")), "owned_by": "swav-platform"}
+        for name, state in states.items()
+    ]
 
 
 def _epoch(created: str | None) -> int:
@@ -72,10 +82,13 @@ async def healthz() -> Json:
 
 @router.get("/readyz", responses={503: {"model": ErrorAnswer}})
 async def readyz(request: Request) -> Json:
-    """200 while images can be encoded, else 503."""
-    if not current(request).engine.ready:
+    """200 while a test image can be encoded, else 503. `refused` tells why a new version of a model is not used."""
+    models: Models = request.app.state.service
+    if not all(state.engine.ready for state in models.states.values()):
         raise ServiceError(503, "not_ready", "The service is starting or shutting down. Retry later.")
-    return Json({"status": "ready"})
+    if because := await models.broken():
+        raise ServiceError(503, "not_ready", f"The service can't encode: {because}. Its log has the cause.")
+    return Json({"status": "ready", **({"refused": models.refused} if models.refused else {})})
 
 
 @router.get("/version", dependencies=ANY_KEY)

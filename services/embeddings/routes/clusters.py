@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from services.embeddings.edge.settings import ClusterSettings
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import asked, body_schema
-from services.embeddings.state import State, current
+from services.embeddings.state import State, chosen, current
 from swav_platform.models.inference import Assignment, highest
 
 router = APIRouter()
@@ -32,13 +31,13 @@ SEARCH = [Depends(require("search"))]
 )
 async def assign(request: Request, query: Annotated[ClusterSettings, Query()]) -> Json:
     """The `top` prototypes nearest to each image: cosine (score), and softmax of cosine / temperature over all prototypes."""
-    state = current(request)
-    state.check_clusters()
-    model = state.model
     async with asked(request, CLUSTERS, query) as ask:
+        state = chosen(request, ask.settings.model)
+        state.check_clusters()
+        model = state.model
         results = await encode(state.engine, ask.items)
         projections = stack(results, lambda r: r.projections, model.projection_dim)
-        assignment = await asyncio.to_thread(model.assign, projections, ask.settings.top)
+        assignment = await state.engine.search(model.assign, projections, ask.settings.top)
         described = describe(ask.items, results, _answers(assignment))
     return Json({"model": state.model_name(), "temperature": model.temperature, "items": described})
 
@@ -93,7 +92,7 @@ async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge
     if not 0 <= cluster < known:
         message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
         raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
-    return Json(await asyncio.to_thread(_cluster, state, cluster, limit, caller_of(request).may("images")))
+    return Json(await state.engine.search(_cluster, state, cluster, limit, caller_of(request).may("images")))
 
 
 def _cluster(state: State, cluster: int, limit: int, thumbnails: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from services.embeddings.edge.settings import CohereSettings, EmbeddingSettings,
 from services.embeddings.encoding import check_all_good, describe, encode, stack
 from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import Asked, asked, body_schema
-from services.embeddings.state import State, current
+from services.embeddings.state import State, chosen
 
 router = APIRouter(dependencies=[Depends(require("embed"))])
 
@@ -30,8 +30,8 @@ async def embeddings(request: Request, query: Annotated[EmbeddingSettings, Query
 
     A body with `input` is OpenAI's or infinity's, and so is the answer; there, a bad image fails the request.
     """
-    state = current(request)
     async with asked(request, EMBEDDINGS, query) as ask:
+        state = chosen(request, ask.settings.model)
         if isinstance(ask.settings, OpenAISettings):
             return await _openai(state, ask, ask.settings)
         results = await encode(state.engine, ask.items)
@@ -46,8 +46,8 @@ async def embeddings(request: Request, query: Annotated[EmbeddingSettings, Query
 @router.post("/embeddings", response_model=OpenAIAnswer, responses=FAILURES, openapi_extra=body_schema((OPENAI,)))
 async def infinity(request: Request) -> Json:
     """The same for clients whose base URL has no `/v1`, such as infinity's."""
-    state = current(request)
     async with asked(request, (OPENAI,), None) as ask:
+        state = chosen(request, ask.settings.model)
         return await _openai(state, ask, ask.settings)
 
 
@@ -59,8 +59,8 @@ async def _openai(state: State, ask: Asked, settings: OpenAISettings) -> Json:
 @router.post("/v2/embed", response_model=CohereAnswer, responses=FAILURES, openapi_extra=body_schema((COHERE,)))
 async def cohere(request: Request) -> Json:
     """Embeddings by type, as Cohere's API answers. A bad image fails the request."""
-    state = current(request)
     async with asked(request, (COHERE,), None) as ask:
+        state = chosen(request, ask.settings.model)
         settings: CohereSettings = ask.settings
         vectors = await _vectors(state, ask, "embedding", settings.output_dimension, "output_dimension")
         return Json(cohere_answer(vectors, state.model_name(), settings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from services.embeddings.edge.settings import NeighbourSettings
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import asked, body_schema
-from services.embeddings.state import current
+from services.embeddings.state import chosen, current
 from services.embeddings.store import Store
 
 router = APIRouter(dependencies=[Depends(require("search"))])
@@ -24,6 +23,7 @@ K = Annotated[int, Query(ge=1, le=100, description="number of samples to return"
 Thumbnails = Annotated[
     bool | None, Query(description="include thumbnails as data URIs; by default if the key has the scope `images`")
 ]
+ModelName = Annotated[str | None, Query(description="name or digest of a served model")]
 NO_STORE: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorAnswer, "description": "The service was started without embeddings"}
 }
@@ -34,13 +34,13 @@ NO_STORE: dict[int | str, dict[str, Any]] = {
 )
 async def of_images(request: Request, query: Annotated[NeighbourSettings, Query()]) -> Json:
     """The k stored samples of highest cosine to each image, by exact search."""
-    state = current(request)
-    store = state.stored()
     async with asked(request, NEIGHBOURS, query) as ask:
+        state = chosen(request, ask.settings.model)
+        store = state.stored()
         shown = _shown(request, ask.settings.thumbnails)
         results = await encode(state.engine, ask.items)
         queries = stack(results, lambda r: r.features, state.model.feature_dim)
-        answers = await asyncio.to_thread(_nearest, store, queries, ask.settings.k, shown)
+        answers = await state.engine.search(_nearest, store, queries, ask.settings.k, shown)
         items = describe(ask.items, results, answers)
     return Json({"model": state.model_name(), "items": items})
 
@@ -61,10 +61,12 @@ def _nearest(store: Store, queries: np.ndarray, k: int, thumbnails: bool) -> lis
 
 
 @router.get("/v1/neighbors", response_model=StoredNeighborsAnswer, responses={404: {"model": ErrorAnswer}, **NO_STORE})
-async def of_sample(request: Request, key: str, shard: str | None = None, k: K = 10, thumbnails: Thumbnails = None) -> Json:
+async def of_sample(
+    request: Request, key: str, shard: str | None = None, k: K = 10, thumbnails: Thumbnails = None, model: ModelName = None
+) -> Json:
     """The k stored samples nearest to the one with this key, which is itself left out."""
-    state = current(request)
-    found = await asyncio.to_thread(_of_sample, state.stored(), key, shard, k, _shown(request, thumbnails))
+    state = current(request, model)
+    found = await state.engine.search(_of_sample, state.stored(), key, shard, k, _shown(request, thumbnails))
     return Json({"model": state.model_name(), **found})
 
 
