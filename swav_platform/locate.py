@@ -22,7 +22,7 @@ def locate(source: str, scratch: Path, *, out: str | None = None, tracking_uri: 
     if source.startswith(("models:/", "runs:/")):
         from swav_platform.registry import download_package  # imported here: MLflow is slow
 
-        return Located(download_package(_tracking_uri(source, out, tracking_uri), source, scratch), None)
+        return Located(download_package(tracking_uri_for(source, out, tracking_uri), source, scratch), None)
     if (Path(source) / "model.json").is_file():
         return Located(Path(source), None)
     run = find(source, out)
@@ -31,7 +31,8 @@ def locate(source: str, scratch: Path, *, out: str | None = None, tracking_uri: 
     return Located(run.package, run)
 
 
-def _tracking_uri(source: str, out: str | None, given: str | None) -> str:
+def tracking_uri_for(source: str, out: str | None, given: str | None) -> str:
+    """The MLflow server or store that is to know `source`. Raises UsageError if none is named and none is found."""
     if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     store = runs_on_disk(out) / "mlflow.db"

@@ -52,6 +52,7 @@ class ServiceSettings:
     runtime: str = "torch"  # of models/runtimes; auto measures
     allow_int8: bool = False  # whether auto may take int8
     device: str = "cpu"
+    workers: int = 1  # processes that share the port
     decoders: int = 0  # decoding threads; 0: as many as cores
     max_batch: int = 32  # most images in one forward pass; fewer if that is as fast
     drain: float = 5.0  # seconds that a replaced model stays for requests that began with it

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from rich.table import Table
 
 from services.embeddings.edge import keys as stored_keys
 from services.embeddings.server import listen
+from services.embeddings.settings import ServiceSettings, Source
 from swav_platform.cli import console
 from swav_platform.data.sets.read import has_set
 from swav_platform.errors import UsageError
-from swav_platform.locate import Located, locate
+from swav_platform.locate import Located, locate, tracking_uri_for
+from swav_platform.runs.storage import is_url
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_CLUSTERS = 20  # limit of the service for one image
@@ -42,6 +45,15 @@ MAX_CLUSTERS = 20  # limit of the service for one image
 )
 @click.option("--no-auth", is_flag=True, help="Serve other machines without keys.")
 @click.option("--embeddings", metavar="DIR", help="Folder written by `swav embed` (default: the run's).")
+@click.option("--runtime", default="auto", show_default=True, metavar="NAME", help="auto, torch, compile, bf16, onnx or int8.")
+@click.option("--allow-int8", is_flag=True, help="Let auto take int8.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:NUMBER.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that share the port.")
+@click.option(
+    "--poll", default=0.0, type=click.FloatRange(0), metavar="SECONDS", help="Look for new versions of the models this often."
+)
+@click.option("--also", multiple=True, metavar="NAME=MODEL", help="Another model, which requests choose by its name.")
+@click.option("--canary", multiple=True, metavar="NAME=SHARE", help="Share (0 to 1) of the other requests that it gets.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of torch (default: torch's choice).")
 @click.option(
     "--tracking-uri",
@@ -57,6 +69,13 @@ def serve_command(
     keys: Path | None,
     no_auth: bool,
     embeddings: str | None,
+    runtime: str,
+    allow_int8: bool,
+    device: str,
+    workers: int,
+    poll: float,
+    also: tuple[str, ...],
+    canary: tuple[str, ...],
     threads: int | None,
     tracking_uri: str | None,
     out: str | None,
@@ -77,14 +96,64 @@ def serve_command(
         raise UsageError(f"There are no embeddings in {embeddings}; create them with `swav embed RUN --to {embeddings}`.")
     _check_open(host, keys, no_auth)
     listen(host, port).close()  # reports a port in use before the slow imports
-    with tempfile.TemporaryDirectory() as scratch:
-        found = locate(model, Path(scratch), out=out, tracking_uri=tracking_uri)
-        from services.embeddings.server import serve
-        from services.embeddings.settings import ServiceSettings
+    first = _source(model, Path(embeddings) if embeddings else None, out, tracking_uri)
+    shares = {name: _share(name, text) for name, text in map(_pair, canary)}
+    others = tuple(
+        replace(_source(place, None, out, tracking_uri), name=name, weight=shares.pop(name, 0.0))
+        for name, place in map(_pair, also)
+    )
+    if shares:
+        raise UsageError(f"--canary names {', '.join(shares)}, which no --also={next(iter(shares))}=MODEL defines.")
+    from services.embeddings.server import serve
+    from swav_platform.models.runtimes.choose import check_choice
 
-        stored = Path(embeddings) if embeddings else _stored(found)
-        settings = ServiceSettings(model=found.package, embeddings=stored, host=host, port=port, threads=threads, keys=keys)
-        serve(settings, on_ready=ready)
+    check_choice(runtime, device)
+    settings = ServiceSettings(
+        model=first.place if is_url(first.place) or ":/" in first.place else Path(first.place),
+        embeddings=first.embeddings,
+        tracking_uri=first.tracking_uri,
+        others=others,
+        poll=poll,
+        host=host,
+        port=port,
+        runtime=runtime,
+        allow_int8=allow_int8,
+        device=device,
+        workers=workers,
+        threads=threads,
+        keys=keys,
+    )
+    serve(settings, on_ready=ready)
+
+
+def _source(model: str, embeddings: Path | None, out: str | None, tracking_uri: str | None) -> Source:
+    """Where the service finds the model, and again its next version."""
+    if model.startswith(("models:/", "runs:/")):
+        return Source(model, embeddings, tracking_uri=tracking_uri_for(model, out, tracking_uri))
+    if is_url(model):
+        return Source(model, embeddings)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = locate(model, Path(scratch), out=out)
+    if found.run is not None and found.run.url is not None:
+        return Source(found.run.url, embeddings)
+    return Source(str(found.package.absolute()), embeddings or _stored(found))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{text!r} is not NAME=VALUE. Write for example --also next=models:/photos@next --canary next=0.05.")
+    return name, value
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"--canary {name}={text}: the share must be a number from 0 to 1.")
+    return share
 
 
 def _check_open(host: str, keys: Path | None, no_auth: bool) -> None:

@@ -1,0 +1,57 @@
+"""Several processes that answer on one port. uvicorn starts them again if they die."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from services.embeddings.settings import ServiceSettings
+
+
+def run(settings: ServiceSettings, listener: socket.socket, started: Callable[[], None]) -> None:
+    """Serves until SIGINT or SIGTERM. Each worker gets its share of the cores, unless `threads` says otherwise.
+
+    Raises UserError if a model cannot be loaded: it is loaded here once, because a worker that fails would be started for ever.
+    """
+    from services.embeddings.models.sources import load
+
+    cores = len(os.sched_getaffinity(0))
+    settings = replace(settings, threads=settings.threads or max(1, cores // settings.workers))
+    for source in settings.sources:
+        load(source, settings)
+    from services.embeddings.app import create_app
+
+    config = uvicorn.Config(
+        functools.partial(create_app, replace(settings, workers=1)),
+        factory=True,
+        workers=settings.workers,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=10,
+    )
+    threading.Thread(target=_tell, args=(listener, started), daemon=True).start()
+    Multiprocess(config, sockets=[listener]).run()
+
+
+def _tell(listener: socket.socket, started: Callable[[], None]) -> None:
+    """Calls `started` once a worker answers."""
+    from services.embeddings.server import url
+
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url(listener).replace('0.0.0.0', '127.0.0.1')}/healthz", timeout=600):
+                started()
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
