@@ -32,7 +32,7 @@ def locate(source: str, scratch: Path, *, out: str | None = None, tracking_uri: 
 
 
 def tracking_uri_for(source: str, out: str | None, given: str | None) -> str:
-    """The MLflow server or store that is to know `source`. Raises UsageError if none is named and none is found."""
+    """The MLflow server or store that is to know `source`. Raises UsageError if there is no such store."""
     if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     store = runs_on_disk(out) / "mlflow.db"

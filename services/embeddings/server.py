@@ -31,7 +31,7 @@ def serve(settings: ServiceSettings, host: str | None = None, port: int | None =
         if settings.workers > 1:
             from services.embeddings.workers import run
 
-            run(settings, listener, lambda: on_ready(url(listener)) if on_ready else None)
+            run(settings, listener, url(listener), lambda: on_ready(url(listener)) if on_ready else None)
             return
         server = _Server(settings, lambda: on_ready(url(listener)) if on_ready else None)
         try:

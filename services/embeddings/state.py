@@ -53,7 +53,7 @@ class State:
 def current(request: Request, name: str | None = None) -> State:
     """The model with this name or digest, else the first. Raises ServiceError 404 for an unknown name.
 
-    Ask once, after the body was read: a model that is replaced meanwhile stays only for requests that have begun to use it.
+    Ask once, after the body was read: a model that is replaced meanwhile stays for requests in progress only.
     """
     state: State = request.app.state.service.pick(name)
     return state

@@ -18,7 +18,7 @@ from uvicorn.supervisors import Multiprocess
 from services.embeddings.settings import ServiceSettings
 
 
-def run(settings: ServiceSettings, listener: socket.socket, started: Callable[[], None]) -> None:
+def run(settings: ServiceSettings, listener: socket.socket, url: str, started: Callable[[], None]) -> None:
     """Serves until SIGINT or SIGTERM. Each worker gets its share of the cores, unless `threads` says otherwise.
 
     Raises UserError if a model cannot be loaded: it is loaded here once, because a worker that fails would be started for ever.
@@ -40,17 +40,15 @@ def run(settings: ServiceSettings, listener: socket.socket, started: Callable[[]
         lifespan="on",
         timeout_graceful_shutdown=10,
     )
-    threading.Thread(target=_tell, args=(listener, started), daemon=True).start()
+    threading.Thread(target=_tell, args=(url, started), daemon=True).start()
     Multiprocess(config, sockets=[listener]).run()
 
 
-def _tell(listener: socket.socket, started: Callable[[], None]) -> None:
+def _tell(url: str, started: Callable[[], None]) -> None:
     """Calls `started` once a worker answers."""
-    from services.embeddings.server import url
-
     while True:
         try:
-            with urllib.request.urlopen(f"{url(listener).replace('0.0.0.0', '127.0.0.1')}/healthz", timeout=600):
+            with urllib.request.urlopen(f"{url.replace('0.0.0.0', '127.0.0.1')}/healthz", timeout=600):
                 started()
                 return
         except (urllib.error.URLError, OSError):

@@ -93,7 +93,9 @@ async def clusters(
     return Json(await asyncio.to_thread(_clusters, state, order, search, limit, offset, exemplars, _shows(request)))
 
 
-def _clusters(state: State, order: Order, search: str, limit: int, offset: int, exemplars: int, thumbnail: bool) -> dict[str, Any]:
+def _clusters(
+    state: State, order: Order, search: str, limit: int, offset: int, exemplars: int, thumbnail: bool
+) -> dict[str, Any]:
     held = state.collection
     if held is None:
         numbers: list[int] = found({}, search, range(len(state.model.prototypes)))

@@ -165,7 +165,7 @@ def _fastest(wanted: Wanted, allow_int8: bool) -> Runtime:
                 runtime = _verified(name, wanted)
                 rates[name] = _rate(runtime, wanted.size)
             except UserError as error:
-                log.warning(f"The runtime {name} is not used: {error}")
+                log.info(f"The runtime {name} is not used: {error}")
                 continue
             best = runtime if rates[name] > max(rate for other, rate in rates.items() if other != name) else best
         log.info(f"Runtime {best.name}: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()) + " images/s.")
