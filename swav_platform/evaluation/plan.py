@@ -49,7 +49,7 @@ class Svm(_Options):
 
 
 class Clusters(_Options):
-    """kmeans: number of clusters; that of the classes when null."""
+    """kmeans: number of clusters; that of the classes of the test images when null."""
 
     kmeans: int | None = Field(None, ge=2)
 

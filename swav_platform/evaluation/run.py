@@ -19,11 +19,14 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def run_plan(
-    subject: Subject, plan: plans.Plan, progress: Progress = lambda what, images, total: None
+    subject: Subject,
+    plan: plans.Plan,
+    progress: Progress = lambda what, images, total: None,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The records of a plan's evaluations, and of its transfer to other data sets."""
+    """The records of a plan's evaluations, and of its transfer to other data sets. keep: gets each of the former once it is there."""
     seeds = [subject.seed + i for i in range(plan.seeds)]
-    results = _on(subject, plan.data, "data", plan.evaluations.chosen(), seeds, plan.random_init, progress)
+    results = _on(subject, plan.data, "data", plan.evaluations.chosen(), seeds, plan.random_init, progress, keep)
     transfer = []
     for place, data in enumerate(plan.transfer):
         chosen = {"linear": plan.evaluations.linear or plans.Linear(), "knn": plan.evaluations.knn or plans.Knn()}
@@ -40,6 +43,7 @@ def _on(
     seeds: list[int],
     random_init: bool,
     progress: Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> list[dict[str, Any]]:
     sides = open_sides(subject, data, folder)
     frozen = {name: options for name, options in chosen.items() if not _trains(options)}
@@ -53,6 +57,7 @@ def _on(
             results.append({**_frozen(subject, name, options, found, seeds), "features_seconds": passed})
         else:
             results.append(_tuned(subject, name, options, sides, seeds, progress))
+        keep(results[-1])
     return results
 
 

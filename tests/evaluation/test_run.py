@@ -21,6 +21,7 @@ from swav_platform.methods.swav import Swav
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.package import save_package
 from swav_platform.runs.folder import RunFolder
+from tests.conftest import picture
 from tests.makers import write_tar
 
 MODEL = {"name": "resnet_tiny", "stem": "small", "projection_hidden": 16, "projection_dim": 8}
@@ -107,7 +108,7 @@ def test_all_with_one_pass(package: Path, sides: list[str], shards: Path, tmp_pa
             result
         )
     page = Path(found["report"]).read_text()
-    assert "| linear_top1 |" in page
+    assert "| linear top1 |" in page
     assert "75.3 (SwAV 800 epochs, ImageNet; Caron et al. 2020)" in page
     assert "| again |" in page
     assert json.loads((tmp_path / "out" / "knn.json").read_text()) == results["knn"]
@@ -181,6 +182,10 @@ def test_errors_say_what_is_wrong(package: Path, sides: list[str], tmp_path: Pat
     bad = write_tar(tmp_path / "bad.tar", [("a/0.jpg", b"no image")])
     with pytest.raises(UserError, match=r"No train image .*1 not_an_image"):
         answer("linear", package, "--train", bad, *sides[2:], "--to", tmp_path)
+    rng = np.random.default_rng(0)
+    alone = write_tar(tmp_path / "alone.tar", [(f"one/{i}.jpg", picture(rng, 1)) for i in range(4)])
+    with pytest.raises(UserError, match="All training images have the label 'one'"):
+        answer("svm", package, "--train", alone, *sides[2:], "--to", tmp_path)
     (tmp_path / "plan.yaml").write_text("data: {train: a, test: b}\nevaluations: {linaer: {}}\n")
     with pytest.raises(UsageError, match="linaer"):
         read_plan(tmp_path / "plan.yaml")
@@ -194,6 +199,19 @@ def finished(runs: Path, name: str, method: str, seed: int) -> RunFolder:
     folder.write(config, index=runs / "index", index_digest="d" * 16, samples=8)
     folder.write_summary({"steps": 5})
     return folder
+
+
+def test_classes_that_one_side_does_not_have(package: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    train, test = (
+        write_tar(tmp_path / f"{names}.tar", [(f"{name}/{i}.jpg", picture(rng, i)) for name in names for i in range(6)])
+        for names in ("abc", "cde")
+    )
+    tree = {"knn": None, "linear": None, "svm": {"shots": [1]}, "clusters": None, "retrieval": None}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"data": {"label": "folder"}, "evaluations": tree}))
+    found = answer("all", package, tmp_path / "plan.yaml", "--train", train, "--test", test, "--to", tmp_path / "o")["results"]
+    assert all(0 <= found[name][f"{name}_top1"] <= 100 / 3 + 0.01 for name in ("knn", "linear", "svm"))
+    assert found["clusters"]["clusters_kmeans_used"] == 3
 
 
 def test_runs_are_compared_by_method(sides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,27 +83,29 @@ def evaluate(subject: Subject, plan: Plan) -> tuple[list[dict[str, Any]], list[d
         def progress(what: str, images: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, note="images")
-                if total is None and not console.stderr.is_terminal:
-                    console.say(f"{what} …")
+                if not console.stderr.is_terminal:
+                    console.say(f"{what} …" if total is None else f"{what} of {total:,} images …")
             bars.update(tasks[what], advance=images)
 
-        results, transfer = run_plan(subject, plan, progress)
-    for result in results:
-        keep(subject, result)
+        def keep(result: dict[str, Any]) -> None:
+            write(subject, f"{result['evaluation']}.json", result)
+
+        results, transfer = run_plan(subject, plan, progress, keep)
     if transfer:
         write(subject, "transfer.json", transfer)
+    _log(subject, results)
     return results, transfer
 
 
-def keep(subject: Subject, result: Mapping[str, Any]) -> None:
-    """Stores a result as EVALUATION.json, and sends its figures to MLflow at the last step of the run."""
-    write(subject, f"{result['evaluation']}.json", result)
-    if subject.run is not None:
-        from swav_platform.evaluation.tables.record import metrics_of
-        from swav_platform.registry import log_evaluation, uri_of_run
+def _log(subject: Subject, results: Sequence[Mapping[str, Any]]) -> None:
+    """Sends all figures to MLflow at once, at the last step of the run. A package has no run there."""
+    if subject.run is None or not results:
+        return
+    from swav_platform.evaluation.tables.record import metrics_of
+    from swav_platform.registry import log_evaluation, uri_of_run
 
-        metrics = {f"eval/{name}": value for name, value in metrics_of(result).items()}
-        log_evaluation(subject.run, uri_of_run(subject.run), metrics, step=steps_done(subject.run))
+    metrics = {f"eval/{name}": value for result in results for name, value in metrics_of(result).items()}
+    log_evaluation(subject.run, uri_of_run(subject.run), metrics, step=steps_done(subject.run))
 
 
 def write(subject: Subject, name: str, content: Any) -> None:

@@ -106,7 +106,7 @@ def svm(labels: str | None, costs: tuple[float, ...], shots: tuple[int, ...], dr
 @click.command(epilog=console.examples("swav evaluate clusters mine --train 'train-*.tar' --test 'test-*.tar' --kmeans 100"))
 @model_options
 @data_options
-@click.option("--kmeans", type=click.IntRange(2), help="Clusters of k-means (default: the number of classes).")
+@click.option("--kmeans", type=click.IntRange(2), help="Clusters of k-means (default: the number of classes of the test images).")
 @console.json_option
 def clusters(kmeans: int | None, **common: Any) -> None:
     """Agreement of prototypes and of k-means with the labels of the test images: NMI, ARI, purity."""

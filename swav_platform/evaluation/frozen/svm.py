@@ -30,7 +30,7 @@ def svm(
     Also `top1`, the share of images whose class has the highest score, if every image of `test` has one class.
     """
     values, labels = train
-    scores = np.stack([_fitted(values, labels[:, c], costs).decision_function(test[0]) for c in range(labels.shape[1])], axis=1)
+    scores = np.stack([_scored((values, labels[:, c]), test[0], costs) for c in range(labels.shape[1])], axis=1)
     found = {"map": mean_average_precision(scores, test[1])}
     if (test[1].sum(1) == 1).all():
         found["top1"] = 100 * float((scores.argmax(1) == test[1].argmax(1)).mean())
@@ -71,6 +71,14 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """In percent, over the classes that have an image."""
     present = np.flatnonzero(labels.any(0))
     return 100 * float(np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in present]))
+
+
+def _scored(train: tuple[np.ndarray, np.ndarray], queries: np.ndarray, costs: Sequence[float]) -> np.ndarray:
+    """Scores of one class, the lowest of all where the training images do not tell it from others."""
+    if train[1].all() or not train[1].any():
+        return np.full(len(queries), -1e9)
+    found: np.ndarray = _fitted(*train, costs).decision_function(queries)
+    return found
 
 
 def _fitted(values: np.ndarray, labels: np.ndarray, costs: Sequence[float]) -> LinearSVC:

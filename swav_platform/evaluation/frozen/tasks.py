@@ -25,6 +25,11 @@ Scores = dict[str, list[float]]
 
 def scores_of(name: str, options: object, frozen: Frozen, package: Package | None, seeds: Sequence[int]) -> Scores:
     """Scores of one evaluation. package: that of the features, for its prototypes; None at random initialisation."""
+    learned = isinstance(options, plan.Linear | plan.Probes) or (isinstance(options, plan.Svm) and not options.labels)
+    if learned and len(classes := np.unique(frozen.train.labels)) < 2:
+        raise UserError(
+            f"All training images have the label '{frozen.classes[classes[0]]}', and {name} needs two. Choose another --label."
+        )
     if isinstance(options, plan.Knn):
         return _knn(options, frozen)
     if isinstance(options, plan.Linear):
@@ -76,7 +81,7 @@ def _svm(options: plan.Svm, frozen: Frozen, seed: int) -> Scores:
 
 def _clusters(options: plan.Clusters, frozen: Frozen, package: Package | None, seeds: Sequence[int]) -> Scores:
     units, labels = frozen.test.units, frozen.test.labels
-    count = options.kmeans or len(frozen.classes)
+    count = options.kmeans or max(2, len(np.unique(labels)))
     if count > len(units):
         raise UserError(f"{len(units)} test images can't make {count} clusters. Set a smaller number with --kmeans.")
     found = {f"kmeans_{k}": v for k, v in _merged([clusters.kmeans(units, labels, count, seed) for seed in seeds]).items()}

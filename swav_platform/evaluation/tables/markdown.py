@@ -63,7 +63,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
         random, published = result.get(f"{name}_random_init"), result["published"].get(name)
         rows.append(
             [
-                name,
+                name.replace("_", " "),
                 _with_spread(result, name),
                 "" if random is None else f"{random:g}",
                 f"{published['value']:g} ({published['what']}; {published['source']})" if published else "",
