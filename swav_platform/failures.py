@@ -8,6 +8,7 @@ it waits for, and gives up after a patience with the fault, so that the run stop
 from __future__ import annotations
 
 import contextlib
+import copy
 import enum
 import errno
 import logging
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from obstore.exceptions import (
     BaseError,
@@ -66,13 +67,22 @@ _CURES = {
 
 
 class MachineFault(UserError):
-    """A machine failed, not the data. place: a URL, path or name. why: a few words, without a full stop."""
+    """A machine failed, not the data. place: a URL, path or name. why: a few words, without a full stop. advice: the whole message, if
+    the usual one does not fit."""
 
-    def __init__(self, kind: Kind, place: str, why: str, waited: float = 0.0) -> None:
-        super().__init__(kind, place, why, waited)  # all of them, so that the exception can be pickled
-        self.kind, self.place, self.why, self.waited = kind, place, why, waited
+    def __init__(self, kind: Kind, place: str, why: str, waited: float = 0.0, advice: str = "") -> None:
+        super().__init__(kind, place, why, waited, advice)  # all of them, so that the exception can be pickled
+        self.kind, self.place, self.why, self.waited, self.advice = kind, place, why, waited, advice
+
+    def after(self, waited: float) -> Self:
+        """The same fault after seconds of waiting."""
+        same = copy.copy(self)
+        same.waited = waited
+        return same
 
     def __str__(self) -> str:
+        if self.advice:
+            return self.advice
         after = f", for {duration(self.waited)}" if self.waited >= 1 else ""
         return f"{self.place} can't be used ({self.why}{after}). {_CURES[self.kind]}; then resume the run with --resume."
 
@@ -130,7 +140,7 @@ def patiently(
                 waited = clock() - began
                 left = (patience(fault) if callable(patience) else patience) - waited
                 if left <= 0:
-                    raise MachineFault(fault.kind, fault.place, fault.why, waited) from fault
+                    raise fault.after(waited) from fault
                 say(fault.place, fault.why)
             sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -158,9 +168,10 @@ def _while_slow(say: Callable[[], None]) -> Iterator[None]:
 
 
 class LogWaits:
-    """A `Tell` that writes lines to the log: one after some seconds, then one a minute, and one at the end."""
+    """A `Tell` that writes lines to the log: one after `quiet` seconds, then one a minute, and one at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: float = QUIET) -> None:
+        self._quiet = quiet
         self._current: Wait | None = None
         self._said: float | None = None  # seconds of the wait at the last line
 
@@ -169,7 +180,7 @@ class LogWaits:
             if self._said is not None and self._current is not None:
                 log.warning("end of the wait for %s, after %s", self._current.place, duration(self._current.seconds))
             self._said = None
-        elif wait.seconds >= QUIET if self._said is None else wait.seconds - self._said >= REMINDER:
+        elif wait.seconds >= self._quiet if self._said is None else wait.seconds - self._said >= REMINDER:
             log.warning("%s", wait)
             self._said = wait.seconds
         self._current = wait

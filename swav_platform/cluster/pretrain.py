@@ -30,6 +30,7 @@ from swav_platform.methods.build import build_method
 from swav_platform.models.encoders import check_name
 from swav_platform.runs.folder import RunFolder, near_run, runs_folder
 from swav_platform.runs.health_file import NAME, Health, read_health, write_health
+from swav_platform.runs.records import discard
 from swav_platform.runs.storage import is_url, join, place_of
 from swav_platform.training import preflight
 from swav_platform.training.checkpoints import store as checkpoints
@@ -106,7 +107,10 @@ def pretrain(config: Config, *, resume: bool = False, watch: Watcher | None = No
             "model_uri": None,
         }
         folder.write_summary(summary)
-        return _register(folder, uri, summary, config.tracking.patience)
+        summary = _register(folder, uri, summary, config.tracking.patience)
+        if summary["model_uri"]:
+            discard(folder)
+        return summary
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from swav_platform.config import Config, from_tree
 from swav_platform.config.secrets import SecretsFilter
 from swav_platform.errors import UserError
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.health_file import to_log_and_health
 from swav_platform.runs.storage import place_of
 from swav_platform.training.collectives import PATIENCE
 
@@ -287,7 +288,7 @@ def _rows_of(job: TrainJob, config: Config, rank: int, ranks: int) -> Callable[[
     import torch.distributed as dist
 
     from swav_platform.cluster.stream import open_streams, rank_rows
-    from swav_platform.cluster.waits import WaitReporter, to_log_and_health
+    from swav_platform.cluster.waits import WaitReporter
     from swav_platform.rows.job import RowJob
     from swav_platform.training.checkpoints.store import known_killers
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from swav_platform.errors import UserError
-from swav_platform.failures import LogWaits, Tell, Wait
-from swav_platform.runs.health_file import say_waited, say_waiting
+from swav_platform.failures import Tell
 
 LOOK_SECONDS = 2.0
 SHORT = 5.0  # seconds of a wait that nobody needs to know of
@@ -48,19 +45,3 @@ class WaitReporter:
         elif self._told:
             self._told = False
             self._tell(None)
-
-
-def to_log_and_health(run: Path) -> Tell:
-    """Writes waits to the log of rank 0 and to health.json of the run, where a killed attempt may have left one."""
-    to_log = LogWaits()
-    say_waited(run)
-
-    def tell(wait: Wait | None) -> None:
-        to_log(wait)
-        with contextlib.suppress(UserError):  # a full disk ends the run elsewhere
-            if wait is None:
-                say_waited(run)
-            else:
-                say_waiting(run, wait)
-
-    return tell

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swav_platform.config.secrets import without_secrets
+from swav_platform.failures import Kind, LogWaits, MachineFault, patiently
 from swav_platform.registry.card import Card, read_card
 from swav_platform.registry.connect import connect, short_limits
 from swav_platform.registry.errors import TrackingError, explained
@@ -96,18 +97,28 @@ def log_evaluation(folder: RunFolder, uri: str, metrics: Mapping[str, float], st
 
 
 def _patiently(folder: RunFolder, uri: str, patience: float) -> Any:
-    deadline, said = time.monotonic() + patience, False
-    while True:
+    last: TrackingError | None = None
+
+    def once() -> Any:
+        nonlocal last
         try:
             with short_limits(), explained(uri):
                 return sender_of(folder, uri)
         except TrackingError as error:
-            if not error.may_pass or time.monotonic() >= deadline:
+            if not error.may_pass:
                 raise
-            if not said:
-                log.warning("Waiting up to %.0f s to record run %s. %s", patience, folder.name, error)
-                said = True
-            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+            last = error
+            raise MachineFault(
+                Kind.UNREACHABLE,
+                f"MLflow at {without_secrets(uri)}",
+                "no answer" if error.kind == "away" else "it answers with errors",
+            ) from error
+
+    try:
+        return patiently(once, patience, LogWaits())
+    except MachineFault:
+        assert last is not None
+        raise last from None
 
 
 @contextlib.contextmanager

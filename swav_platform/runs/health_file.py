@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from swav_platform.atomic import write_text
-from swav_platform.failures import Wait, duration
+from swav_platform.errors import UserError
+from swav_platform.failures import LogWaits, Tell, Wait, duration
 
 NAME = "health.json"
 WAITING = "waiting"
@@ -70,3 +71,19 @@ def say_waited(run: Path) -> None:
     if before is not None and before.state == WAITING:
         with contextlib.suppress(OSError):
             (run / NAME).unlink()
+
+
+def to_log_and_health(run: Path) -> Tell:
+    """A `Tell` that writes to the log and to health.json of the run, where a killed attempt may have left a wait."""
+    to_log = LogWaits()
+    say_waited(run)
+
+    def tell(wait: Wait | None) -> None:
+        to_log(wait)
+        with contextlib.suppress(UserError):  # a full disk ends the run elsewhere
+            if wait is None:
+                say_waited(run)
+            else:
+                say_waiting(run, wait)
+
+    return tell

@@ -2,17 +2,24 @@
 
 metrics.jsonl becomes metrics/part-<first>-<end>.jsonl, one part per checkpoint: the lines of steps first … end-1. The parts of the ledger
 are files of their own already. Parts that no checkpoint covers do not count and are deleted on resume.
+
+The files on a machine are a working copy in SWAV_CACHE. It is deleted when the run is complete; those of other runs, which may have ended
+elsewhere, after KEPT seconds without a step.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.storage import Storage, storage_of
 
 METRICS, LEDGER = "metrics", "ledger"
+KEPT = 30 * 24 * 3600.0
 _PART = re.compile(r"\w+/part-(\d+)-(\d+)\.\w+")
 _WHOLE = ("health.json",)  # replaced as a whole
 
@@ -27,6 +34,7 @@ class Records:
 
     def restore(self, steps: int) -> None:
         """Replaces the records on this machine by those of the first `steps` steps, and deletes later ones from the store."""
+        delete_abandoned(self._folder)
         storage, here = self._folder.storage, storage_of(self._folder.path)
         parts = [(end, key) for name in (METRICS, LEDGER) for _, end, key in _parts(storage, name)]
         storage.delete(key for end, key in parts if end > steps)
@@ -64,6 +72,21 @@ class Records:
         for name in _WHOLE:
             if (self._folder.path / name).is_file():
                 self._folder.publish(name)
+
+
+def discard(folder: RunFolder) -> None:
+    """Deletes the working copy of a run in an object store. Everything in it must be uploaded, and recorded in MLflow."""
+    if folder.url is not None:
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def delete_abandoned(folder: RunFolder) -> None:
+    """Deletes old working copies of runs in object stores that lie beside that of `folder`."""
+    for metrics in folder.path.parent.parent.glob("*/*/metrics.jsonl"):
+        with suppress(OSError):
+            last = max(metrics.stat().st_mtime, metrics.parent.stat().st_mtime)
+            if metrics.parent != folder.path and last < time.time() - KEPT:
+                shutil.rmtree(metrics.parent, ignore_errors=True)
 
 
 def metrics_in(storage: Storage) -> Iterator[bytes]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotFoundError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from swav_platform.atomic import replacing
-from swav_platform.data.storage.objects import locate, refused
-from swav_platform.errors import UsageError, UserError
+from swav_platform.data.storage.objects import locate
+from swav_platform.data.storage.retries import persistently
+from swav_platform.errors import UsageError
 
-log = logging.getLogger("swav")
 T = TypeVar("T")
 
 Place = Path | str
@@ -33,12 +31,6 @@ Version = Mapping[str, Any]
 """Identifies a state of an object. Only `Storage.swap` reads it."""
 
 SCHEMES = ("s3", "gs")
-_TRIES = 6  # of an operation, besides the retries of obstore
-_LONGEST_PAUSE = 5.0  # seconds between two tries
-
-
-class Unreachable(UserError):
-    """An object store did not do what it was asked to, for example because it did not answer."""
 
 
 class Stale(Exception):
@@ -56,7 +48,7 @@ class Stored:
 class Storage(Protocol):
     """A folder of objects. Readers see an object's old content or the new one, never a part.
 
-    Operations raise OSError if a disk fails, and Unreachable if an object store does.
+    Operations raise OSError if a disk fails, and MachineFault if an object store does.
     """
 
     @property
@@ -228,26 +220,7 @@ class ObjectFolder:
         """Repeats an operation that failed on its way, beyond what obstore repeats by itself."""
         url = f"{self.place}/{key}"
         store, path = locate(url, patient=True)
-        for failures in range(1, _TRIES + 1):
-            try:
-                return operation(store, path)
-            except (AlreadyExistsError, PreconditionError):
-                raise
-            except (BaseError, OSError) as error:
-                if _is_missing(error):
-                    raise FileNotFoundError(f"{url} does not exist") from error
-                if failures == _TRIES or not isinstance(error, GenericError) or refused(error):
-                    from swav_platform.data.storage.errors import explain  # imports pyarrow
-
-                    raise Unreachable(explain(url, error)) from error
-                log.debug("storage: %s", error)
-            time.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures))
-        raise AssertionError("unreachable")
-
-
-def _is_missing(error: BaseException) -> bool:
-    """Whether there is no such object. A missing bucket is another fault."""
-    return isinstance(error, NotFoundError | FileNotFoundError) and "NoSuchBucket" not in str(error)
+        return persistently(url, lambda: operation(store, path))
 
 
 def _version(meta: Any) -> Version:

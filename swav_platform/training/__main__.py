@@ -24,6 +24,7 @@ from swav_platform.errors import UsageError, UserError
 from swav_platform.methods.comm import Comm, LocalComm
 from swav_platform.rows.job import RowJob
 from swav_platform.runs.folder import RunFolder, runs_folder
+from swav_platform.runs.health_file import to_log_and_health
 from swav_platform.runs.storage import join
 from swav_platform.training import preflight
 from swav_platform.training.checkpoints.export import export_package
@@ -77,11 +78,12 @@ def pretrain(config: Config, comm: Comm, device: torch.device, resume: bool) -> 
                 log.warning(warning)
             kept = {name: known.get(name) for name in ("run_id", "tracking_uri", "created")}
             folder.write(config, index=place, index_digest=index.digest, samples=index.samples, **kept)
+        tell = to_log_and_health(folder.path) if comm.rank == 0 else None
         result = train(
             config,
             samples=index.samples,
             index_digest=index.digest,
-            rows=local_rows(RowJob(config, place, known_killers(folder)), comm),
+            rows=local_rows(RowJob(config, place, known_killers(folder)), comm, tell),
             comm=comm,
             run_dir=folder.place,
             resume=resume,

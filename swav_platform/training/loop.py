@@ -158,7 +158,7 @@ def _train(
     run = begin(learner, folder.checkpoints, who, comm, resume)
     course = Course(config, samples, learner, comm, prepare)
     start, total = run.steps, course.total
-    writer = Writer(folder, config.train.keep_checkpoints, confirm)
+    writer = Writer(folder, config.train.keep_checkpoints, confirm, config.data.storage_patience)
     seen = FirstEpoch(folder, samples, comm)
     all_or_none(lambda: writer.begin(start) if comm.rank == 0 else None, comm)
     with ExitStack() as inside:

@@ -90,21 +90,24 @@ def read_events(path: Path) -> Iterator[Event]:
 
     Raises UserError if there is no readable ledger at `path`.
     """
-    old = path.with_suffix(".parquet")
-    if path.is_dir():
-        files = [part for _, _, part in parts_in(path)]
-    else:
-        files = [path] if path.suffix == ".parquet" else [old]
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as opened:
-                yield from events_of(opened)
-        except FileNotFoundError:
-            raise UserError(f"There is no ledger {path}: pass the folder of a run that has written a checkpoint.") from None
-        except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise UserError(
-                f"Ledger {file} can't be read ({error}). To write it again, delete summary.json of the run and resume with --resume."
-            ) from None
+    for file in _files(path):
+        yield from _read_file(file, path)
+
+
+def _files(path: Path) -> list[Path]:
+    return [part for _, _, part in parts_in(path)] if path.is_dir() else [path.with_suffix(".parquet")]
+
+
+def _read_file(file: Path, ledger: Path) -> Iterator[Event]:
+    try:
+        with pq.ParquetFile(file) as opened:
+            yield from events_of(opened)
+    except FileNotFoundError:
+        raise UserError(f"There is no ledger {ledger}: pass the folder of a run that has written a checkpoint.") from None
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise UserError(
+            f"Ledger {file} can't be read ({error}). To write it again, delete summary.json of the run and resume with --resume."
+        ) from None
 
 
 def events_of(file: pq.ParquetFile) -> Iterator[Event]:
@@ -121,11 +124,10 @@ def table_of(events: Iterable[Event]) -> pa.Table:
 
 
 def forget_thumbnails(path: Path, excluded: Exclusions) -> None:
-    """Deletes the thumbnails of samples that may be excluded from a ledger. Raises UserError if it can't be written."""
-    files = [part for _, _, part in parts_in(path)] if path.is_dir() else [path.with_suffix(".parquet")]
-    for file in files:
-        with pq.ParquetFile(file) as opened:
-            events = list(events_of(opened))
+    """Deletes the thumbnails of samples that may be excluded from a ledger. Raises UserError if there is none, or none that can be read
+    and written."""
+    for file in _files(path):
+        events = list(_read_file(file, path))
         kept = [without_thumbnail(e) if excluded.may_cover(e.shard, e.key) else e for e in events]
         if any(before is not after for before, after in zip(events, kept, strict=True)):
             with replacing(file) as aside:

@@ -16,32 +16,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from obstore.exceptions import BaseError
+from obstore.exceptions import NotFoundError
 
 from swav_platform.atomic import cure
 from swav_platform.data.storage.cache import cache_folder
-from swav_platform.data.storage.errors import explain
 from swav_platform.data.storage.objects import Changed, ObjectInfo, listing, read_range
+from swav_platform.data.storage.retries import persistently
 from swav_platform.errors import UserError
 
 _KEPT = 30 * 24 * 3600.0  # seconds
 _PIECE = 32 * 2**20
-_TRIES = 3  # while somebody writes to the folder
 
 
 def local_copy_of_folder(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
     """The path of a folder with the objects below `url`, which are downloaded if necessary. Empty if there are none.
 
-    wanted: selects objects by their name below `url`. Raises UserError if the storage does not answer or the copy can't be written.
+    wanted: selects objects by their name below `url`. Raises MachineFault if the storage does not answer, and UserError if the copy can't
+    be written.
     """
     prefix = url.rstrip("/") + "/"
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return _copied(prefix, {at: info for at, info in listing(prefix) if wanted(at.removeprefix(prefix))})
-        except (Changed, BaseError) as error:
-            if attempt == _TRIES:
-                raise UserError(explain(url, error)) from error
-    raise AssertionError("unreachable")
+    return persistently(
+        url, lambda: _copied(prefix, {at: info for at, info in listing(prefix) if wanted(at.removeprefix(prefix))})
+    )
 
 
 def _copied(prefix: str, found: dict[str, ObjectInfo]) -> Path:
@@ -61,7 +57,7 @@ def _copied(prefix: str, found: dict[str, ObjectInfo]) -> Path:
                 os.replace(aside, path)
             os.utime(path)
     except OSError as error:
-        if isinstance(error, Changed):
+        if error.errno is None:  # of the storage, not of this disk
             raise
         raise UserError(
             f"{prefix} can't be copied to {path.parent} ({error.strerror}): {cure(error)}, or set SWAV_CACHE to another folder."
@@ -73,7 +69,11 @@ def _download(url: str, info: ObjectInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for start in range(0, info.size, _PIECE):
-            file.write(read_range(url, start, min(start + _PIECE, info.size), version=info.version)[0])
+            try:
+                piece, _ = read_range(url, start, min(start + _PIECE, info.size), version=info.version)
+            except NotFoundError:
+                raise Changed(f"{url} has been deleted") from None
+            file.write(piece)
 
 
 def _delete_old(folder: Path) -> None:

@@ -6,30 +6,33 @@ At most one upload runs at a time, so host memory holds at most one snapshot. A 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 
 from swav_platform.errors import UserError
+from swav_platform.failures import Wait, patiently
 from swav_platform.runs.folder import Confirm, RunFolder
 from swav_platform.runs.records import Records
-from swav_platform.runs.storage import Place, Unreachable
+from swav_platform.runs.storage import Place
 from swav_platform.training.checkpoints import store as checkpoints
 from swav_platform.training.checkpoints.store import Snapshot
 
 log = logging.getLogger("swav")
 
-PATIENCE = 1800.0  # seconds to repeat an upload that a run waits for at its end
 _REMINDER = 30.0  # seconds between two messages about a wait
-_LONGEST_PAUSE = 20.0  # seconds between two tries
 
 
 class Writer:
-    """Writes the checkpoints of one run and keeps the newest `keep`. confirm: raises UserError if another process writes to the run."""
+    """Writes the checkpoints of one run and keeps the newest `keep`.
 
-    def __init__(self, folder: RunFolder, keep: int, confirm: Confirm) -> None:
+    confirm: raises UserError if another process writes to the run. patience: seconds to repeat an upload that training waits for.
+    """
+
+    def __init__(self, folder: RunFolder, keep: int, confirm: Confirm, patience: float) -> None:
         self.folder: Place = folder.checkpoints
-        self._keep, self._confirm = keep, confirm
+        self._keep, self._confirm, self._patience = keep, confirm, patience
         self._records = Records(folder) if folder.url else None
         self._thread: threading.Thread | None = None
         self._problem: UserError | None = None
@@ -76,7 +79,7 @@ class Writer:
             log.warning(f"No checkpoint of step {steps}: {self._wait()}.")
 
     def finish(self) -> None:
-        """Waits for the end of an upload and says so. Raises UserError if it fails for PATIENCE seconds."""
+        """Waits for the end of an upload and says so. Raises UserError if it fails for longer than the patience."""
         start = time.monotonic()
         due = start + 2
         while self._thread is not None:
@@ -84,7 +87,7 @@ class Writer:
             now = time.monotonic()
             if not self._thread.is_alive():
                 self._thread = None
-            elif self._fault and now - start > PATIENCE:
+            elif self._fault and now - start > self._patience:
                 raise UserError(
                     f"The checkpoint of step {self._steps} can't be written to {self.folder} ({self._fault}). Earlier checkpoints are not "
                     f"affected; check the storage, then resume with --resume."
@@ -109,23 +112,18 @@ class Writer:
         checkpoints.prune(self.folder, self._keep)
 
     def _upload(self, snapshot: Snapshot, before: Callable[[], None], after: Callable[[], None]) -> None:
-        pause = 1.0
-        while True:
-            try:
-                self._write(snapshot, before, after)
-            except Unreachable as error:
-                if not self._fault:
-                    log.warning(f"The checkpoint of step {snapshot.steps} is not uploaded yet; trying again. {error}")
-                self._fault = str(error).partition(": check")[0]
-            except UserError as error:
-                self._problem = error
-                return
-            except Exception as error:  # a thread's exception would be lost
-                self._problem = UserError(
-                    f"The checkpoint of step {snapshot.steps} can't be uploaded ({type(error).__name__}: {error}). Resume with --resume."
-                )
-                return
-            else:
-                return
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        try:
+            patiently(lambda: self._write(snapshot, before, after), math.inf, self._note)
+        except UserError as error:
+            self._problem = error
+        except Exception as error:  # a thread's exception would be lost
+            self._problem = UserError(
+                f"The checkpoint of step {snapshot.steps} can't be uploaded ({type(error).__name__}: {error}). Resume with --resume."
+            )
+
+    def _note(self, wait: Wait | None) -> None:
+        if wait is None:
+            return
+        if not self._fault:
+            log.warning(f"The checkpoint of step {self._steps} is not uploaded yet; trying again. {wait}")
+        self._fault = f"{wait.place}: {wait.why}"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from swav_platform.data.index.exclusions import Exclusions
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.outcomes import Event, Outcome
-from swav_platform.data.ledger.parts import LedgerWriter, parts_in, read_events, worst
+from swav_platform.data.ledger.parts import LedgerWriter, forget_thumbnails, parts_in, read_events, worst
 from swav_platform.errors import UserError
 
 
@@ -66,6 +67,8 @@ def test_the_ledger_of_an_older_run_is_taken_over(tmp_path: Path) -> None:
 def test_a_run_without_bad_images_has_an_empty_ledger(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no ledger"):
         list(read_events(tmp_path / "ledger"))
+    with pytest.raises(UserError, match="There is no ledger"):
+        forget_thumbnails(tmp_path / "ledger", Exclusions([("1.tar", "k")]))
     LedgerWriter(tmp_path).open(0)
     assert list(read_events(tmp_path / "ledger")) == []
     assert worst(tmp_path / "ledger") == ("", "")

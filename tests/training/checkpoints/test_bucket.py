@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from swav_platform.errors import UserError
+from swav_platform.failures import Kind, MachineFault
 from swav_platform.runs.folder import RunFolder
 from swav_platform.runs.records import metrics_in
-from swav_platform.runs.storage import ObjectFolder, Unreachable, storage_of
+from swav_platform.runs.storage import ObjectFolder, storage_of
 from swav_platform.training.checkpoints.store import MANIFEST, Snapshot, latest_valid, load, newest, prune, save
 from tests.s3 import S3Server
 
@@ -87,7 +88,7 @@ def test_training_goes_on_while_the_storage_is_away(
 
     def fail(self: ObjectFolder, key: str, data: bytes | Path) -> None:
         if away.is_set() and "step-" in self.place:
-            raise Unreachable("s3://… could not be reached (connection refused): check the network")
+            raise MachineFault(Kind.UNREACHABLE, "s3://…", "connection refused")
         put(self, key, data)
 
     monkeypatch.setattr(ObjectFolder, "put", fail)
