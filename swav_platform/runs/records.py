@@ -81,7 +81,7 @@ def discard(folder: RunFolder) -> None:
 
 
 def delete_abandoned(folder: RunFolder) -> None:
-    """Deletes old working copies of runs in object stores that lie beside that of `folder`."""
+    """Deletes old working copies of runs in object stores, except that of `folder`."""
     for metrics in folder.path.parent.parent.glob("*/*/metrics.jsonl"):
         with suppress(OSError):
             last = max(metrics.stat().st_mtime, metrics.parent.stat().st_mtime)
