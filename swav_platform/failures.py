@@ -81,10 +81,12 @@ class MachineFault(UserError):
         return same
 
     def __str__(self) -> str:
-        if self.advice:
-            return self.advice
+        return self.advice or self.told("resume the run with --resume")
+
+    def told(self, then: str) -> str:
+        """The usual message. then: what to do when the cause is gone."""
         after = f", for {duration(self.waited)}" if self.waited >= 1 else ""
-        return f"{self.place} can't be used ({self.why}{after}). {_CURES[self.kind]}; then resume the run with --resume."
+        return f"{self.place} can't be used ({self.why}{after}). {_CURES[self.kind]}; then {then}."
 
 
 @dataclass(frozen=True)

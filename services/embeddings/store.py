@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from swav_platform.data.sets.excluded import excluded_now
 from swav_platform.data.sets.read import EmbeddingSet, open_set, unit_vectors
 from swav_platform.errors import UsageError, UserError
 from swav_platform.models.inference import InferenceModel, highest
@@ -109,8 +110,9 @@ def load_store(folder: Path, model: InferenceModel) -> Store:
 
 
 def _read(embeddings: EmbeddingSet) -> tuple[pa.Table, np.ndarray]:
-    """All samples that have an embedding, with thumbnails if there are any, and their vectors float32 [N, dim]."""
-    batches = [batch for batch in embeddings.lines([*COLUMNS, *OPTIONAL]) if batch.num_rows]
+    """All samples that have an embedding and are not excluded, with thumbnails if there are any, and their vectors float32 [N, dim]."""
+    lines = embeddings.lines([*COLUMNS, *OPTIONAL], excluded_now(embeddings.place))
+    batches = [batch for batch in lines if batch.num_rows]
     if not batches:
         raise ValueError("it has no samples")
     missing = [name for name in COLUMNS if name not in batches[0].schema.names]

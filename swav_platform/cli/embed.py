@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swav_platform.cli import console
-from swav_platform.failures import duration
+from swav_platform.errors import UserError
+from swav_platform.failures import MachineFault, duration
 from swav_platform.runs.folder import RunFolder, find, working_copies
 from swav_platform.runs.storage import Place, is_url, join, place_of, storage_of
 
@@ -127,7 +128,10 @@ def embed_images(
             bars.update(task, completed=done, total=total)
             lines(done, total)
 
-        result = embed(job, _runner(index, local, workers), progress)
+        try:
+            result = embed(job, _runner(index, local, workers), progress)
+        except MachineFault as fault:
+            raise UserError(fault.told("run the same command again, which goes on where it stopped")) from fault
     if label and not result["labelled"]:
         console.say(f"None of the {result['samples']:,} images has a label of source '{label}'; check --label.")
     return index, result

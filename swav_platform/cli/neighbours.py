@@ -200,22 +200,15 @@ def map_command(place: str, to: str | None, exclude: str | None, out: str | None
 def _open(place: str, out: str | None, exclude: str | None) -> tuple[EmbeddingSet, Exclusions]:
     """The set that is meant, and the samples that must not be used."""
     from swav_platform.data.index.exclusions import Exclusions
+    from swav_platform.data.sets.excluded import excluded_now
     from swav_platform.data.sets.read import has_set, open_set
 
     given = place_of(place)
     given = given.expanduser().absolute() if isinstance(given, Path) else given
-    if has_set(given):
-        run = RunFolder.at(join(given, "..") if isinstance(given, str) else given.parent)
-    else:
-        run = _run(place, out)
-        given = join(run.place, "embeddings")
-    embeddings = open_set(given)
-    excluded = Exclusions.of_file(exclude) if exclude else Exclusions()
-    if isinstance(given, Path):
-        excluded |= Exclusions.of_index(given / "index")
-    if run.url is None and run.exists():
-        excluded |= Exclusions.of_index(Path(run.info()["index"]).parent)
-    return embeddings, excluded
+    if not has_set(given):
+        given = join(_run(place, out).place, "embeddings")
+    excluded = excluded_now(given)
+    return open_set(given), excluded | Exclusions.of_file(exclude) if exclude else excluded
 
 
 def _run(place: str, out: str | None) -> RunFolder:

@@ -30,6 +30,7 @@ CANDIDATES = {"sq8": 2, "pq": 16}
 COLLAPSED = 0.98
 """Mean cosine to the mean direction from which on a set counts as collapsed."""
 
+_FILES = {LISTS, ROWS, "vectors.f16", "place.i64", "lists.i32", "unordered.f16"}
 _LARGE = 16 * 2**30  # bytes of 8-bit vectors from which on `auto` is `pq`
 _BLOCK = 65_536  # vectors in memory
 _TRAIN = 65_536  # vectors that train a quantiser
@@ -51,9 +52,8 @@ def build(
     Raises UserError for an empty set.
     """
     began = time.monotonic()
-    if (folder / MANIFEST).exists():
-        (folder / MANIFEST).unlink()  # first: without it there is no index
-    elif folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).exists():
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: without it there is no index
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - _FILES:
         raise UsageError(f"{folder} holds other files: name an empty folder for the neighbour index.")
     folder.mkdir(parents=True, exist_ok=True)
     progress("reads the set")

@@ -29,9 +29,10 @@ def begin(storage: Storage, recipe: Recipe) -> dict[int, PartReport]:
     The files of a set with another recipe are deleted.
     """
     written = recipe.written()
-    if (done := _manifest(storage)) is not None and all(done.get(name) == value for name, value in written.items()):
-        return {number: PartReport(**part) for number, part in enumerate(done["parts"])}
     sizes = storage.entries()
+    if (done := _json(storage, MANIFEST)) is not None and all(done.get(name) == value for name, value in written.items()):
+        reports = (PartReport(**part) for part in done["parts"])
+        return {number: report for number, report in enumerate(reports) if _is_whole(report, sizes)}
     if _json(storage, JOB) != written:
         storage.delete([MANIFEST, *(name for name in sizes if _belongs(name))])
         storage.put(JOB, json.dumps(written).encode())
@@ -103,10 +104,6 @@ def _is_whole(report: PartReport, sizes: dict[str, int]) -> bool:
         *([report.thumbnails] if report.thumbnails else []),
     ]
     return all(sizes.get(str(file["file"])) == file["size"] for file in files)
-
-
-def _manifest(storage: Storage) -> dict[str, Any] | None:
-    return _json(storage, MANIFEST)
 
 
 def _json(storage: Storage, name: str) -> dict[str, Any] | None:
