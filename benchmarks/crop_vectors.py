@@ -1,6 +1,6 @@
 """Vectors for the benchmarks of search and deduplication: random crops of CIFAR-10, projected by an encoder of the CPU recipe.
 
-    python benchmarks/crop_vectors.py DIR_OF_SHARDS --cache CACHE [--count 1000000] [--steps 500]
+    python benchmarks/crop_vectors.py DIR_OF_SHARDS --cache CACHE
 
 Trains the encoder (3 minutes for 500 steps on 2 quiet cores), embeds the crops (about 4,000 a second) and keeps both in CACHE, which
 the other benchmarks read. It prints one JSON line.

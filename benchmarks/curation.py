@@ -1,6 +1,6 @@
 """Does a run that learns from deduplicated and balanced data learn more than one on the data as they are, in equally many steps?
 
-    python benchmarks/curation.py DIR_OF_CIFAR10 [--steps 800] [--seeds 3] [--first 5000]
+    python benchmarks/curation.py DIR_OF_CIFAR10
 
 CIFAR-10 is made long-tailed (the rarest class has 1/50 of the images of the most frequent one), and 20 % of the images are replaced by
 near-copies of others. For each seed: pretrain → embed → duplicates → curate → index → pretrain, by the commands that a user types. The

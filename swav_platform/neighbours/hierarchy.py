@@ -1,7 +1,7 @@
 """Hierarchical balanced sampling (Vo et al. 2024, "Automatic Data Curation for Self-Supervised Learning", arXiv 2405.15613).
 
 Clusters of clusters spread more evenly over what the images show than the images themselves. A budget that is divided evenly from
-the top of this hierarchy down takes little from what is frequent and all of what is rare.
+the top of this hierarchy down takes few of the frequent images and all of the rare ones.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def begin(storage: Storage, recipe: Recipe) -> dict[int, PartReport]:
     written = recipe.written()
     sizes = storage.entries()
     if (done := _json(storage, MANIFEST)) is not None and all(done.get(name) == value for name, value in written.items()):
-        reports = (PartReport(**part) for part in done["parts"])
-        return {number: report for number, report in enumerate(reports) if _is_whole(report, sizes)}
+        known = enumerate(PartReport(**part) for part in done["parts"])
+        return {number: report for number, report in known if _is_whole(report, sizes)}
     if _json(storage, JOB) != written:
         storage.delete([MANIFEST, *(name for name in sizes if _belongs(name))])
         storage.put(JOB, json.dumps(written).encode())
