@@ -16,9 +16,13 @@ from services.embeddings.app import create_app
 from services.embeddings.edge import keys
 from services.embeddings.explorer.overview import overview
 from services.embeddings.explorer.plane import MOST, packed, principal
-from services.embeddings.explorer.run import thinned
+from services.embeddings.explorer.run import record, thinned
 from services.embeddings.settings import ServiceSettings
+from swav_platform.config import load
 from swav_platform.errors import UserError
+from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.health_file import Health, write_health
+from swav_platform.runs.metrics import MetricsWriter
 
 
 @pytest.fixture
@@ -131,3 +135,19 @@ def test_one_cluster(client: TestClient) -> None:
     assert all(item["cluster"] == 0 for item in found["members"])
     assert found["tightness"] is None or math.isfinite(found["tightness"])
     assert client.get("/v1/explorer/clusters?order=beauty").status_code == 422
+
+
+def test_the_record_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "mine")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    run.write(load(None, ["run.name=mine", "method.prototypes=8"]), index="i", index_digest="i", samples=1)
+    metrics = MetricsWriter(run.path, 0)
+    for step in range(3):
+        metrics.append({"step": step, "loss": 2.0 - step})
+    metrics.close()
+    write_health(run.path, Health("learning", "the loss falls", step=2))
+    for place in (run.path, run.package):
+        found = record(place)
+        assert (found["name"], found["loss"], found["chance"]) == ("mine", [[0, 2.0], [1, 1.0], [2, 0.0]], 2.07944)
+        assert found["health"]["because"] == "the loss falls"
+    assert record(tmp_path)["name"] is None

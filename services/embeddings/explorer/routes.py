@@ -19,7 +19,7 @@ from services.embeddings.explorer import lists
 from services.embeddings.explorer.collection import Collection, found
 from services.embeddings.explorer.notes import LONGEST, listed
 from services.embeddings.explorer.overview import Order
-from services.embeddings.explorer.run import of_package
+from services.embeddings.explorer.run import record
 from services.embeddings.state import State, current
 from swav_platform.models.inference import highest
 
@@ -229,4 +229,4 @@ async def exclude(request: Request, body: Exclusion) -> Json:
 @router.get("/run")
 async def run(request: Request) -> Json:
     """The record of the run that the model came from."""
-    return Json(await asyncio.to_thread(of_package, Path(current(request).settings.model)))
+    return Json(await asyncio.to_thread(record, Path(current(request).settings.model)))

@@ -1,4 +1,4 @@
-"""The record of the run that a package lies in: the verdict about its health, and its loss."""
+"""The record of a run: the verdict about its health, and its loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from swav_platform.runs.health_file import read_health
 _POINTS = 400  # of the curve
 
 
-def of_package(package: Path) -> dict[str, Any]:
-    """name, health, loss as [[step, value]], and the loss of guessing; the name is None for a package outside of a run."""
-    folder = RunFolder(package.parent)
+def record(place: Path) -> dict[str, Any]:
+    """name, health, loss as [[step, value]], and the loss of guessing.
+
+    place: a run or the package in it; the name is None for a package outside of a run.
+    """
+    own = place if (place / "run.json").is_file() else place.parent
+    folder = RunFolder(own)
     if not folder.exists():
         return {"name": None, "health": None, "loss": [], "chance": None}
-    health = read_health(package.parent)
+    health = read_health(own)
     try:
         losses, chance = folder.losses(), _chance(folder.config())
     except (OSError, UserError):  # the page shows what can be read

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from services.embeddings.explorer.notes import EXCLUDE, NAMES
 from services.embeddings.settings import ServiceSettings, Source
 from services.embeddings.store import Store, load_store
 from swav_platform.errors import UsageError, UserError
@@ -88,5 +89,6 @@ def _state(folder: Path | None) -> str:
     if folder is None or not folder.is_dir():
         return ""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(("_", ".")))
+    files = [path for path in files if path.name not in (NAMES, EXCLUDE)]  # the service writes these itself
     told = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
