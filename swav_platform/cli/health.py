@@ -36,4 +36,9 @@ def health_command(run: str, page: str | None, out: str | None, as_json: bool) -
     report = judged(folder, time.time())
     if target:
         write_page(report, lines_of(folder), target)
-    console.answer(report | ({"page": str(target.absolute())} if target else {}), as_json)
+    report |= {"page": str(target.absolute())} if target else {}
+    if as_json:
+        console.answer(report, as_json)
+        return
+    click.echo(f"{report['state']}, step {report['step']} of {report['steps']}: {report['because']}. {report['do']}".strip())
+    console.answer(report["measures"] | ({"page": report["page"]} if target else {}), as_json)

@@ -18,6 +18,7 @@ from swav_platform import registry
 from swav_platform.cluster import session, train
 from swav_platform.cluster.report import Report
 from swav_platform.cluster.room import Group
+from swav_platform.cluster.warm import warm
 from swav_platform.config import Config, from_tree
 from swav_platform.data.datasets import Shards, check_one_pass, open_index, open_or_build, plan_of, shards_of
 from swav_platform.data.freshness import changed_shards
@@ -118,9 +119,11 @@ def _ready(config: Config, folder: RunFolder, uri: str, card: registry.Card) -> 
     """`session.connected`, while MLflow opens the run: both take seconds."""
     with ThreadPoolExecutor(1, "tracking") as beside:
         opened = beside.submit(registry.begin, folder, uri, card)
-        with session.connected(config) as connection:
+        with session.connected(config) as (group, local):
+            if local:
+                warm(group.tasks + 1)  # and the process that schedules them
             opened.result()
-            yield connection
+            yield group, local
 
 
 def with_absolute_paths(config: Config) -> Config:

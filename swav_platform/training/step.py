@@ -113,9 +113,8 @@ def train_step(
         scaler.update()
     found: dict[str, float] = {}
     if vitals is not None and gathered is not None and before is not None:
-        found = {"train/grad_norm": norm} | method.health(gathered.of_method, value) | update_share(moving, before)
-        if scaler.is_enabled():
-            found["train/loss_scale"] = scaler.get_scale()
+        scale = {"train/loss_scale": scaler.get_scale()} if scaler.is_enabled() else {}
+        found = {"train/grad_norm": norm} | scale | update_share(moving, before) | method.health(gathered.of_method, value)
         found |= vitals.measure(gathered) if comm.rank == 0 else {}
     normalisation.commit(network, statistics)
     with _counted(comm, "method", calls):

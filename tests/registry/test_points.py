@@ -12,7 +12,9 @@ from swav_platform.registry.card import note_run_id
 from swav_platform.registry.connect import connect
 from swav_platform.registry.points import Sender, final_steps, is_repeatable, points_of
 from swav_platform.registry.runs import open_run
+from swav_platform.registry.tracker import Tracker
 from swav_platform.runs.folder import RunFolder
+from swav_platform.runs.health_file import Health, write_health
 from tests.registry.conftest import card, commit, line, of_record, record, recorded
 
 KEYS = ("train/loss", "train/lr", "data/images_per_second")
@@ -31,6 +33,23 @@ def opened(uri: str, make_recorded: Callable[..., RunFolder]) -> tuple[RunFolder
 def check(folder: RunFolder, client: Any, run_id: str) -> None:
     for key in KEYS:
         assert recorded(client, run_id, key) == of_record(folder, key), key
+
+
+def test_the_verdict_is_in_the_tags_of_the_run(opened: tuple[RunFolder, Any, str], uri: str) -> None:
+    folder, client, run_id = opened
+    write_health(folder.path, Health("stuck", "the loss is ln K", "Lower method.epsilon.", 1e9, 3))
+    with Tracker(folder, uri):
+        pass
+    tags = client.get_run(run_id).data.tags
+    found = {key.removeprefix("swav.health."): value for key, value in tags.items() if key.startswith("swav.health.")}
+    assert found | {"restarts": "0"} == {
+        "state": "stuck",
+        "because": "the loss is ln K",
+        "do": "Lower method.epsilon.",
+        "since": "1000000000.0",
+        "step": "3",
+        "restarts": "0",
+    }
 
 
 def test_which_points_a_repeated_step_gives_again() -> None:

@@ -80,3 +80,9 @@ def test_without_a_remedy_it_stops(rig: ModuleType, tmp_path: Path, monkeypatch:
 def test_measuring_changes_no_bit(rig: ModuleType, whole: Path, tmp_path: Path) -> None:
     rig.train(rig.config(train__log_every=1), tmp_path)
     assert rig.losses(tmp_path) == rig.losses(whole)
+
+
+def test_the_drift_of_the_queue_is_measured_once_it_is_full(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "health/queue_drift" in line] == [5, 8, 9]
+    assert all(line["health/queue_drift"] > 0 for line in lines if "health/queue_drift" in line)
