@@ -190,7 +190,7 @@ def _train(
             seen.rows(own)
             line = {"step": step, "loss": report.loss, "lr": lr} | progress.metrics
             journal.line(line)
-            monitor.line(line)
+            monitor.line(line, last)
             if on_progress is not None and comm.rank == 0:
                 on_progress(progress)
             if logged:

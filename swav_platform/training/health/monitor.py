@@ -49,9 +49,13 @@ class Monitor:
             for line in read_metrics(self._folder):
                 self._judge.add(line)
 
-    def line(self, values: Mapping[str, Any]) -> None:
-        """Adds the metrics of a finished step. Raises UserError if health.json can't be written."""
+    def line(self, values: Mapping[str, Any], last: bool = False) -> None:
+        """Adds the metrics of a finished step; of the last one, before the checkpoint that publishes health.json.
+
+        Raises UserError if health.json can't be written.
+        """
         if self._judge is not None and self._judge.add({**values, "time": time.time()}):
+            self._written = 0.0 if last else self._written
             self._tell(self._judge.health)
 
     def react(self) -> None:
