@@ -115,7 +115,7 @@ def stuck(run: Subject) -> Finding | None:
             f"{so_far}, and views of different images are as alike as views of one image (variance ratio {ratio:.2f}, by chance 1)",
             "Look at the images with `swav pretrain --preview FILE`: are they all the same? Else change train.optimiser.lr or the views.",
         )
-    if not run.due(LATE):
+    if not run.due(LATE) or run.tells_apart:
         return None
     return Finding(
         "stuck",

@@ -53,6 +53,13 @@ class Subject:
         return 1 + 4 * math.sqrt(variance / RECENT)
 
     @property
+    def tells_apart(self) -> bool:
+        """Whether the network tells images apart better than the untrained one did, by more than chance."""
+        ratio, first = self.history.mean("health/separation"), self.history.first
+        before = None if first is None else first.get("health/separation")
+        return ratio is not None and before is not None and ratio > self.like_chance * max(before, 1.0)
+
+    @property
     def learned(self) -> bool | None:
         """Whether the loss has left that of uniform predictions, by more than noise and a small share of its range; None if unknown.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from swav_platform.config import Config
 from swav_platform.runs.health_file import Health
-from swav_platform.training.health.corridor import Corridor
+from swav_platform.training.health.corridor import LATE, Corridor
 from swav_platform.training.health.history import RECENT, History
 from swav_platform.training.health.rules import RULES
 from swav_platform.training.health.subject import Finding, Subject
@@ -48,12 +48,21 @@ class Judge:
         if self.finding is not None:
             return self.finding.state, self.finding.because, self.finding.do
         run, gain = self.subject, self.subject.gain
-        if not run.due() or run.learned is False:
+        if not run.due() or (run.learned is False and not (run.due(LATE) and run.tells_apart)):
             apart = run.history.mean("health/separation")
             sign = "" if apart is None else f"; images differ {apart:.1f} times as much as views of one image (by chance 1)"
             return "starting", f"{run.history.step + 1:,} of {run.total:,} steps, too early to judge{sign}", ""
-        parts = [] if gain is None else [f"the loss is {gain:.2f} below that of uniform predictions"]
-        names = {"health/rankme": "RankMe", "health/lidar": "LiDAR", "health/effective_rank": "effective rank"}
+        parts = (
+            []
+            if gain is None
+            else [f"the loss is {abs(gain):.2f} {'below' if gain >= 0 else 'above'} that of uniform predictions"]
+        )
+        names = {
+            "health/rankme": "RankMe",
+            "health/lidar": "LiDAR",
+            "health/effective_rank": "effective rank",
+            "health/separation": "separation",
+        }
         parts += [f"{word} {value:.1f}" for name, word in names.items() if (value := run.history.mean(name)) is not None][:2]
         return "learning", ", ".join(parts), ""
 

@@ -83,6 +83,14 @@ def test_what_is_wrong_is_named_with_a_remedy(state: str, word: str, metrics: di
     assert found.do.endswith(".")
 
 
+def test_a_network_that_tells_images_apart_better_and_better_is_not_stuck() -> None:
+    """The labels of SeLa and DeepCluster change with each epoch, and the loss returns to ln K."""
+    judge = Judge(config(), 2048)
+    for line in lines(150, loss=math.log(30) + 0.03):
+        judge.add(line | ({"health/separation": 1.1 + line["step"] / 20} if "train/loss" in line else {}))
+        assert judge.health.state in ("starting", "learning")
+
+
 def test_codes_that_can_not_be_sharp() -> None:
     found = verdict(config(epsilon=1.0), lines(20), 2048)
     assert found.state == "stuck"
