@@ -147,10 +147,14 @@ def _samples(file: Ranges, url: str, number: int, label: str | None, chosen: tup
     _note_imageless(members, images, skipped)
     if chosen:
         images = _choose(images, chosen, skipped)
-    _note_several([member.name for member, _ in images], skipped)
+    names = [member.name for member, _ in images]
+    keys = [naming.sample_key(name) for name in names]
+    if len(set(keys)) < len(keys):
+        _note_several(keys, names, skipped)
+        keys = _longer_keys(keys, names)
     columns = {
         "shard": np.full(len(images), number, np.int32),
-        "key": _keys([member.name for member, _ in images]),
+        "key": [naming.text(key) for key in keys],
         "offset": [member.offset for member, _ in images],
         "size": [member.size for member, _ in images],
         "extension": [kind for _, kind in images],
@@ -215,11 +219,8 @@ def _choose(images: list[tuple[Member, str]], chosen: tuple[str, ...], skipped: 
     return found
 
 
-def _note_several(names: list[bytes], skipped: Skipped) -> None:
-    keys = [naming.sample_key(name) for name in names]
+def _note_several(keys: list[bytes], names: list[bytes], skipped: Skipped) -> None:
     taken = Counter(keys)
-    if len(taken) == len(keys):
-        return
     together: dict[bytes, list[str]] = {}
     for key, name in zip(keys, names, strict=True):
         if taken[key] > 1:
@@ -230,15 +231,14 @@ def _note_several(names: list[bytes], skipped: Skipped) -> None:
         skipped.several[text] = skipped.several.get(text, 0) + 1
 
 
-def _keys(names: list[bytes]) -> list[str]:
-    """WebDataset's keys. Images that share a key get the name without its extension, then the whole name."""
-    keys = [naming.sample_key(name) for name in names]
+def _longer_keys(keys: list[bytes], names: list[bytes]) -> list[bytes]:
+    """WebDataset's keys, but images that share a key get the name without its extension, then the whole name."""
     for longer in (naming.without_extension, bytes):
         taken = Counter(keys)
         if len(taken) == len(keys):
             break
         keys = [longer(name) if taken[key] > 1 else key for key, name in zip(keys, names, strict=True)]
-    return [naming.text(key) for key in keys]
+    return keys
 
 
 def _labels(label: str | None, members: list[Member], images: list[tuple[Member, str]], file: Ranges) -> list[str | None]:

@@ -47,12 +47,11 @@ class LocalFile:
 
     def read(self, size: int, offset: int) -> bytes:
         """Repeats pread, which may return fewer bytes than requested."""
-        parts = []
-        while size > 0 and (part := os.pread(self._descriptor, size, offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        self.bytes_read += sum(map(len, parts))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = os.pread(self._descriptor, size, offset) if size > 0 else b""
+        while 0 < len(data) < size and (part := os.pread(self._descriptor, size - len(data), offset + len(data))):
+            data += part
+        self.bytes_read += len(data)
+        return data
 
     def __enter__(self) -> Self:
         return self
