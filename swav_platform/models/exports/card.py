@@ -17,7 +17,7 @@ class Fact(NamedTuple):
 
 
 def facts_of_package(source: str, package: Path, meta: Mapping[str, Any]) -> list[Fact]:
-    """What the package itself says. source: what the user calls the model."""
+    """What the package itself says. source: what the user calls the model, or the place of its run."""
 
     def python(expression: str) -> str:
         return f"""python -c "import swav_platform as s; m = s.load('{source}'); print({expression})\""""
@@ -40,21 +40,20 @@ def facts_of_package(source: str, package: Path, meta: Mapping[str, Any]) -> lis
 
 
 def facts_of_run(place: str, config: Mapping[str, Any], info: Mapping[str, Any], summary: Mapping[str, Any] | None) -> list[Fact]:
-    """How the run learned."""
-    run = f"{place}/run.json"
+    """How the run learned. place: its folder or URL."""
+
+    def python(expression: str) -> str:
+        return f"""python -c "from swav_platform.runs.folder import find; r = find('{place}'); print(r.{expression})\""""
+
     facts = [
-        Fact("method", str(config["method"]["name"]), f"grep -A1 '^method:' {place}/config.yaml"),
-        Fact("seed", str(config["seed"]), f"grep '^seed:' {place}/config.yaml"),
-        Fact("training images", f"{info['samples']:,}", _of_json(Path(run), "['samples']")),
-        Fact("index digest", str(info["index_digest"]), _of_json(Path(run), "['index_digest']")),
+        Fact("method", str(config["method"]["name"]), python("config().method.name")),
+        Fact("seed", str(config["seed"]), python("config().seed")),
+        Fact("training images", f"{info['samples']:,}", python("info()['samples']")),
+        Fact("index digest", str(info["index_digest"]), python("info()['index_digest']")),
+        Fact("images of a step", f"{config['train']['batch']:,}", python("config().train.batch")),
     ]
     if summary:
-        steps = int(summary["steps"])
-        facts.append(
-            Fact(
-                "steps", f"{steps:,} of {config['train']['batch']:,} images", _of_json(Path(f"{place}/summary.json"), "['steps']")
-            )
-        )
+        facts.append(Fact("steps", f"{summary['steps']:,}", python("summary()['steps']")))
     return facts
 
 

@@ -110,4 +110,4 @@ def _cosine(target: str, package: Package, folder: Path) -> float:
             renamed = dict(zip(_weights(target, package), state, strict=True))
             package.encoder.load_state_dict({renamed[name]: t for name, t in written.items()})
             got = package.encoder(images)
-    return float(F.cosine_similarity(got.double(), wanted.double()).min())
+    return round(min(1.0, float(F.cosine_similarity(got.double(), wanted.double()).min())), 8)

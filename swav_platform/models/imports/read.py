@@ -61,6 +61,7 @@ def read(path: Path, name: str) -> Any:
                 f"trust the file, load it yourself and save its state_dict alone."
             ) from None
         why = said.partition("WeightsUnpickler error: ")[2] or said.partition(" Re-running")[0]
+        why = why.partition(" Check the documentation")[0]
         raise UserError(
             f"{name} can't be read as weights ({type(error).__name__}: {why[:160]}); nothing in it was executed. Download it again."
         ) from error
