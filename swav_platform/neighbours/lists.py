@@ -1,7 +1,7 @@
 """The inverted lists of a neighbour index are the clusters that training found, so that no k-means over the set is needed.
 
 Clusters that are much larger than the others are split, by k-means among their own members, and those that are nearly empty are
-merged into their neighbours. A set without clusters gets lists by k-means over a sample.
+left out. Each vector then joins the nearest of these lists. A set without clusters gets lists by k-means over a sample.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 import numpy as np
 
-PER_LIST = 0.5
+PER_LIST = 1.0
 """The wanted size of a list is this × √samples: as much work to find the lists of a query as to search in them."""
 
 _SMALLEST = 16  # samples of a list
@@ -34,16 +34,15 @@ def make_lists(clusters: np.ndarray, vectors: Vectors, seed: int = 0) -> tuple[n
         return _without_clusters(n, max(1, n // wanted), vectors, seed)
     order = np.argsort(clusters, kind="stable")
     _, starts = np.unique(clusters[order], return_index=True)
-    assigned, sizes, centres = np.empty(n, np.int32), list[int](), list[np.ndarray]()
     of_cluster = np.split(order, starts[1:])
     # one thread each: the parts are small, so that threads which share one would mostly wait for each other
     with ThreadPoolExecutor(os.cpu_count(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
         parts = list(pool.map(lambda rows: _split(rows, max(1, round(len(rows) / wanted)), vectors, seed), of_cluster))
-    for rows, (own, found) in zip(of_cluster, parts, strict=True):
-        assigned[rows] = own + len(centres)
-        sizes += np.bincount(own, minlength=len(found)).tolist()
-        centres += list(found)
-    return _merged(assigned, np.array(sizes), np.stack(centres), max(1, wanted // 8), vectors)
+    sizes = np.concatenate([np.bincount(own, minlength=len(found)) for own, found in parts])
+    centres = np.concatenate([found for _, found in parts])
+    kept = sizes >= max(1, wanted // 8)
+    centres = np.ascontiguousarray(centres[kept]) if kept.any() else centres
+    return _nearest(np.arange(n), centres, vectors), centres
 
 
 def _without_clusters(n: int, count: int, vectors: Vectors, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,20 +59,6 @@ def _split(rows: np.ndarray, parts: int, vectors: Vectors, seed: int) -> tuple[n
     chosen = np.sort(np.random.default_rng((seed, int(rows[0]))).permutation(len(rows))[: parts * _TRAIN])
     centres = kmeans(vectors(rows[chosen]), parts, seed)
     return _nearest(rows, centres, vectors), centres
-
-
-def _merged(
-    assigned: np.ndarray, sizes: np.ndarray, centres: np.ndarray, least: int, vectors: Vectors
-) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the rows of lists below `least` rows to the nearest of the other lists."""
-    kept = sizes >= least
-    if kept.all() or not kept.any():
-        return assigned, centres
-    rows = np.flatnonzero(~kept[assigned])
-    numbers = np.cumsum(kept, dtype=np.int32) - 1
-    found = numbers[assigned]
-    found[rows] = _nearest(rows, centres[kept], vectors)
-    return found, centres[kept]
 
 
 def _nearest(rows: np.ndarray, centres: np.ndarray, vectors: Vectors) -> np.ndarray:

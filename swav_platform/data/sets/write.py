@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -90,6 +92,9 @@ def finish(storage: Storage, recipe: Recipe, reports: Sequence[PartReport]) -> d
     storage.put(MANIFEST, json.dumps(manifest).encode())
     storage.delete([name for name in storage.entries() if name.startswith("_job/")])
     storage.delete(_OLD)
+    if isinstance(storage.place, Path):
+        with contextlib.suppress(OSError):
+            (storage.place / "_job").rmdir()
     return manifest
 
 
