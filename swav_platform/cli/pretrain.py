@@ -222,7 +222,7 @@ class ProgressDisplay:
         self._bars.update(self._bars.tasks[0].id, completed=done, total=total)
 
     def started(self, folder: RunFolder, steps: int) -> None:
-        console.say(f"Run {folder.name} in {folder.path}")
+        console.say(f"Run {folder.name} in {folder.place}")
         before = metrics_state(folder.path)  # written by an earlier attempt, whose last steps are repeated
         self._thread = threading.Thread(target=self._follow, args=(folder, steps, before), daemon=True)
         self._thread.start()
