@@ -14,6 +14,7 @@ from services.embeddings.abandoned import Abandoned
 from services.embeddings.admission import Admission
 from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
+from services.embeddings.edge import web
 from services.embeddings.edge.access import open_guard
 from services.embeddings.edge.names import known_parameters
 from services.embeddings.engine import Engine, Rooms
@@ -65,6 +66,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
         default_response_class=Json,
         dependencies=[Depends(known_parameters)],
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = models
     app.state.guard = guard
@@ -74,4 +78,5 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     for part in (embeddings, clusters, neighbours, about, reload, explorer):
         app.include_router(part.router)
     page.install(app)
+    web.install(app, settings)
     return app

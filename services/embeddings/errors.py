@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from services.embeddings.answers import Json
 from swav_platform.data.ledger.outcomes import Outcome
@@ -80,11 +81,22 @@ async def _http(request: Request, error: Exception) -> Json:
     if error.status_code == 404:
         fault = Fault("not_found", f"There is no route {request.url.path}. See /docs for the routes.")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(_methods(request))
         fault = Fault("method_not_allowed", f"{request.url.path} does not support {request.method}. Use {allowed}.")
+        return answer(405, fault, {"Allow": allowed})
     else:
         fault = Fault("http_error", str(error.detail))
     return answer(error.status_code, fault, error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods of the path. Starlette names those of the first route only."""
+    found = []
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes):
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return found
 
 
 async def _invalid(request: Request, error: Exception) -> Json:

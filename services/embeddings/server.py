@@ -11,11 +11,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from services.embeddings.settings import ServiceSettings
 from swav_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from services.embeddings.edge.drain import Drain
 
 OnReady = Callable[[str], None]
 
@@ -103,10 +108,16 @@ class _Server(uvicorn.Server):
 
     def __init__(self, settings: ServiceSettings, started: Callable[[], None]) -> None:
         from services.embeddings.app import create_app
+        from services.embeddings.edge.protocol import options
 
         self._app = app = create_app(settings)
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=10))
+        super().__init__(uvicorn.Config(app, **options(settings)))
         self._tell = started
+        self._drain: Drain = app.state.drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins to drain; the next ones close at once."""
+        self._drain.begin(lambda: super(_Server, self).handle_exit(sig, frame))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.service.bodies.close()  # what was accepted is answered; bodies that are still coming have to hurry

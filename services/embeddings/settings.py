@@ -58,6 +58,10 @@ class ServiceSettings:
     drain: float = 5.0  # seconds that a replaced model stays for requests that began with it
     cache_bytes: int = 64 * MIB  # of vectors by the hash of their image, for each model; 0: none
     keys: Path | None = None  # file of API keys; None: those of SWAV_API_KEYS, else no keys are asked for
+    root_path: str = ""  # prefix of all paths, as a gateway publishes them
+    origins: tuple[str, ...] = ()  # of pages that may ask from browsers; none by default
+    keep_alive: int = 75  # seconds that an idle connection stays open: longer than the 60 s of common balancers
+    notice: float = 0.0  # seconds at the end in which /readyz says 503 and requests are still answered
     max_wait: float = 0.003  # seconds that the first image of a batch waits for more
 
     @property

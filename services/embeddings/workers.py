@@ -15,6 +15,7 @@ from dataclasses import replace
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from services.embeddings.edge.protocol import options
 from services.embeddings.settings import ServiceSettings
 
 
@@ -35,10 +36,7 @@ def run(settings: ServiceSettings, listener: socket.socket, url: str, started: C
         functools.partial(create_app, replace(settings, workers=1)),
         factory=True,
         workers=settings.workers,
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=10,
+        **options(settings),
     )
     threading.Thread(target=_tell, args=(url, started), daemon=True).start()
     Multiprocess(config, sockets=[listener]).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,28 @@ MAX_CLUSTERS = 20  # limit of the service for one image
     help="API keys that clients need, made by `swav keys create`; read again when it changes (default: none).",
 )
 @click.option("--no-auth", is_flag=True, help="Serve other machines without keys.")
+@click.option(
+    "--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask from browsers (CORS)."
+)
+@click.option(
+    "--root-path", default="", metavar="PATH", help="Prefix under which a gateway publishes the service, such as /images."
+)
+@click.option(
+    "--keep-alive",
+    default=75,
+    show_default=True,
+    type=click.IntRange(1, 86400),
+    metavar="SECONDS",
+    help="Time that an idle connection stays open; keep it above the balancer's.",
+)
+@click.option(
+    "--drain",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="Time from a signal to the end in which /readyz says 503 and requests are still answered.",
+)
 @click.option("--embeddings", metavar="DIR", help="Folder written by `swav embed` (default: the run's).")
 @click.option("--runtime", default="auto", show_default=True, metavar="NAME", help="auto, torch, compile, bf16, onnx or int8.")
 @click.option("--allow-int8", is_flag=True, help="Let auto take int8.")
@@ -68,6 +91,10 @@ def serve_command(
     port: int,
     keys: Path | None,
     no_auth: bool,
+    origins: tuple[str, ...],
+    root_path: str,
+    keep_alive: int,
+    drain: float,
     embeddings: str | None,
     runtime: str,
     allow_int8: bool,
@@ -95,6 +122,9 @@ def serve_command(
     if embeddings and not has_set(Path(embeddings)):
         raise UsageError(f"There are no embeddings in {embeddings}; create them with `swav embed RUN --to {embeddings}`.")
     _check_open(host, keys, no_auth)
+    _check_web(origins, root_path)
+    if drain and workers > 1:
+        raise UsageError("--drain works with one process only. Leave out --workers, or let the balancer drain.")
     listen(host, port).close()  # reports a port in use before the slow imports
     first = _source(model, Path(embeddings) if embeddings else None, out, tracking_uri)
     shares = {name: _share(name, text) for name, text in map(_pair, canary)}
@@ -122,6 +152,10 @@ def serve_command(
         workers=workers,
         threads=threads,
         keys=keys,
+        origins=origins,
+        root_path=root_path,
+        keep_alive=keep_alive,
+        notice=drain,
     )
     serve(settings, on_ready=ready)
 
@@ -168,6 +202,15 @@ def _check_open(host: str, keys: Path | None, no_auth: bool) -> None:
             f"Other machines could reach the service on {host}, and it has no API keys. Make one with `swav keys create keys.json "
             "--name me` and pass --keys keys.json, or pass --no-auth if a proxy or a closed network keeps strangers out."
         )
+
+
+def _check_web(origins: tuple[str, ...], root_path: str) -> None:
+    """Raises UsageError for origins and prefixes that no browser or gateway would send."""
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            raise UsageError(f"--allow-origin {origin!r} is not an origin. Use for example https://app.example, without a path.")
+    if root_path and not re.fullmatch(r"(/[\w.~-]+)+/?", root_path):
+        raise UsageError(f"--root-path {root_path!r} is not a prefix of paths. Use for example /images.")
 
 
 def _loopback(host: str) -> bool:
