@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import email.utils
+import itertools
 import os
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +17,20 @@ import httpx
 
 from swav_platform.errors import UsageError, UserError
 
+AGAIN = frozenset({429, 502, 503, 504})
+"""Statuses that pass: the request is sent again."""
+
+LONGEST_PAUSE = 60.0
+
 Image = str | Path | bytes  # a file, or the content of an image file
+
+
+class RefusedError(UserError):
+    """The service answered with an error. error: its code, message and detail."""
+
+    def __init__(self, told: str, status: int, error: dict[str, Any]) -> None:
+        super().__init__(told)
+        self.status, self.error = status, error
 
 
 class Client:
@@ -21,18 +38,21 @@ class Client:
 
     Methods return the response's JSON object. They raise UserError if the service cannot be reached or reports an
     error, and UsageError for an image file that cannot be read. `timeout` is in seconds, for connecting and for each
-    read or write.
+    read or write. `key` is an API key (default: the variable SWAV_API_KEY). A busy service is asked again, `retries`
+    times, after the time that it names in Retry-After or after a pause that doubles.
     """
 
-    def __init__(self, base_url: str, timeout: float = 30.0) -> None:
+    def __init__(self, base_url: str, timeout: float = 30.0, key: str | None = None, retries: int = 3) -> None:
         self.base_url = base_url.rstrip("/")
+        self.retries = retries
+        key = key if key is not None else os.environ.get("SWAV_API_KEY")
         try:
             place = urlsplit(self.base_url)
             if place.scheme not in ("http", "https") or not place.hostname:
                 raise ValueError("it must start with http:// or https:// and contain a host")
             local = place.hostname in ("localhost", "127.0.0.1", "::1")
             self._http = httpx.Client(
-                base_url=self.base_url, timeout=timeout, trust_env=not local
+                base_url=self.base_url, timeout=timeout, trust_env=not local, headers={"X-API-Key": key} if key else {}
             )  # no proxy for local addresses
         except (httpx.InvalidURL, ValueError) as error:
             raise UsageError(
@@ -82,6 +102,28 @@ class Client:
         """Raises UserError unless the service can encode images."""
         return self._get("/readyz")
 
+    def stream(self, images: Iterable[Image], kind: str = "embedding", batch: int = 16) -> Iterator[dict[str, Any]]:
+        """Embeddings of any number of images, such as `Path("photos").rglob("*.jpg")`: one item each, in order.
+
+        `index` counts over all images. A bad image is an item with an `error`. Holds the bytes of `batch` images at a time.
+        Raises UserError if the service takes another model meanwhile, since the vectors would not be comparable.
+        """
+        model, place = None, 0
+        for part in _batched(images, batch):
+            try:
+                found = self.embeddings(part, kind)
+            except RefusedError as refused:
+                if len(part) > 1 or refused.status not in (413, 422):
+                    raise
+                name = _name(part[0], 0)  # the only image of a request is bad: the error of the request is that of its item
+                found = {"model": model, "items": [{"index": 0, "name": name, "error": refused.error}]}
+            if None not in (model, found["model"]) and model != found["model"]:
+                raise UserError(f"{self.base_url} has changed its model from {model} to {found['model']}. Start again.")
+            model = found["model"] or model
+            for item in found["items"]:
+                yield {**item, "index": place + item["index"]}
+            place += len(part)
+
     def _get(self, path: str, **query: Any) -> dict[str, Any]:
         return self._ask("GET", path, params=query)
 
@@ -93,9 +135,18 @@ class Client:
             raise UsageError("The list of images is empty. Pass at least one image.")
         return self._ask("POST", path, params=query, files=files)
 
+    def _patiently(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
+        """The answer, after as many tries as it takes and is allowed. Requests change nothing, so they may be repeated."""
+        for tried in itertools.count():
+            response = self._http.request(method, path, **request)
+            if response.status_code not in AGAIN or tried >= self.retries or path == "/readyz":
+                return response
+            time.sleep(pause(response, tried))
+        raise AssertionError("count() does not end")
+
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:
-            response = self._http.request(method, path, **request)
+            response = self._patiently(method, path, request)
         except httpx.TimeoutException:
             raise UserError(
                 f"The service at {self.base_url} did not respond in time. Check whether it is overloaded, or raise the timeout."
@@ -109,10 +160,29 @@ class Client:
             if response.is_success and isinstance(answer, dict):
                 return answer
             fault = answer["error"]
-            told = f"{fault['message']} ({fault['code']}, HTTP {response.status_code})"
+            told = f"{self.base_url}{path}: {fault['message']} ({fault['code']}, HTTP {response.status_code})"
+            raise RefusedError(told, response.status_code, fault)
         except (ValueError, TypeError, KeyError):
             told = f"not a response of the embeddings service (HTTP {response.status_code}). Check the address."
         raise UserError(f"{self.base_url}{path}: {told}")
+
+
+def _batched(images: Iterable[Image], size: int) -> Iterator[tuple[Image, ...]]:
+    rest = iter(images)
+    while part := tuple(itertools.islice(rest, size)):
+        yield part
+
+
+def pause(response: httpx.Response, tried: int) -> float:
+    """Seconds to wait before the next try: those of Retry-After (a number or a date), else 0.5, 1, 2 …, up to a minute."""
+    told = response.headers.get("retry-after", "")
+    if told.isdigit():
+        return min(float(told), LONGEST_PAUSE)
+    try:
+        seconds = email.utils.parsedate_to_datetime(told).timestamp() - time.time()
+    except (TypeError, ValueError):
+        seconds = 0.5 * 2.0**tried * random.uniform(0.8, 1.2)
+    return min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
 def _name(image: Image, number: int) -> str:
