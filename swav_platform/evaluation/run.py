@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from swav_platform.errors import UsageError
 from swav_platform.evaluation import plan as plans
 from swav_platform.evaluation.frozen import tasks as frozen_tasks
 from swav_platform.evaluation.frozen.gather import RANDOM, TRAINED, Frozen, gather
+from swav_platform.evaluation.frozen.labels import read_list
 from swav_platform.evaluation.subject import Side, Subject, open_side, warn_of_shared_shards
 from swav_platform.evaluation.tables.record import record
 from swav_platform.evaluation.tuned import tasks as tuned_tasks
@@ -105,13 +107,16 @@ def _frozen(subject: Subject, name: str, options: Any, found: dict[str, Frozen],
     sizes = (len(own.train.labels) or len(own.train.keys), len(own.test.labels) or len(own.test.keys))
     if isinstance(options, plans.Probes):
         sizes = (len(own.train.maps[1]), len(own.test.maps[1]))
+    classes = set(own.classes)
+    if isinstance(options, plans.Svm) and options.labels:
+        classes = {label for labels in read_list(Path(options.labels).expanduser()).values() for label in labels}
     return record(
         name,
         subject,
         scores,
         baseline=random,
         sizes=sizes,
-        classes=len(own.classes),
+        classes=len(classes),
         refused=own.refused,
         options=options.model_dump(),
         seeds=seeds,

@@ -162,6 +162,7 @@ def test_several_labels_from_a_list(package: Path, sides: list[str], tmp_path: P
     )
     assert found["svm_map"] > 60
     assert "svm_top1" not in found
+    assert found["classes"] == 6
     (tmp_path / "labels.tsv").write_text("nobody\tcat\n")
     with pytest.raises(UserError, match="No key of the train images"):
         answer("svm", package, *sides, "--labels", tmp_path / "labels.tsv", "--to", tmp_path / "o")
