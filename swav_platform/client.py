@@ -77,11 +77,11 @@ class Client:
         """The `top` nearest prototypes of each image, with cosine and probability."""
         return self._post("/v1/clusters", images, top=top)
 
-    def neighbors(self, images: Sequence[Image], k: int = 10, thumbnails: bool = True) -> dict[str, Any]:
-        """The `k` stored samples nearest to each image."""
+    def neighbors(self, images: Sequence[Image], k: int = 10, thumbnails: bool | None = None) -> dict[str, Any]:
+        """The `k` stored samples nearest to each image. thumbnails: by default if the key may see them."""
         return self._post("/v1/neighbors", images, k=k, thumbnails=thumbnails)
 
-    def neighbors_of(self, key: str, k: int = 10, shard: str | None = None, thumbnails: bool = True) -> dict[str, Any]:
+    def neighbors_of(self, key: str, k: int = 10, shard: str | None = None, thumbnails: bool | None = None) -> dict[str, Any]:
         """The `k` stored samples nearest to the stored sample `key`; `shard` is needed if several shards have that key."""
         selected = {} if shard is None else {"shard": shard}
         return self._get("/v1/neighbors", key=key, k=k, thumbnails=thumbnails, **selected)
@@ -125,7 +125,7 @@ class Client:
             place += len(part)
 
     def _get(self, path: str, **query: Any) -> dict[str, Any]:
-        return self._ask("GET", path, params=query)
+        return self._ask("GET", path, params=_given(query))
 
     def _post(self, path: str, images: Sequence[Image], **query: Any) -> dict[str, Any]:
         files = [
@@ -133,7 +133,7 @@ class Client:
         ]
         if not files:
             raise UsageError("The list of images is empty. Pass at least one image.")
-        return self._ask("POST", path, params=query, files=files)
+        return self._ask("POST", path, params=_given(query), files=files)
 
     def _patiently(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
         """The answer, after as many tries as it takes and is allowed. Requests change nothing, so they may be repeated."""
@@ -165,6 +165,10 @@ class Client:
         except (ValueError, TypeError, KeyError):
             told = f"not a response of the embeddings service (HTTP {response.status_code}). Check the address."
         raise UserError(f"{self.base_url}{path}: {told}")
+
+
+def _given(query: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
 
 
 def _batched(images: Iterable[Image], size: int) -> Iterator[tuple[Image, ...]]:

@@ -255,7 +255,7 @@ def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json:
         ask = {
             "embeddings": lambda: client.embeddings(images),
             "clusters": lambda: client.clusters(images, top=k),
-            "neighbors": lambda: client.neighbors(images, k=k, thumbnails=as_json),
+            "neighbors": lambda: client.neighbors(images, k=k, thumbnails=None if as_json else False),
             "models": client.models,
         }
         found = ask[what]()

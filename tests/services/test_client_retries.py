@@ -70,6 +70,15 @@ def test_pauses() -> None:
     assert 3 < pause(httpx.Response(503), 3) < 5
 
 
+def test_thumbnails_are_left_to_the_key(package: Path, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, key = keys.make("a", ["search"])
+    monkeypatch.setenv("SWAV_API_KEYS", keys.dumps({key.id: key}))
+    with serving(ServiceSettings(model=package, embeddings=stored, threads=1)) as url, Client(url, key=text) as client:
+        assert client.neighbors_of("0003", k=2)["neighbors"][0]["thumbnail"] is None
+        with pytest.raises(UserError, match="forbidden"):
+            client.neighbors_of("0003", thumbnails=True)
+
+
 def test_stream_with_a_key(package: Path, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, key = keys.make("a", ["embed"])
     keys.write(tmp_path / "keys.json", {key.id: key})

@@ -15,7 +15,7 @@ class Drain:
     begun: bool = False
 
     def begin(self, close: Callable[[], None]) -> None:
-        """Calls `close` after the pause; at once if there is none, or if draining had begun before."""
+        """Calls `close` after the pause; at once if there is none, or at a second call."""
         if self.begun or self.seconds <= 0:
             close()
             return
