@@ -39,7 +39,7 @@ class Judge:
         newest = history.readings[-1]
         if state in HEALTHY and len(history.readings) > RECENT:
             self.well_until = history.readings[-RECENT - 1].step + 1
-        same = state == self.health.state
+        same = state == self.health.state and self.health.since > 0
         since = self.health.since if same else newest.time or 0.0  # unknown in records of older versions
         self.health = Health(state, because, do, since, newest.step)
         return True

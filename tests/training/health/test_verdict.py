@@ -56,6 +56,7 @@ def test_a_healthy_run_starts_and_learns() -> None:
     for line in lines():
         if judge.add(line):
             states.append(judge.health.state)
+            assert judge.health.since > 1e9
     assert states == sorted(states, reverse=True)
     assert set(states) == {"starting", "learning"}
     assert judge.health.since > 1e9
