@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from http_load import Connection, closed_loop, open_loop, unique
 
-from benchmarks.http_load import Connection, closed_loop, open_loop, unique
 from swav_platform.config import Config, ImagePolicy
 from swav_platform.images.decoding.decode import decode
 from swav_platform.methods.build import build_method
@@ -66,7 +66,7 @@ def make_package(folder: Path, encoder: str, size: int) -> Path:
     views = {"large": {"size": size, "count": 2, "scale": (0.14, 1)}}
     settings = Config.model_validate({"views": views, "model": {"name": encoder}})
     network = build_method(settings).modules(build_encoder(settings.model, 1))
-    names = {"name": "bench", "run": "bench", "run_id": None, "index_digest": "", "codec": ""}
+    names: dict[str, Any] = {"name": "bench", "run": "bench", "run_id": None, "index_digest": "", "codec": ""}
     return save_package(folder, network.state_dict(), settings, **names)
 
 

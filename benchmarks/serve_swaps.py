@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from http_load import Connection, unique
+from serve import make_package, read_images, started
 
-from benchmarks.http_load import Connection, unique
-from benchmarks.serve import make_package, read_images, started
 from swav_platform.config import ImagePolicy
 from swav_platform.images.decoding.decode import decode
 from swav_platform.models.inference import load_for_inference

@@ -21,3 +21,9 @@ def keep_freed(largest: int, total: int) -> None:
         if not mallopt(_MMAP_THRESHOLD, largest):
             mallopt(_MMAP_THRESHOLD, _LARGEST_EVERYWHERE)
         mallopt(_TRIM_THRESHOLD, total)
+
+
+def give_back_freed() -> None:
+    """Returns freed memory to the kernel, from the heaps of all threads."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -43,6 +43,7 @@ SERVICES_MAY_IMPORT = {
     "config",
     "errors",
     "failures",
+    "malloc",
     "atomic",
     "client",
     "runs",

@@ -49,6 +49,8 @@ class Batcher(Generic[X, Y]):
         for _, future in self._batch:
             if not future.done():
                 future.set_exception(busy("it is shutting down"))
+        self._batch, self._task = [], None
+        del self._run  # it may own this object: a replaced model is freed now, not when the collector of cycles comes round
 
     async def submit(self, item: X) -> Y:
         if not self.running:

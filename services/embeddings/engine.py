@@ -68,8 +68,7 @@ class Engine:
         self._metrics = rooms.metrics
         self._policy = ImagePolicy(max_bytes=settings.limits.max_bytes, max_pixels=settings.limits.max_pixels)
         self._cache = Cache(settings.cache_bytes)
-        self._threads = settings.threads
-        self._torch = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=self._set_threads)
+        self._torch = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=_set_threads, initargs=(settings.threads,))
         self._batcher: Batcher[Decoded, Encoded] = Batcher(
             self._forward, max_batch=settings.max_batch, max_wait=settings.max_wait, executor=self._torch
         )
@@ -186,6 +185,7 @@ class Engine:
             chosen = min(2 * chosen, most)
         return chosen, highest
 
-    def _set_threads(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -67,7 +67,11 @@ MAX_CLUSTERS = 20  # limit of the service for one image
     metavar="SECONDS",
     help="Time from a signal to the end in which /readyz says 503 and requests are still answered.",
 )
-@click.option("--embeddings", metavar="DIR", help="Folder written by `swav embed` (default: the run's).")
+@click.option(
+    "--embeddings",
+    metavar="DIR",
+    help="Folder written by `swav embed`, or of such folders named by model digest (default: the run's).",
+)
 @click.option("--runtime", default="auto", show_default=True, metavar="NAME", help="auto, torch, compile, bf16, onnx or int8.")
 @click.option("--allow-int8", is_flag=True, help="Let auto take int8.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:NUMBER.")
@@ -119,7 +123,7 @@ def serve_command(
         else:
             click.echo(f"Serving {model} at {url} (API: {url}/docs). Stop with Ctrl-C.")
 
-    if embeddings and not has_set(Path(embeddings)):
+    if embeddings and not _has_sets(Path(embeddings)):
         raise UsageError(f"There are no embeddings in {embeddings}; create them with `swav embed RUN --to {embeddings}`.")
     _check_open(host, keys, no_auth)
     _check_web(origins, root_path)
@@ -171,6 +175,11 @@ def _source(model: str, embeddings: Path | None, out: str | None, tracking_uri: 
     if found.run is not None and found.run.url is not None:
         return Source(found.run.url, embeddings)
     return Source(str(found.package.absolute()), embeddings or _stored(found))
+
+
+def _has_sets(folder: Path) -> bool:
+    """Whether a folder is a set, or has sets in folders named by their models' digests."""
+    return folder.is_dir() and any(has_set(each) for each in (folder, *folder.iterdir()) if each.is_dir())
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from services.embeddings.models.sources import Loaded, load, version
 from services.embeddings.settings import ServiceSettings, Source
 from services.embeddings.state import State
 from swav_platform.errors import UserError
+from swav_platform.malloc import give_back_freed
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +220,8 @@ async def _drain(state: State, seconds: float) -> None:
     while state.engine.busy:
         await asyncio.sleep(0.05)
     await state.engine.stop()
+    del state
+    await asyncio.to_thread(give_back_freed)
 
 
 def _check_fits(loaded: Loaded, state: State) -> None:

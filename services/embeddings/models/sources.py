@@ -10,6 +10,7 @@ from typing import NamedTuple
 from services.embeddings.explorer.notes import EXCLUDE, NAMES
 from services.embeddings.settings import ServiceSettings, Source
 from services.embeddings.store import Store, load_store
+from swav_platform.data.sets.read import has_set
 from swav_platform.errors import UsageError, UserError
 from swav_platform.models.inference import InferenceModel, load_for_inference
 from swav_platform.runs.folder import RunFolder
@@ -65,8 +66,7 @@ def _find(source: Source, scratch: Path) -> tuple[Path, Path | None]:
     run = RunFolder.at(str(storage_of(source.place).place) if is_url(source.place) else Path(source.place))
     if run.exists():
         own = run.embeddings if source.embeddings is None else source.embeddings
-        has_set = any((own / name).is_file() for name in ("manifest.json", "embeddings.parquet"))
-        return run.package, own if has_set or source.embeddings else None
+        return run.package, own if source.embeddings or has_set(own) else None
     if is_url(source.place):
         from swav_platform.data.storage.copies import local_copy_of_folder
 
