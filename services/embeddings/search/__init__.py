@@ -1,0 +1,1 @@
+"""Search among stored samples and items that were added to them."""
