@@ -169,6 +169,27 @@ class StoredNeighborsAnswer(_Answer):
     neighbors: list[Sample]
 
 
+class AddedItem(_Answer):
+    """An image that was added to the set. `score` is its cosine to the prototype of `cluster`."""
+
+    index: int
+    name: str | None
+    id: int
+    key: str
+    cluster: int
+    score: float
+
+
+class AddedAnswer(_Answer):
+    model: ModelName
+    items: list[AddedItem | BadItem]
+
+
+class DeletedAnswer(_Answer):
+    model: ModelName
+    id: int
+
+
 class ModelCard(_Answer):
     name: str
     digest: str

@@ -24,7 +24,7 @@ from services.embeddings.explorer.collection import collect
 from services.embeddings.metrics import Measured, make_metrics
 from services.embeddings.models.live import Models
 from services.embeddings.models.sources import Loaded
-from services.embeddings.routes import about, clusters, embeddings, neighbours
+from services.embeddings.routes import about, clusters, embeddings, items, neighbours
 from services.embeddings.routes import models as reload
 from services.embeddings.settings import ServiceSettings
 from services.embeddings.state import State
@@ -75,7 +75,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(Abandoned)
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)
-    for part in (embeddings, clusters, neighbours, about, reload, explorer):
+    for part in (embeddings, clusters, neighbours, items, about, reload, explorer):
         app.include_router(part.router)
     page.install(app)
     web.install(app, settings)

@@ -17,8 +17,8 @@ Results = list[Encoded | Fault]
 
 async def encode(engine: Engine, items: Sequence[Item]) -> Results:
     """Vectors or faults, in the order of the items. If the only image of a request is bad, the request fails."""
-    encoded = iter(await engine.encode([item.data for item in items if item.fault is None]))
-    results = [item.fault or next(encoded) for item in items]
+    encoded = iter(await engine.encode([item.data for item in items if item.fault is None and item.vector is None]))
+    results = [item.fault or (next(encoded) if item.vector is None else Encoded(item.vector, item.vector[:0])) for item in items]
     if len(results) == 1 and isinstance(results[0], Fault):
         fault = results[0]
         status = {"internal_error": 500, "too_many_bytes": 413}.get(fault.code, 422)

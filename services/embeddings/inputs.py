@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from services.embeddings.body import Held, read
 from services.embeddings.edge import base64text
 from services.embeddings.edge.access import caller_of, guard_of
-from services.embeddings.edge.dialects import Dialect, Text
+from services.embeddings.edge.dialects import Dialect, Source, Text
 from services.embeddings.edge.names import nearest, refuse_unknown
 from services.embeddings.edge.settings import Settings
 from services.embeddings.errors import Fault, ServiceError, image_fault
@@ -35,6 +37,7 @@ class Item:
     name: str | None  # file name, if the client sent one
     data: bytes
     fault: Fault | None = None  # it is known before decoding that this is no image
+    vector: np.ndarray | None = None  # float32 [D] of unit length, sent instead of an image
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ async def _multipart(request: Request, held: Held, dialect: Dialect, query: Mapp
 
 
 def _json(body: bytes, dialects: Sequence[Dialect], query: Mapping[str, Any], limits: Limits) -> Asked:
-    if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > MARKS * max(limits.max_items, 64):
+    if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > MARKS * max(limits.max_items, 64) + sum(
+        d.numbers for d in dialects
+    ):
         message = "The JSON body has too many elements for a list of images. Split it into several requests."
         raise ServiceError(422, "invalid_request", message)
     try:
@@ -148,12 +153,27 @@ def _items(key: str, value: Any, dialect: Dialect, limits: Limits) -> list[Item]
     source = dialect.sources[key]
     if isinstance(value, list) and len(value) > limits.max_items:
         raise _too_many(limits)
+    if source.read is None:
+        return [Item(None, b"", vector=_vector(key, value, source))]
     texts = source.read(value)
     if texts is None:
         raise ServiceError(422, "invalid_request", f"`{key}` must be {source.shape}.", {"where": key})
     if not texts:
         raise ServiceError(422, "no_images", f"`{key}` is empty. Send at least one image.")
     return [_item(f"{key}[{index}]", text, limits, len(texts)) for index, text in enumerate(texts)]
+
+
+def _vector(key: str, value: Any, source: Source) -> np.ndarray:
+    """float32 [D] of unit length."""
+    if isinstance(value, list) and value and all(type(number) in (int, float) for number in value):
+        try:
+            vector = np.array(value, np.float64)
+            length = float(np.linalg.norm(vector / np.abs(vector).max())) if vector.any() else 0.0
+        except OverflowError:
+            length = math.nan
+        if math.isfinite(length) and length > 0:
+            return np.asarray(vector / np.abs(vector).max() / length, np.float32)
+    raise ServiceError(422, "invalid_request", f"`{key}` must be {source.shape}.", {"where": key})
 
 
 def _item(place: str, named: Text, limits: Limits, count: int) -> Item:

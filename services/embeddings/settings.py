@@ -33,6 +33,7 @@ class Source:
     embeddings: Path | None = None
     name: str | None = None  # by which requests choose it; the package's own name if None
     tracking_uri: str | None = None
+    index: Path | None = None  # neighbour index of the set; SET-neighbours, if there is one, if None
     weight: float = 0.0  # share of the requests that name no model, for all but the first source
 
 
@@ -42,6 +43,7 @@ class ServiceSettings:
 
     model: Path | str  # place of the first source
     embeddings: Path | None = None
+    index: Path | None = None
     tracking_uri: str | None = None
     others: tuple[Source, ...] = ()
     poll: float = 0.0  # seconds between two looks for new versions of the models; 0: only when asked
@@ -66,4 +68,4 @@ class ServiceSettings:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return (Source(str(self.model), self.embeddings, tracking_uri=self.tracking_uri), *self.others)
+        return (Source(str(self.model), self.embeddings, tracking_uri=self.tracking_uri, index=self.index), *self.others)

@@ -1,4 +1,4 @@
-"""The run's embeddings in memory: samples with vector, cluster and thumbnail, and exact search."""
+"""The run's embeddings: samples with cluster and thumbnail, their vectors in memory or in a neighbour index, and search."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from services.embeddings.search.indexed import Indexed, open_indexed
+from services.embeddings.search.items import Items, open_items
 from swav_platform.data.sets.excluded import excluded_now
 from swav_platform.data.sets.read import EmbeddingSet, open_set, unit_vectors
 from swav_platform.errors import UsageError, UserError
@@ -26,11 +28,14 @@ class Store:
     """N samples in memory. Only `hidden` and `sizes` change, element by element, so that concurrent reads are safe."""
 
     table: pa.Table  # all columns except the vectors
-    vectors: np.ndarray  # float32 [N, feature_dim], unit length
+    vectors: np.ndarray | None  # float32 [N, feature_dim], unit length; None: they are in the index
     clusters: np.ndarray  # int32 [N]
     scores: np.ndarray  # float32 [N]: cosine to the nearest prototype
     sizes: np.ndarray  # int64 [K]: samples of each cluster that are not hidden
     hidden: np.ndarray  # bool [N]: excluded samples, which no answer contains
+    gone: np.ndarray  # bool [N]: samples that stay hidden: deleted ones, and those that the index does not have
+    items: Items  # that were added to the set
+    index: Indexed | None = None
 
     @property
     def samples(self) -> int:
@@ -39,15 +44,35 @@ class Store:
     def hide(self, rows: np.ndarray, hidden: bool) -> None:
         """Leaves the rows out of all answers, or takes them back."""
         self.hidden[rows] = hidden
+        self.hidden[self.gone] = True
         shown = self.clusters[(self.clusters >= 0) & ~self.hidden]
         self.sizes[:] = np.bincount(shown, minlength=len(self.sizes))
 
-    def nearest(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows of the k nearest samples and their cosines, best first, for each unit-length query of [n, feature_dim]."""
+    def lose(self, row: int) -> None:
+        """Hides a row for good."""
+        self.gone[row] = True
+        self.hide(np.array([row]), True)
+
+    def vector(self, row: int) -> np.ndarray:
+        """float32 [feature_dim] of a row that is not hidden."""
+        if self.vectors is not None:
+            return np.asarray(self.vectors[row])
+        assert self.index is not None
+        return self.index.vector(row)
+
+    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows of the k nearest samples and their cosines, best first, for each unit-length query of [n, feature_dim].
+
+        allowed: bool [N], rows that may be found besides that they are not hidden.
+        """
+        shown = ~self.hidden if allowed is None else allowed & ~self.hidden
+        k = min(k, int(np.count_nonzero(shown)))
+        if self.vectors is None:
+            assert self.index is not None
+            return self.index.nearest(queries, k, shown)
         at_once = max(1, CELLS // len(self.clusters))
         parts = [queries[i : i + at_once] for i in range(0, len(queries), at_once)]
-        k = min(k, self.samples)
-        return [highest(np.where(self.hidden, -2, cosines), k) for part in parts for cosines in part @ self.vectors.T]
+        return [highest(np.where(shown, cosines, -2), k) for part in parts for cosines in part @ self.vectors.T]
 
     def members(self, cluster: int, limit: int) -> np.ndarray:
         """Rows of the cluster's samples that are nearest to its prototype, best first."""
@@ -65,6 +90,12 @@ class Store:
             [row for row, name in zip(found, names, strict=True) if shard in (name, name.rpartition("/")[2])], np.int64
         )
 
+    def row_of(self, sample: int) -> int | None:
+        """The row of a sample that is not deleted; None if there is none."""
+        samples = self.table["sample"].to_numpy()
+        row = int(np.searchsorted(samples, sample))
+        return row if row < len(samples) and samples[row] == sample and not self.gone[row] else None
+
     def sample(self, row: int, score: float, *, thumbnail: bool = True) -> dict[str, Any]:
         """The row as the routes return it."""
         told = self.table.slice(row, 1).to_pylist()[0]
@@ -80,45 +111,62 @@ class Store:
         }
 
 
-def load_store(folder: Path, model: InferenceModel) -> Store:
-    """Loads an embedding set. Raises UserError for a missing or damaged set, and for embeddings of another model."""
+def load_store(folder: Path, model: InferenceModel, index: Path | None = None) -> Store:
+    """Loads an embedding set, the items that were added to it, and its neighbour index: `index`, else SET-neighbours if it is there.
+
+    Raises UserError for a missing or damaged set or index, and for embeddings of another model or an index of another set.
+    """
     try:
         embeddings = open_set(folder)
     except UsageError as error:
         raise UserError(f"{error} Or start the service without embeddings.") from error
     _check_maker(embeddings, folder, model)
+    opened = open_indexed(folder, embeddings, index)
     try:
-        table, vectors = _read(embeddings)
+        table, vectors = _read(embeddings, opened is None)
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder} can't be read as embeddings ({reason}). Run `swav embed` again.") from error
     clusters = table["cluster"].to_numpy().astype(np.int32)
     known = len(model.prototypes)
-    if vectors.shape[1] != model.feature_dim or clusters.min() < (0 if known else -1) or clusters.max() >= known:
+    if embeddings.dim != model.feature_dim or clusters.min() < (0 if known else -1) or clusters.max() >= known:
         raise UserError(
-            f"{folder} has vectors of {vectors.shape[1]} dimensions and clusters up to {clusters.max()}, but the model {model.name} "
+            f"{folder} has vectors of {embeddings.dim} dimensions and clusters up to {clusters.max()}, but the model {model.name} "
             f"has {model.feature_dim} dimensions and {known} clusters. Run `swav embed` again with this model."
         )
-    return Store(
-        table=table.drop_columns(["embedding", "scale"] if "scale" in table.column_names else ["embedding"]).combine_chunks(),
+    samples = table["sample"].to_numpy()
+    first = max(int(embeddings.manifest["samples"]), int(samples.max()) + 1)  # excluded samples keep their numbers
+    items = open_items(folder, embeddings.digest, first, embeddings.dim)
+    gone = np.isin(samples, list(items.deleted))
+    indexed = None if opened is None else Indexed.of(opened, samples)
+    if indexed is not None:
+        gone |= ~indexed.has
+    store = Store(
+        table=table.drop_columns([name for name in ("embedding", "scale") if name in table.column_names]).combine_chunks(),
         vectors=vectors,
         clusters=clusters,
         scores=np.nan_to_num(table["score"].to_numpy().astype(np.float32), nan=-1.0),
         sizes=np.bincount(clusters[clusters >= 0], minlength=known),
         hidden=np.zeros(len(clusters), bool),
+        gone=gone,
+        items=items,
+        index=indexed,
     )
+    store.hide(np.flatnonzero(gone), True)
+    return store
 
 
-def _read(embeddings: EmbeddingSet) -> tuple[pa.Table, np.ndarray]:
-    """All samples that have an embedding and are not excluded, with thumbnails if there are any, and their vectors float32 [N, dim]."""
-    lines = embeddings.lines([*COLUMNS, *OPTIONAL], excluded_now(embeddings.place))
+def _read(embeddings: EmbeddingSet, with_vectors: bool) -> tuple[pa.Table, np.ndarray | None]:
+    """All samples that have an embedding and are not excluded, with thumbnails if there are any, and their vectors float32 [N, dim] if asked for."""
+    wanted = [name for name in COLUMNS + OPTIONAL if with_vectors or name not in ("embedding", "scale")]
+    lines = embeddings.lines(wanted, excluded_now(embeddings.place))
     batches = [batch for batch in lines if batch.num_rows]
     if not batches:
         raise ValueError("it has no samples")
-    missing = [name for name in COLUMNS if name not in batches[0].schema.names]
+    missing = [name for name in COLUMNS if name in wanted and name not in batches[0].schema.names]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
-    vectors = np.concatenate([unit_vectors(batch) for batch in batches])
+    vectors = np.concatenate([unit_vectors(batch) for batch in batches]) if with_vectors else None
     table = pa.Table.from_batches(batches)
     if "thumbnail" not in table.column_names:
         pictures = embeddings.pictures(table["sample"].to_pylist())

@@ -72,6 +72,7 @@ MAX_CLUSTERS = 20  # limit of the service for one image
     metavar="DIR",
     help="Folder written by `swav embed`, or of such folders named by model digest (default: the run's).",
 )
+@click.option("--index", metavar="DIR", help="Neighbour index of the embeddings (default: SET-neighbours, if it is there).")
 @click.option("--runtime", default="auto", show_default=True, metavar="NAME", help="auto, torch, compile, bf16, onnx or int8.")
 @click.option("--allow-int8", is_flag=True, help="Let auto take int8.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:NUMBER.")
@@ -100,6 +101,7 @@ def serve_command(
     keep_alive: int,
     drain: float,
     embeddings: str | None,
+    index: str | None,
     runtime: str,
     allow_int8: bool,
     device: str,
@@ -145,6 +147,7 @@ def serve_command(
     settings = ServiceSettings(
         model=first.place if is_url(first.place) or ":/" in first.place else Path(first.place),
         embeddings=first.embeddings,
+        index=Path(index) if index else None,
         tracking_uri=first.tracking_uri,
         others=others,
         poll=poll,

@@ -11,11 +11,10 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from swav_platform.data.index.exclusions import Exclusions
-from swav_platform.data.index.names import is_end_of
 from swav_platform.errors import UsageError, UserError
+from swav_platform.neighbours.conditions import masks
 from swav_platform.neighbours.exact import exact_search
 from swav_platform.neighbours.search import ANY, Hit, Where
 from swav_platform.neighbours.stored import FORMAT, LISTS, MANIFEST, StoredVectors, open_rows
@@ -98,24 +97,9 @@ class NeighbourIndex:
     def allowed(self, where: Where) -> np.ndarray | None:
         """bool [n]: rows that meet the conditions and are not excluded; None for all rows."""
         found = None if self.banned is None else ~self.banned
-        for mask in self._masks(where):
+        for mask in masks(self.rows, where):
             found = mask if found is None else found & mask
         return found
-
-    def _masks(self, where: Where) -> list[np.ndarray]:
-        masks = []
-        if where.cluster is not None:
-            masks.append(self.rows["cluster"].to_numpy() == where.cluster)
-        if where.label is not None:
-            masks.append(_array(pc.equal(self.rows["label"], where.label)))
-        if where.shard is not None:
-            names = [name for name in pc.unique(self.rows["shard"]).to_pylist() if is_end_of(where.shard, name)]
-            masks.append(_array(pc.is_in(self.rows["shard"], pa.array(names, pa.string()))))
-        if where.key_prefix is not None:
-            masks.append(_array(pc.starts_with(self.rows["key"], where.key_prefix)))
-        if where.without:
-            masks.append(~np.isin(self.rows["sample"].to_numpy(), list(where.without)))
-        return masks
 
     def _among(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if not k:
@@ -159,11 +143,6 @@ def _banned(rows: pa.Table, excluded: Exclusions | None) -> np.ndarray | None:
         return None
     names = zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True)
     return np.array([excluded.may_cover(shard, key) for shard, key in names], bool)
-
-
-def _array(mask: pa.ChunkedArray) -> np.ndarray:
-    found: np.ndarray = pc.fill_null(mask, False).to_numpy()
-    return found
 
 
 def _padded(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ def page(root: Path) -> str:
 
 def test_routes(page: str, service: TestClient) -> None:
     table = page.partition("## Routes")[2].partition("##")[0]
-    told = set(re.findall(r"`(GET|POST) (/\S+)`", table))
+    told = set(re.findall(r"`(GET|POST|DELETE) (/\S+)`", table))
     paths = service.get("/openapi.json").json()["paths"]
     assert told == {(method.upper(), path) for path, methods in paths.items() for method in methods}
 

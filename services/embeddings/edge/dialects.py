@@ -19,6 +19,7 @@ from services.embeddings.edge.settings import (
     ClusterSettings,
     CohereSettings,
     EmbeddingSettings,
+    ItemSettings,
     NeighbourSettings,
     OpenAISettings,
     Settings,
@@ -32,7 +33,7 @@ Text = tuple[str | None, str]
 class Source:
     """A key of the body that holds images."""
 
-    read: Callable[[Any], list[Text] | None]  # None for a value of another shape
+    read: Callable[[Any], list[Text] | None] | None  # gives None for a value of another shape. None: the key holds a vector
     shape: str  # in words, for the error
     schema: Mapping[str, Any]  # for OpenAPI
 
@@ -42,6 +43,7 @@ class Dialect:
     name: str
     sources: Mapping[str, Source]
     settings: type[Settings]
+    numbers: int = 0  # that a body may have: those of a vector
 
 
 def _each(value: Any, read: Callable[[Any], Text | None]) -> list[Text] | None:
@@ -130,11 +132,15 @@ _COHERE = {
     ),
 }
 
+_NUMBERS = {"type": "array", "minItems": 1, "items": {"type": "number"}}
+_VECTOR = {"vector": Source(None, "a list of numbers, not all zero", _NUMBERS)}
+
 OPENAI = Dialect("openai", _INPUT, OpenAISettings)
 COHERE = Dialect("cohere", _COHERE, CohereSettings)
 EMBEDDINGS = (Dialect("own", _OWN, EmbeddingSettings), OPENAI)
 CLUSTERS = (Dialect("own", _OWN, ClusterSettings),)
-NEIGHBOURS = (Dialect("own", _OWN, NeighbourSettings),)
+NEIGHBOURS = (Dialect("own", _OWN, NeighbourSettings), Dialect("vector", _VECTOR, NeighbourSettings, 16_384))
+ITEMS = (Dialect("own", _OWN, ItemSettings),)
 
 
 def shortened(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:

@@ -25,9 +25,25 @@ class ClusterSettings(Settings):
 
 class NeighbourSettings(Settings):
     k: int = Field(10, ge=1, le=100, description="number of samples to return")
+    offset: int = Field(0, ge=0, le=10_000, description="number of nearer samples to leave out")
+    cluster: int | None = Field(None, ge=0, le=2**31 - 1, description="only samples of this cluster")
+    label: str | None = Field(None, description="only samples with this label")
+    shard: str | None = Field(None, description="only samples of this shard (file name or more of its path)")
+    key_prefix: str | None = Field(None, description="only samples whose key begins so")
     thumbnails: bool | None = Field(
         None, description="include thumbnails as data URIs; by default if the key has the scope `images`"
     )
+
+
+class SampleSettings(NeighbourSettings):
+    id: int | None = Field(None, ge=0, le=2**63 - 1, description="number of a stored sample, or id of an added item")
+    key: str | None = Field(None, description="key of a sample or an added item; `shard` then tells its shard")
+
+
+class ItemSettings(Settings):
+    key: str | None = Field(None, min_length=1, max_length=1024, description="key of the only image; by default its name")
+    label: str | None = Field(None, max_length=1024, description="label of the images")
+    thumbnail: bool = Field(True, description="keep a thumbnail of each image")
 
 
 class OpenAISettings(EmbeddingSettings):

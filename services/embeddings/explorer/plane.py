@@ -16,13 +16,14 @@ MOST = 200_000  # points that a page is sent
 _FITTED = 20_000  # vectors from which the directions are computed
 
 
-def positions(folder: Path | None, samples: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """float32 [N, 2] in -1 … 1 of the samples (ascending int64 [N]); NaN for those that the file does not have.
+def positions(folder: Path | None, samples: np.ndarray, vectors: np.ndarray | None) -> np.ndarray:
+    """float32 [N, 2] in -1 … 1 of the samples (ascending int64 [N]); NaN for those that the file does not have,
+    and for all without a file and vectors.
 
     Raises UserError for a file that cannot be read.
     """
     if folder is None or not (folder / FILE).is_file():
-        return _scaled(principal(vectors))
+        return np.full((len(samples), 2), np.nan, np.float32) if vectors is None else _scaled(principal(vectors))
     try:
         table = pq.read_table(folder / FILE, columns=["sample", "x", "y"])
         number, xy = table["sample"].to_numpy(), np.stack([table["x"].to_numpy(), table["y"].to_numpy()], 1)

@@ -185,7 +185,7 @@ async def neighbours(request: Request, sample: SampleNumber, k: Limit = 48) -> J
 
 
 def _neighbours(held: Collection, row: int, k: int, thumbnail: bool) -> dict[str, Any]:
-    near, scores = held.store.nearest(held.store.vectors[row][None], k + 1)[0]
+    near, scores = held.store.nearest(held.store.vector(row)[None], k + 1)[0]
     others = [(int(r), float(s)) for r, s in zip(near, scores, strict=True) if r != row][:k]
     return {
         "item": held.item(row, None, thumbnail=thumbnail and not held.store.hidden[row]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.embeddings.explorer.notes import EXCLUDE, NAMES
+from services.embeddings.search.items import FOLDER
 from services.embeddings.settings import ServiceSettings, Source
 from services.embeddings.store import Store, load_store
 from swav_platform.data.sets.read import has_set
@@ -54,7 +55,7 @@ def load(source: Source, settings: ServiceSettings) -> Loaded:
         )
     if embeddings is not None and (embeddings / model.digest).is_dir():
         embeddings = embeddings / model.digest
-    return Loaded(model, None if embeddings is None else load_store(embeddings, model), embeddings)
+    return Loaded(model, None if embeddings is None else load_store(embeddings, model, source.index), embeddings)
 
 
 def _find(source: Source, scratch: Path) -> tuple[Path, Path | None]:
@@ -88,7 +89,8 @@ def _state(folder: Path | None) -> str:
     """Names, sizes and times of the files of a folder, as a digest; empty without a folder."""
     if folder is None or not folder.is_dir():
         return ""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(("_", ".")))
+    found = (path for path in folder.rglob("*") if not path.parent.name.endswith(FOLDER))  # items come at any time
+    files = sorted(path for path in found if path.is_file() and not path.name.startswith(("_", ".")))
     files = [path for path in files if path.name not in (NAMES, EXCLUDE)]  # the service writes these itself
     told = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,20 +11,18 @@ from fastapi import APIRouter, Depends, Query, Request
 from services.embeddings.answers import FAILURES, ErrorAnswer, Json, NeighborsAnswer, StoredNeighborsAnswer
 from services.embeddings.edge.access import caller_of, forbidden, require
 from services.embeddings.edge.dialects import NEIGHBOURS
-from services.embeddings.edge.settings import NeighbourSettings
+from services.embeddings.edge.settings import NeighbourSettings, SampleSettings
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.errors import ServiceError
-from services.embeddings.inputs import asked, body_schema
+from services.embeddings.inputs import Item, asked, body_schema
+from services.embeddings.search.find import find, number, told
+from services.embeddings.search.log import Item as Added
 from services.embeddings.state import chosen, current
 from services.embeddings.store import Store
+from swav_platform.neighbours.search import Where
 
 router = APIRouter(dependencies=[Depends(require("search"))])
 
-K = Annotated[int, Query(ge=1, le=100, description="number of samples to return")]
-Thumbnails = Annotated[
-    bool | None, Query(description="include thumbnails as data URIs; by default if the key has the scope `images`")
-]
-ModelName = Annotated[str | None, Query(description="name or digest of a served model")]
 NO_STORE: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorAnswer, "description": "The service was started without embeddings"}
 }
@@ -33,14 +32,15 @@ NO_STORE: dict[int | str, dict[str, Any]] = {
     "/v1/neighbors", response_model=NeighborsAnswer, responses={**FAILURES, **NO_STORE}, openapi_extra=body_schema(NEIGHBOURS)
 )
 async def of_images(request: Request, query: Annotated[NeighbourSettings, Query()]) -> Json:
-    """The k stored samples of highest cosine to each image, by exact search."""
+    """The k samples of highest cosine to each image or to a vector, of the set and of the items added to it."""
     async with asked(request, NEIGHBOURS, query) as ask:
         state = chosen(request, ask.settings.model)
         store = state.stored()
         shown = _shown(request, ask.settings.thumbnails)
+        _check_vectors(ask.items, state.model.feature_dim)
         results = await encode(state.engine, ask.items)
         queries = stack(results, lambda r: r.features, state.model.feature_dim)
-        answers = await state.engine.search(_nearest, store, queries, ask.settings.k, shown)
+        answers = await state.engine.search(_nearest, store, queries, ask.settings, shown)
         items = describe(ask.items, results, answers)
     return Json({"model": state.model_name(), "items": items})
 
@@ -53,41 +53,62 @@ def _shown(request: Request, thumbnails: bool | None) -> bool:
     return caller.may("images") if thumbnails is None else thumbnails
 
 
-def _nearest(store: Store, queries: np.ndarray, k: int, thumbnails: bool) -> list[dict[str, Any]]:
-    return [
-        {"neighbors": [store.sample(int(row), score, thumbnail=thumbnails) for row, score in zip(rows, scores, strict=True)]}
-        for rows, scores in store.nearest(queries, k)
-    ]
+def _check_vectors(items: Sequence[Item], dim: int) -> None:
+    for item in items:
+        if item.vector is not None and len(item.vector) != dim:
+            message = f"`vector` has {len(item.vector)} numbers, and those of the model have {dim}."
+            raise ServiceError(422, "invalid_request", message, {"where": "vector", "dim": dim})
+
+
+def _nearest(store: Store, queries: np.ndarray, asked: NeighbourSettings, thumbnail: bool) -> list[dict[str, Any]]:
+    where = Where(asked.cluster, asked.label, asked.shard, asked.key_prefix)
+    found = find(store, queries, asked.k, asked.offset, where, thumbnail=thumbnail)
+    return [{"neighbors": near} for near in found]
 
 
 @router.get("/v1/neighbors", response_model=StoredNeighborsAnswer, responses={404: {"model": ErrorAnswer}, **NO_STORE})
-async def of_sample(
-    request: Request, key: str, shard: str | None = None, k: K = 10, thumbnails: Thumbnails = None, model: ModelName = None
-) -> Json:
-    """The k stored samples nearest to the one with this key, which is itself left out."""
-    state = current(request, model)
-    found = await state.engine.search(_of_sample, state.stored(), key, shard, k, _shown(request, thumbnails))
+async def of_sample(request: Request, query: Annotated[SampleSettings, Query()]) -> Json:
+    """The k samples nearest to a stored sample or an added item, which is itself left out."""
+    state = current(request, query.model)
+    found = await state.engine.search(_of_sample, state.stored(), query, _shown(request, query.thumbnails))
     return Json({"model": state.model_name(), **found})
 
 
-def _of_sample(store: Store, key: str, shard: str | None, k: int, thumbnails: bool) -> dict[str, Any]:
-    row = _only_row(store, key, shard)
-    rows, scores = store.nearest(store.vectors[row][None], k + 1)[0]
-    others = [(int(r), s) for r, s in zip(rows, scores, strict=True) if r != row][:k]
-    return {
-        "item": store.sample(row, store.scores[row], thumbnail=thumbnails),
-        "neighbors": [store.sample(r, s, thumbnail=thumbnails) for r, s in others],
-    }
+def _of_sample(store: Store, asked: SampleSettings, thumbnail: bool) -> dict[str, Any]:
+    if (asked.key is None) == (asked.id is None):
+        raise ServiceError(422, "invalid_request", "Say which sample: either `key` or `id`.")
+    if asked.key is not None:
+        what, shard = _with_key(store, asked.key, asked.shard), None
+    else:
+        what, shard = _with_number(store, asked.id or 0), asked.shard
+    if isinstance(what, Added):
+        vector, own = what.vector, what.score
+    else:
+        vector, own = store.vector(what), float(store.scores[what])
+    where = Where(asked.cluster, asked.label, shard, asked.key_prefix)
+    itself = number(store, what)
+    [near] = find(store, vector[None], asked.k, asked.offset, where, thumbnail=thumbnail, without=itself)
+    return {"item": told(store, what, own, thumbnail=thumbnail), "neighbors": near}
 
 
-def _only_row(store: Store, key: str, shard: str | None) -> int:
+def _with_number(store: Store, sample: int) -> int | Added:
+    row = store.row_of(sample)
+    if row is not None and not store.hidden[row]:
+        return row
+    if (item := store.items.get(sample)) is not None:
+        return item
+    raise ServiceError(404, "no_such_sample", f"There is no sample or item {sample}.")
+
+
+def _with_key(store: Store, key: str, shard: str | None) -> int | Added:
     key = key.encode("utf-8", "replace").decode("utf-8")
-    rows = store.rows(key, shard)
-    if len(rows) == 0:
+    found: list[int | Added] = [int(row) for row in store.rows(key, shard)]
+    found += [] if shard else store.items.with_key(key)
+    if not found:
         place = "" if shard is None else f" in the shard {shard!r}"
         raise ServiceError(404, "no_such_sample", f"There is no sample with the key {key!r}{place}.")
-    if len(rows) > 1:
-        shards = [store.table["shard"][int(row)].as_py() for row in rows[:10]]
-        message = f"{len(rows)} samples have the key {key!r}. Select one with the parameter `shard`."
-        raise ServiceError(409, "ambiguous_key", message, {"shards": shards})
-    return int(rows[0])
+    if len(found) > 1:
+        shards = [told(store, what, 0.0, thumbnail=False)["shard"] for what in found[:10]]
+        message = f"{len(found)} samples have the key {key!r}. Select one with the parameter `shard` or `id`."
+        raise ServiceError(409, "ambiguous_key", message, {"shards": shards, "ids": [number(store, w) for w in found[:10]]})
+    return found[0]

@@ -11,11 +11,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from services.embeddings.search.log import Contents, Item, Log, Taken, added, deleted, read_contents
+from services.embeddings.search.log import Contents, Item, Log, added, deleted, read_contents
 
 log = logging.getLogger(__name__)
 
-FOLDER = "items"
+FOLDER = "-items"  # behind the name of the set's folder
 COMPACT = 8 * 2**20
 """Bytes of the log from which on it is compacted, if the part is not larger."""
 
@@ -51,7 +51,7 @@ class Items:
     def __init__(self, folder: Path, made_for: str, first: int, dim: int) -> None:
         """folder: of the set. made_for: its digest. first: one above its last sample number. Raises UserError for damaged files."""
         self.made_for, self.first, self._dim = made_for, first, dim
-        self._folder = folder / FOLDER
+        self._folder = folder.with_name(folder.name + FOLDER)
         self._log: Log | None = None
         self._writing = threading.Lock()
         self._compacting: threading.Thread | None = None
@@ -107,9 +107,7 @@ class Items:
             self._compact_if_large(log)
             return True
 
-    def nearest(
-        self, queries: np.ndarray, k: int, meets: Callable[[Item], bool] | None = None
-    ) -> list[list[tuple[Item, float]]]:
+    def nearest(self, queries: np.ndarray, k: int, meets: Callable[[Item], bool] | None = None) -> list[list[tuple[Item, float]]]:
         """The k nearest items and their cosines, best first, for each unit-length query of [n, D]."""
         seen = self._seen
         if not seen.count:

@@ -1,6 +1,6 @@
 """The folder of added items, and how a process that may die at any moment changes it.
 
-SET/items/log-00000003    additions and deletions, each on the disk before its request is answered
+SET-items/log-00000003    additions and deletions, each on the disk before its request is answered
           part-00000002   all that the logs up to number 2 left; it appears under this name when it is complete
           lock            held by the process that writes
 
@@ -98,8 +98,9 @@ def _read(folder: Path, made_for: str, first: int) -> Contents:
 
 
 def _replay(path: Path, contents: Contents, made_for: str, first: int, *, torn: bool) -> int:
-    end = 0
+    whole = 0
     for (told, blob), end in read_frames(path, torn=torn):
+        whole = end
         if "format" in told:
             _check(path, told, made_for)
             contents.next = max(contents.next, told["next"])
@@ -113,7 +114,7 @@ def _replay(path: Path, contents: Contents, made_for: str, first: int, *, torn: 
                 contents.items.pop(number, None)
                 if number < first:
                     contents.deleted.add(number)
-    return end
+    return whole
 
 
 def _items(told: dict[str, Any], blob: bytes) -> list[Item]:
