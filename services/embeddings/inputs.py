@@ -151,10 +151,10 @@ def _json(body: bytes, dialects: Sequence[Dialect], query: Mapping[str, Any], li
 
 def _items(key: str, value: Any, dialect: Dialect, limits: Limits) -> list[Item]:
     source = dialect.sources[key]
-    if isinstance(value, list) and len(value) > limits.max_items:
-        raise _too_many(limits)
     if source.read is None:
         return [Item(None, b"", vector=_vector(key, value, source))]
+    if isinstance(value, list) and len(value) > limits.max_items:
+        raise _too_many(limits)
     texts = source.read(value)
     if texts is None:
         raise ServiceError(422, "invalid_request", f"`{key}` must be {source.shape}.", {"where": key})
@@ -168,11 +168,12 @@ def _vector(key: str, value: Any, source: Source) -> np.ndarray:
     if isinstance(value, list) and value and all(type(number) in (int, float) for number in value):
         try:
             vector = np.array(value, np.float64)
-            length = float(np.linalg.norm(vector / np.abs(vector).max())) if vector.any() else 0.0
+            largest = float(np.abs(vector).max())
         except OverflowError:
-            length = math.nan
-        if math.isfinite(length) and length > 0:
-            return np.asarray(vector / np.abs(vector).max() / length, np.float32)
+            largest = math.inf
+        if 0 < largest < math.inf:
+            vector /= largest  # squares of large numbers would overflow
+            return np.asarray(vector / np.linalg.norm(vector), np.float32)
     raise ServiceError(422, "invalid_request", f"`{key}` must be {source.shape}.", {"where": key})
 
 

@@ -50,7 +50,7 @@ def test_a_key_in_two_shards(service: TestClient) -> None:
     assert response.status_code == 409
     error = ErrorAnswer.model_validate(response.json()).error
     assert error.code == "ambiguous_key"
-    assert error.detail == {"shards": ["a.tar", "b.tar"]}
+    assert error.detail == {"shards": ["a.tar", "b.tar"], "ids": [7, 20]}
     assert service.get("/v1/neighbors?key=0007&shard=b.tar").json()["item"]["sample"] == 20
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 
@@ -151,6 +151,7 @@ class Items:
     def _taken(self) -> Log:
         if self._log is None:
             self._log = Log(self._folder, self.made_for, self.first)
+            finalize(self, self._log.close)
             self._show(self._log.contents)  # another process may have written meanwhile
         return self._log
 

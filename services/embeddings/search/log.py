@@ -200,20 +200,30 @@ class Log:
         try:
             _write(file, data)
         except OSError:
-            self._file = None
             with suppress(OSError):
                 file.close()
+            self._file = None
             with suppress(OSError):  # else before the next frame
                 self._cut()
             raise
         self.size += len(data)
 
+    def close(self) -> None:
+        """Leaves the folder to other processes."""
+        if self._file is not None:
+            self._file.close()
+        self._lock.close()
+
     def _cut(self) -> IO[bytes]:
         """Opens the log and cuts off what is not whole."""
         file = (self._folder / name("log", self.number)).open("r+b")
-        file.truncate(self.size)
-        os.fsync(file.fileno())
-        file.seek(self.size)
+        try:
+            file.truncate(self.size)
+            os.fsync(file.fileno())
+            file.seek(self.size)
+        except OSError:
+            file.close()
+            raise
         self._file = file
         return file
 

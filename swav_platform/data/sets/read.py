@@ -136,7 +136,7 @@ def _of_old(place: Path) -> EmbeddingSet:
             kind, rows = file.schema_arrow.field("embedding").type, file.metadata.num_rows
             if not pa.types.is_fixed_size_list(kind):
                 raise ValueError(_SIZES)
-            data = repr(file.metadata).encode()
+            data = repr(file.metadata.to_dict()).encode()
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{place / OLD} can't be read as embeddings ({reason}). Run `swav embed` again.") from error
