@@ -125,7 +125,7 @@ class Items:
         return found
 
     def compact(self, step: Callable[[str], None] = lambda what: None) -> None:
-        """Replaces the logs by one file. Additions and deletions go on meanwhile. step: is told what was done, for tests."""
+        """Replaces the logs by one file. Additions and deletions go on meanwhile. step: hears of each step."""
         with self._writing:
             log = self._taken()
             number, contents = log.number, self._contents

@@ -230,7 +230,7 @@ class Log:
     def compact(self, number: int, contents: Contents, step: Callable[[str], None] = lambda what: None) -> int:
         """Writes the part that replaces the logs up to `number`, whose contents are given, and returns its bytes.
 
-        May run while frames are appended to later logs. step: is told what was done, for tests.
+        May run while frames are appended to later logs. step: hears of each step.
         """
         path, items = self._folder / name("part", number), list(contents.items.values())
         with replacing(path) as aside, aside.open("wb") as file:
