@@ -76,7 +76,9 @@ async def of_sample(request: Request, query: Annotated[SampleSettings, Query()])
 
 def _of_sample(store: Store, asked: SampleSettings, thumbnail: bool) -> dict[str, Any]:
     if (asked.key is None) == (asked.id is None):
-        raise ServiceError(422, "invalid_request", "Say which sample: either `key` or `id`.")
+        problem = "name the sample by either key or id"
+        message = f"The request is invalid: query.key: {problem}."
+        raise ServiceError(422, "invalid_request", message, {"problems": [{"where": "query.key", "problem": problem}]})
     if asked.key is not None:
         what, shard = _with_key(store, asked.key, asked.shard), None
     else:
