@@ -31,7 +31,7 @@ _SAY = 30.0  # seconds between lines about the progress where there is no termin
     epilog=console.examples(
         "swav embed mine",
         "swav embed mine --data 'other/*.tar' --to other-embeddings --label folder",
-        "RAY_ADDRESS=head:6379 swav embed s3://bucket/runs/mine --no-thumbnails",
+        "swav embed s3://bucket/runs/mine --workers 8 --no-thumbnails",
     )
 )
 @click.argument("run")

@@ -18,7 +18,6 @@ from services.embeddings.edge import keys as stored_keys
 from services.embeddings.server import listen
 from services.embeddings.settings import ServiceSettings, Source
 from swav_platform.cli import console
-from swav_platform.data.sets.read import has_set
 from swav_platform.errors import UsageError
 from swav_platform.locate import Located, locate, tracking_uri_for
 from swav_platform.runs.storage import is_url
@@ -182,6 +181,8 @@ def _source(model: str, embeddings: Path | None, out: str | None, tracking_uri: 
 
 def _has_sets(folder: Path) -> bool:
     """Whether a folder is a set, or has sets in folders named by their models' digests."""
+    from swav_platform.data.sets.read import has_set
+
     return folder.is_dir() and any(has_set(each) for each in (folder, *folder.iterdir()) if each.is_dir())
 
 
@@ -234,6 +235,8 @@ def _loopback(host: str) -> bool:
 
 def _stored(found: Located) -> Path | None:
     """The embeddings of the model's run, if there are any."""
+    from swav_platform.data.sets.read import has_set
+
     folder = found.run.embeddings if found.run else None
     return folder if folder and has_set(folder) else None
 

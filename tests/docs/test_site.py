@@ -29,7 +29,7 @@ def test_start_page_is_readme(site: Path) -> None:
 
 def test_api_reference_has_signatures_and_docstrings(site: Path) -> None:
     text = " ".join(re.sub(r"<[^>]+>", "", (site / "api.html").read_text(encoding="utf-8")).split())
-    assert "class Client(base_url: str, timeout: float = 30.0)" in text
+    assert "class Client( base_url: str, timeout: float = 30.0," in text
     assert "def neighbors_of( key: str, k: int = 10," in text
     assert "def embed(images: list[ImageInput]) -&gt; np.ndarray" in text
     assert "RowOutputs" in text

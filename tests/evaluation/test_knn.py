@@ -131,12 +131,13 @@ def test_report_is_one_self_contained_page(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
     from PIL import Image
 
+    from swav_platform.data.sets.read import open_set
     from swav_platform.evaluation.report import write_report
 
     thumbnail = encoded(Image.new("RGB", (8, 8), "red"))
-    pq.write_table(
-        pa.table({"cluster": [3, 3, 1], "score": [0.5, 0.9, 0.7], "thumbnail": [thumbnail] * 3}), tmp_path / "e.parquet"
-    )
+    columns = {"sample": [0, 1, 2], "cluster": [3, 3, 1], "score": [0.5, 0.9, 0.7], "thumbnail": [thumbnail] * 3}
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 6, pa.float32()), 2)
+    pq.write_table(pa.table({**columns, "embedding": vectors}), tmp_path / "embeddings.parquet")
     write_report(
         tmp_path / "report.html",
         title="a <b>",
@@ -144,7 +145,7 @@ def test_report_is_one_self_contained_page(tmp_path: Path) -> None:
         scores={"SwAV": 60.0, "random": 30.0},
         losses=[4.0, 3.0, 2.5],
         prototypes=12,
-        embeddings=tmp_path / "e.parquet",
+        embeddings=open_set(tmp_path),
     )
     page = (tmp_path / "report.html").read_text()
     assert "a &lt;b&gt;" in page

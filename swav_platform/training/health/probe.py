@@ -40,7 +40,8 @@ def watching(network: nn.Module, wanted: bool) -> Iterator[Seen]:
         seen.small.append(small.flatten(1))
 
     def project(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.features.append(inputs[0].detach()[: positions[0]].float())
+        if len(seen.features) < len(seen.small):  # a head may run once per resolution
+            seen.features.append(inputs[0].detach()[: positions[0]].float())
 
     if wanted:
         hooks.append(network.register_forward_pre_hook(enter))
