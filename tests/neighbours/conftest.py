@@ -31,7 +31,8 @@ def write_set(folder: Path, vectors: np.ndarray, clusters: np.ndarray, **more: l
         lines = [
             IndexLine(n, f"{n:05d}", f"{'ab'[n % 2]}.tar", 0, 1, "jpg", f"label{n % 3}", name=f"{'ab'[n % 2]}.tar") for n in part
         ]
-        prepared = [Prepared("ok", **{name: int(column[n]) for name, column in more.items()}) for n in part]
+        numbers = [[int(more[name][n]) if name in more else 0 for name in ("content", "width", "height")] for n in part]
+        prepared = [Prepared("ok", content=content, width=width, height=height) for content, width, height in numbers]
         span = slice(part.start, part.stop)
         table = part_table(recipe, lines, prepared, vectors[span], clusters[span], np.zeros(len(part)))
         reports.append(put_part(storage, number, table, None, 10.0, LogWaits()))
