@@ -53,6 +53,15 @@ def cure(error: OSError) -> str:
     return _CURES.get(error.errno or 0, "check the file system")
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes new names in a folder last through a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small UTF-8 file atomically."""
     with replacing(path) as aside:

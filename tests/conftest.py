@@ -22,7 +22,10 @@ RAY_ROOMS = ("cluster", "stack")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts Ray comes first: it takes longest, and one process has to do all of it."""
+    """What starts Ray comes first: it takes longest, and one process has to do all of it. The longest tests are optional."""
+    for item in items:
+        if item.get_closest_marker("long") and "SWAV_LONG_TESTS" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; set SWAV_LONG_TESTS"))
     items.sort(key=lambda item: item.path.parent.name not in RAY_ROOMS)
 
 

@@ -17,7 +17,7 @@ DRAIN_SECONDS = 5.0
 STALL = 10.0  # seconds without a byte
 GRACE = 10.0  # seconds before the least rate applies
 RATE = 16 * 1024  # bytes per second
-IDLE = 1.0  # seconds without a byte after which a body gives way when memory is needed
+IDLE = 1.0  # seconds without a byte after which a body may be refused when memory is short
 SMALL = 2**20  # bytes; larger bodies leave a quarter of the memory to others
 CLOSING = 2.0  # seconds that a body may still take once the service shuts down
 
@@ -110,8 +110,8 @@ class Held:
 async def read(request: Request, limit: int, held: Held) -> AsyncGenerator[bytes, None]:
     """Yields the body in chunks.
 
-    Raises ServiceError 413 once the body, or its Content-Length, exceeds `limit` bytes, 408 if it stalls for STALL seconds or
-    comes at less than RATE after GRACE seconds, and 503 if memory is short.
+    Raises ServiceError 413 once the body, or its Content-Length, exceeds `limit` bytes, and 503 if memory is short. It raises 408
+    if the body stalls for STALL seconds or comes at less than RATE after GRACE seconds.
     """
     chunks = request.stream()
     size = 0

@@ -46,6 +46,14 @@ class State:
             )
             raise ServiceError(409, "no_prototypes", message)
 
+    def check_cluster(self, cluster: int) -> None:
+        """Raises ServiceError 409 if the model has no prototypes, 404 if it has no cluster of this number."""
+        self.check_clusters()
+        known = len(self.model.prototypes)
+        if not 0 <= cluster < known:
+            message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
+            raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
+
     def model_name(self) -> dict[str, str]:
         return {"name": self.model.name, "digest": self.model.digest}
 

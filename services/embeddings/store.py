@@ -72,7 +72,9 @@ class Store:
             return self.index.nearest(queries, k, shown)
         at_once = max(1, CELLS // len(self.clusters))
         parts = [queries[i : i + at_once] for i in range(0, len(queries), at_once)]
-        return [highest(np.where(shown, cosines, -2), k) for part in parts for cosines in part @ self.vectors.T]
+        whole = bool(shown.all())
+        found = (cosines for part in parts for cosines in part @ self.vectors.T)
+        return [highest(cosines if whole else np.where(shown, cosines, -2), k) for cosines in found]
 
     def members(self, cluster: int, limit: int) -> np.ndarray:
         """Rows of the cluster's samples that are nearest to its prototype, best first."""

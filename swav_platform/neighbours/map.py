@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.atomic import replacing
+from swav_platform.neighbours.axes import two_axes
 from swav_platform.neighbours.index import NeighbourIndex
 
 _BLOCK = 8192  # vectors at once
@@ -70,10 +71,8 @@ def _principal(index: NeighbourIndex, rows: np.ndarray) -> tuple[np.ndarray, np.
         total += values.sum(axis=0, dtype=np.float64)
         squares += values.T @ values
     mean = total / max(len(rows), 1)
-    sizes, axes = np.linalg.eigh(squares / max(len(rows), 1) - np.outer(mean, mean))
-    chosen = axes[:, ::-1][:, :2]
-    chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), [0, 1]])  # the same picture each time
-    return mean.astype(np.float32), chosen.astype(np.float32), float(sizes[::-1][:2].sum() / max(sizes.sum(), 1e-12))
+    axes, share = two_axes(squares / max(len(rows), 1) - np.outer(mean, mean))
+    return mean.astype(np.float32), axes.astype(np.float32), share
 
 
 def _near(scores: np.ndarray, rows: np.ndarray, own: int, line: np.ndarray, k: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -110,7 +109,7 @@ def test_a_run_waits_for_its_shards_and_learns_the_same(place: Place, calm: list
     assert (found := read_health(run.path)) is None or found.state != "waiting"
 
 
-@pytest.mark.skipif("SWAV_LONG_TESTS" not in os.environ, reason="takes minutes; set SWAV_LONG_TESTS")
+@pytest.mark.long
 def test_a_run_without_a_shard_stops_and_can_be_resumed(place: Place, calm: list[float], local_ray: None) -> None:
     run, shard, told = RunFolder(place.folder / "runs" / "stopped"), "pictures-000001.tar", list[str]()
     striker = at_first_checkpoint(run, lambda: place.take(shard))

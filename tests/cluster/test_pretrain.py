@@ -188,7 +188,7 @@ make.decode_reduced = fatal
 """
 
 
-@pytest.mark.skipif("SWAV_LONG_TESTS" not in os.environ, reason="takes minutes; set SWAV_LONG_TESTS")
+@pytest.mark.long
 def test_a_sample_that_kills_its_worker_every_time(unbroken: Path, shards: Path, tiny: list[str], tmp_path: Path) -> None:
     clean = pq.read_table(unbroken / "unbroken-log").sort_by("position").to_pylist()
     victim = clean[37]["sample_key"]

@@ -141,7 +141,7 @@ def test_the_report_shows_photos(shown: Shown) -> None:
     assert Path(shown.result["report"]) == shown.place / "report.html"
 
 
-@pytest.mark.skipif("SWAV_LONG_TESTS" not in os.environ, reason="takes minutes; set SWAV_LONG_TESTS")
+@pytest.mark.long
 def test_again_with_the_photographs_it_brings_it_replaces_the_earlier_one(shown: Shown) -> None:
     left = shown.place / "left behind"
     left.touch()

@@ -88,7 +88,7 @@ def swav(*arguments: str, folder: Path, **environment: str) -> subprocess.Comple
     return subprocess.run([*SWAV, *arguments], capture_output=True, text=True, cwd=folder, env=kept | environment, timeout=600)
 
 
-@pytest.mark.skipif("SWAV_LONG_TESTS" not in os.environ, reason="takes minutes; set SWAV_LONG_TESTS")
+@pytest.mark.long
 def test_a_run_is_recorded_promoted_and_served_by_alias(
     server: MlflowServer, shards: Path, tiny: list[str], tmp_path: Path
 ) -> None:

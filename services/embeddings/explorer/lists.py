@@ -1,4 +1,4 @@
-"""Near-duplicates and outliers of a set, as `swav neighbours` wrote them beside it."""
+"""Near-duplicates and outliers of a set, from the files that `swav neighbours` writes into it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.errors import UserError
+from swav_platform.neighbours.axes import two_axes
 
 FILE = "map.parquet"
 MOST = 200_000  # points that a page is sent
@@ -42,9 +43,7 @@ def principal(vectors: np.ndarray) -> np.ndarray:
     step = max(1, len(vectors) // _FITTED)
     some = vectors[::step].astype(np.float64)
     mean = some.mean(0)
-    _, axes = np.linalg.eigh((some - mean).T @ (some - mean))
-    two = axes[:, ::-1][:, :2]
-    two *= np.where(np.abs(two).max(0) == two.max(0), 1, -1)  # eigenvectors have no sign of their own
+    two, _ = two_axes((some - mean).T @ (some - mean))
     found = (vectors - mean.astype(np.float32)) @ two.astype(np.float32)
     return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
 

@@ -123,19 +123,11 @@ def _number(value: float) -> float | None:
     return round(float(value), 5) if math.isfinite(value) else None
 
 
-def _known(state: State, cluster: int) -> None:
-    state.check_clusters()
-    known = len(state.model.prototypes)
-    if not 0 <= cluster < known:
-        message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
-        raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
-
-
 @router.get("/clusters/{cluster}")
 async def cluster(request: Request, cluster: int, limit: Limit = 120) -> Json:
     """One cluster: its best samples and the nearest clusters with theirs."""
     state = current(request)
-    _known(state, cluster)
+    state.check_cluster(cluster)
     return Json(await asyncio.to_thread(_cluster, state, cluster, limit, _shows(request)))
 
 
@@ -151,7 +143,7 @@ def _cluster(state: State, cluster: int, limit: int, thumbnail: bool) -> dict[st
 async def rename(request: Request, cluster: int, body: Name) -> Json:
     """Names a cluster; null takes the name away. Names are stored beside the set."""
     held = collection(request)
-    _known(current(request), cluster)
+    current(request).check_cluster(cluster)
     await asyncio.to_thread(held.notes.rename, cluster, body.name)
     return Json({"cluster": cluster, "name": held.notes.names.get(cluster)})
 

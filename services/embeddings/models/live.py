@@ -149,7 +149,7 @@ class Models:
         async with slot.lock:
             try:
                 seen = await asyncio.to_thread(version, slot.source)
-            except UserError as error:  # no version is refused: none is known
+            except UserError as error:  # the version is unknown, so no version is marked as refused
                 log.warning("can't look for a new version of %s: %s", name, error)
                 slot.refused = slot.refused or _refusal("unknown", f"The source can't be reached: {error}")
                 return "refused"
@@ -215,7 +215,7 @@ async def _fault(name: str, state: State) -> str:
 
 
 async def _drain(state: State, seconds: float) -> None:
-    """Stops an engine once its requests are answered. `seconds` are for those that have chosen it and not yet begun."""
+    """Stops an engine once its requests are answered. `seconds`: time for requests that chose it but have not started."""
     await asyncio.sleep(seconds)
     while state.engine.busy:
         await asyncio.sleep(0.05)

@@ -12,7 +12,6 @@ from services.embeddings.edge.access import caller_of, require
 from services.embeddings.edge.dialects import CLUSTERS
 from services.embeddings.edge.settings import ClusterSettings
 from services.embeddings.encoding import describe, encode, stack
-from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import asked, body_schema
 from services.embeddings.state import State, chosen, current
 from swav_platform.models.inference import Assignment, highest
@@ -87,11 +86,7 @@ async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge
     Without stored embeddings the size is null and the list of members is empty. Thumbnails need the scope `images`.
     """
     state = current(request)
-    state.check_clusters()
-    known = len(state.model.prototypes)
-    if not 0 <= cluster < known:
-        message = f"There is no cluster {cluster}. The clusters of this model are 0 to {known - 1}."
-        raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
+    state.check_cluster(cluster)
     return Json(await state.engine.search(_cluster, state, cluster, limit, caller_of(request).may("images")))
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from services.embeddings.search.frames import frame, read_frames
-from swav_platform.atomic import replacing
+from swav_platform.atomic import replacing, sync_folder
 from swav_platform.errors import UserError
 
 FORMAT = 1
@@ -184,7 +184,7 @@ class Log:
         file = path.open("wb")
         try:
             _write(file, head)
-            _sync(self._folder)
+            sync_folder(self._folder)
         except OSError:
             with suppress(OSError):
                 file.close()
@@ -238,7 +238,7 @@ class Log:
             for first in range(0, len(items), _IN_A_FRAME):
                 file.write(added(items[first : first + _IN_A_FRAME]))
                 step("wrote")
-        _sync(self._folder)
+        sync_folder(self._folder)
         step("renamed")
         self._forget(number)
         return path.stat().st_size
@@ -260,12 +260,3 @@ def _write(file: IO[bytes], data: bytes) -> None:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes new names in a folder last."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

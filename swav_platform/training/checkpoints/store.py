@@ -21,7 +21,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from swav_platform.atomic import cure
+from swav_platform.atomic import cure, sync_folder
 from swav_platform.data.ledger.ledger import Ledger
 from swav_platform.data.ledger.parts import read_events
 from swav_platform.data.samples import Killers
@@ -68,11 +68,11 @@ def _write_to_disk(path: Path, snapshot: Snapshot) -> None:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         files = [_write(path / name, data) for name, data in _contents(snapshot)]
-        _sync(path)
+        sync_folder(path)
         _write(path / f"{MANIFEST}.part", _manifest(files))
         os.replace(path / f"{MANIFEST}.part", path / MANIFEST)
-        _sync(path)
-        _sync(path.parent)
+        sync_folder(path)
+        sync_folder(path.parent)
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise UserError(
@@ -253,14 +253,6 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
 
 def _described(name: str, data: bytes) -> dict[str, Any]:
     return {"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

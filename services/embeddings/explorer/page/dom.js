@@ -56,6 +56,16 @@ export async function show(place, what, make) {
 export const number = (value) => value.toLocaleString("en");
 export const decimals = (value, places = 2) => (value === null || value === undefined ? "–" : value.toFixed(places));
 
+// Buttons that turn the pages of a list. `turn` gets the offset of the wanted page.
+export function pages({ offset, total }, size, turn) {
+  const last = Math.min(offset + size, total);
+  const go = (to) => { turn(to); scrollTo(0, 0); };
+  return h("p", { class: "bar" },
+    h("button", { type: "button", disabled: offset === 0, onclick: () => go(offset - size) }, "Previous"),
+    h("span", { class: "soft" }, `${number(offset + 1)}–${number(last)} of ${number(total)}`),
+    h("button", { type: "button", disabled: last >= total, onclick: () => go(offset + size) }, "Next"));
+}
+
 export function save(name, text) {
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/plain" })), download: name });
   link.click();

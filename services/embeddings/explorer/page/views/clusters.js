@@ -1,7 +1,7 @@
 // All clusters as contact sheets, or one cluster.
 
 import { get, send } from "../api.js";
-import { decimals, empty, h, notice, number, show } from "../dom.js";
+import { decimals, empty, h, notice, number, pages, show } from "../dom.js";
 import { mosaic, tiles } from "../tiles.js";
 
 const PAGE = 48;
@@ -29,17 +29,8 @@ function all({ about, query }) {
     show(place, "clusters", async () => {
       const found = await get("explorer/clusters", { ...state, limit: PAGE });
       if (!found.total) return empty(state.search ? "No cluster has this number or name." : "There are no clusters.");
-      return [h("ul", { class: "sheets" }, found.clusters.map(sheet)), pages(found)];
+      return [h("ul", { class: "sheets" }, found.clusters.map(sheet)), pages(found, PAGE, (to) => { state.offset = to; load(); })];
     });
-  }
-
-  function pages(found) {
-    const last = Math.min(found.offset + PAGE, found.total);
-    const turn = (by) => { state.offset += by; load(); scrollTo(0, 0); };
-    return h("p", { class: "bar" },
-      h("button", { type: "button", disabled: found.offset === 0, onclick: () => turn(-PAGE) }, "Previous"),
-      h("span", { class: "soft" }, `${number(found.offset + 1)}–${number(last)} of ${number(found.total)}`),
-      h("button", { type: "button", disabled: last >= found.total, onclick: () => turn(PAGE) }, "Next"));
   }
 
   load();

@@ -1,7 +1,7 @@
 // Near-duplicates and outliers, with a choice for each image. The choices are the exclusion list of the set.
 
 import { get, send, text } from "../api.js";
-import { decimals, empty, h, notice, number, save, show } from "../dom.js";
+import { decimals, empty, h, notice, number, pages, save, show } from "../dom.js";
 import { tiles } from "../tiles.js";
 
 const KINDS = { duplicates: "Near-duplicates", outliers: "Outliers" };
@@ -28,12 +28,7 @@ export async function view({ about, query }) {
       const found = await get(`explorer/${state.kind}`, { offset: state.offset, limit: PAGE });
       if (!found.total) return empty(found.computed ? "None were found." : h("span", {}, "Not computed yet. Run ", h("code", {}, state.kind === "duplicates" ? "swav neighbours duplicates SET" : "swav neighbours curate SET"), " and reload the page."));
       const shown = state.kind === "duplicates" ? found.groups.map((each, i) => group(each, about, found.offset + i + 1)) : [tiles(found.items, { choose: about.writable })];
-      const last = Math.min(found.offset + PAGE, found.total);
-      const turn = (by) => { state.offset += by; load(); scrollTo(0, 0); };
-      return [...shown, h("p", { class: "bar" },
-        h("button", { type: "button", disabled: !found.offset, onclick: () => turn(-PAGE) }, "Previous"),
-        h("span", { class: "soft" }, `${number(found.offset + 1)}–${number(last)} of ${number(found.total)}`),
-        h("button", { type: "button", disabled: last >= found.total, onclick: () => turn(PAGE) }, "Next"))];
+      return [...shown, pages(found, PAGE, (to) => { state.offset = to; load(); })];
     });
   }
 
