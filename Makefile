@@ -34,10 +34,10 @@ setup:
 demo: setup
 	@$(BIN)/swav demo $${DATA:+--data "$$DATA"}
 
-# Two processes, in the order of tests/conftest.py: otherwise files with few long tests come last. One thread each, because
-# threads of two processes that wait for each other at barriers slow both down.
+# Three processes, in the order of tests/conftest.py: otherwise files with few long tests come last. The one with Ray mostly
+# waits, so the other two fill two cores. One thread each: threads that wait for each other at barriers slow all down.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 unit: setup
 	@$(BIN)/python -m pytest -m "not stack"
