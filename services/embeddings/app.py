@@ -16,6 +16,8 @@ from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
 from services.embeddings.edge import web
 from services.embeddings.edge.access import open_guard
+from services.embeddings.edge.fetch import Fetcher
+from services.embeddings.edge.hosts import read_hosts
 from services.embeddings.edge.names import known_parameters
 from services.embeddings.engine import Engine, Rooms
 from services.embeddings.explorer import page
@@ -38,6 +40,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     """
     guard = open_guard(settings.keys)
     metrics, limits = make_metrics(), settings.limits
+    fetcher = Fetcher(read_hosts(settings.url_hosts), limits) if settings.url_hosts else None
     admission = Admission(limits.max_pending, limits.max_age)
     metrics.queued.set_function(lambda: admission.images)
     bodies = Bodies(limits.max_held, admission.check)
@@ -56,6 +59,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         await models.start()
         yield
         await models.stop()
+        if fetcher is not None:
+            await fetcher.close()
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -72,6 +77,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.service = models
     app.state.guard = guard
+    app.state.fetcher = fetcher
     app.add_middleware(Abandoned)
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)

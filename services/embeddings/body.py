@@ -26,18 +26,19 @@ CLOSING = 2.0  # seconds that a body may still take once the service shuts down
 class Bodies:
     """Counts the bytes of request bodies in memory; at most `max_held`.
 
-    admit: called before a body is read; raises ServiceError if the service has no capacity.
+    admit: called with the least number of images before a body is read, and before images are fetched; raises ServiceError if the
+    service has no capacity.
     """
 
     max_held: int
-    admit: Callable[[], None] = lambda: None
+    admit: Callable[[int], None] = lambda count: None
     held: int = 0
     closing: bool = False
     _reading: set[Held] = field(default_factory=set)
 
     @contextmanager
     def open(self) -> Iterator[Held]:
-        self.admit()
+        self.admit(1)
         body = Held(self)
         try:
             yield body
@@ -80,6 +81,11 @@ class Held:
             raise busy(f"{self.bodies.held} bytes of requests are in memory")
         self.bodies.held += count
         self.size += count
+
+    def forget(self, count: int) -> None:
+        """Bytes that were dropped before the end of the request."""
+        self.bodies.held -= count
+        self.size -= count
 
     async def next(self, chunks: AsyncIterator[bytes], deadline: float) -> bytes | None:
         """The next bytes, None at the end. Raises TimeoutError at `deadline`, or earlier if others need the memory."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from services.embeddings.body import Held, read
 from services.embeddings.edge import base64text
 from services.embeddings.edge.access import caller_of, guard_of
 from services.embeddings.edge.dialects import Dialect, Source, Text
+from services.embeddings.edge.fetch import Fetcher
 from services.embeddings.edge.names import nearest, refuse_unknown
 from services.embeddings.edge.settings import Settings
 from services.embeddings.errors import Fault, ServiceError, image_fault
 from services.embeddings.settings import Limits
 from services.embeddings.state import current
 from swav_platform.data.ledger.outcomes import Outcome
+
+_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 
 MARKS = 40
 """Commas, colons and brackets that a JSON body may have for each allowed image. Small objects would fill the memory."""
@@ -37,6 +41,7 @@ class Item:
     name: str | None  # file name, if the client sent one
     data: bytes
     fault: Fault | None = None  # it is known before decoding that this is no image
+    url: tuple[str, str] | None = None  # place in the request and URL of an image that is still to be fetched
     vector: np.ndarray | None = None  # float32 [D] of unit length, sent instead of an image
 
 
@@ -71,11 +76,39 @@ async def asked(request: Request, dialects: Sequence[Dialect], query: Settings |
             if not data:
                 raise ServiceError(422, "no_images", "The body is empty. Send the bytes of an image.")
             found = Asked([Item(None, data)], _settings(dialects[0], given, {}, "body", strict=False), dialects[0])
+        guard_of(request).spend(caller_of(request), len(found.items) - 1)
+        found = replace(found, items=await _fetched(request, found.items, held))
         for item in found.items:
             if item.fault:
                 service.metrics.images.labels(item.fault.code).inc()
-        guard_of(request).spend(caller_of(request), len(found.items) - 1)
         yield found
+
+
+async def _fetched(request: Request, items: list[Item], held: Held) -> list[Item]:
+    """The items with the images that were named by URL."""
+    urls = [item.url for item in items if item.url]
+    fetcher: Fetcher | None = request.app.state.fetcher
+    if not urls:
+        return items
+    if fetcher is None:
+        found: Iterable[bytes | Fault] = [_url_fault(place) for place, _ in urls]
+    else:
+        held.bodies.admit(len(items))
+        found = await fetcher.fetch(urls, held)
+    images = iter(found)
+    return [_with(item, next(images)) if item.url else item for item in items]
+
+
+def _with(item: Item, image: bytes | Fault) -> Item:
+    return Item(item.name, b"", image) if isinstance(image, Fault) else Item(item.name, image)
+
+
+def _url_fault(place: str) -> Fault:
+    message = (
+        f"{place} is a URL, and this service fetches none. Send the image itself as base64, or start the service with "
+        "`swav serve --allow-urls HOST`."
+    )
+    return Fault("url_not_allowed", message, {"where": place})
 
 
 def _media_type(request: Request, dialects: Sequence[Dialect]) -> str:
@@ -179,6 +212,8 @@ def _vector(key: str, value: Any, source: Source) -> np.ndarray:
 
 def _item(place: str, named: Text, limits: Limits, count: int) -> Item:
     name, text = named
+    if _URL.match(text):
+        return Item(name, b"", url=(place, text.strip()))
     try:
         data = base64text.decode(text)
     except ValueError as error:

@@ -60,6 +60,7 @@ class ServiceSettings:
     drain: float = 5.0  # seconds that a replaced model stays for requests that began with it
     cache_bytes: int = 64 * MIB  # of vectors by the hash of their image, for each model; 0: none
     keys: Path | None = None  # file of API keys; None: those of SWAV_API_KEYS, else no keys are asked for
+    url_hosts: tuple[str, ...] = ()  # from which images are fetched by URL, as of --allow-urls; none by default
     root_path: str = ""  # prefix of all paths, as a gateway publishes them
     origins: tuple[str, ...] = ()  # of pages that may ask from browsers; none by default
     keep_alive: int = 75  # seconds that an idle connection stays open: longer than the 60 s of common balancers

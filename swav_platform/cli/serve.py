@@ -15,6 +15,7 @@ import click
 from rich.table import Table
 
 from services.embeddings.edge import keys as stored_keys
+from services.embeddings.edge.hosts import read_hosts
 from services.embeddings.server import listen
 from services.embeddings.settings import ServiceSettings, Source
 from swav_platform.cli import console
@@ -46,6 +47,13 @@ MAX_CLUSTERS = 20  # limit of the service for one image
 @click.option("--no-auth", is_flag=True, help="Serve other machines without keys.")
 @click.option(
     "--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask from browsers (CORS)."
+)
+@click.option(
+    "--allow-urls",
+    "urls",
+    multiple=True,
+    metavar="HOST[,HOST…]",
+    help="Fetch images that requests name by https URL on these hosts; .NAME for all names below it (default: none).",
 )
 @click.option(
     "--root-path", default="", metavar="PATH", help="Prefix under which a gateway publishes the service, such as /images."
@@ -96,6 +104,7 @@ def serve_command(
     keys: Path | None,
     no_auth: bool,
     origins: tuple[str, ...],
+    urls: tuple[str, ...],
     root_path: str,
     keep_alive: int,
     drain: float,
@@ -128,6 +137,8 @@ def serve_command(
         raise UsageError(f"There are no embeddings in {embeddings}; create them with `swav embed RUN --to {embeddings}`.")
     _check_open(host, keys, no_auth)
     _check_web(origins, root_path)
+    hosts = tuple(part for text in urls for part in text.split(","))
+    read_hosts(hosts)
     if drain and workers > 1:
         raise UsageError("--drain works with one process only. Leave out --workers, or let the balancer drain.")
     listen(host, port).close()  # reports a port in use before the slow imports
@@ -159,6 +170,7 @@ def serve_command(
         threads=threads,
         keys=keys,
         origins=origins,
+        url_hosts=hosts,
         root_path=root_path,
         keep_alive=keep_alive,
         notice=drain,

@@ -33,7 +33,7 @@ def test_codes(page: str, root: Path) -> None:
     table = page.partition("## Errors")[2].partition("## Metrics")[0]
     told = {code for line in re.findall(r"^\| (`.*?) \|", table, re.M) for code in re.findall(r"`(\w+)`", line)}
     source = "".join(path.read_text() for path in (root / "services").rglob("*.py"))
-    used = set(re.findall(r'(?:ServiceError\(\s*\d+,\s*|Fault\()"(\w+)"', source))
+    used = set(re.findall(r'(?:ServiceError\(\s*\d+,\s*|Fault\(|_Refused\()"(\w+)"', source))
     words = {outcome.word for outcome in Outcome}
     assert told - words == used - words
 

@@ -58,10 +58,10 @@ def _plain(value: Any) -> Text | None:
 
 
 def _named(value: Any) -> Text | None:
-    """Our own form: {"base64": …, "name": …}."""
-    if not isinstance(value, dict) or set(value) - {"base64", "name"}:
+    """Our own form: {"base64": …, "name": …}, or "url" instead of "base64"."""
+    if not isinstance(value, dict) or len(set(value) - {"name"}) != 1 or set(value) - {"base64", "url", "name"}:
         return _plain(value)
-    text, name = value.get("base64"), value.get("name")
+    text, name = value.get("base64", value.get("url")), value.get("name")
     return (name, text) if isinstance(text, str) and isinstance(name, str | None) else None
 
 
@@ -76,13 +76,18 @@ def _content(value: Any) -> Text | None:
     return (None, url) if fits and isinstance(url, str) else None
 
 
-_STRING = {"type": "string", "description": "base64, or a data URI"}
-_NAMED = {
-    "type": "object",
-    "required": ["base64"],
-    "properties": {"base64": _STRING, "name": {"type": ["string", "null"]}},
-    "additionalProperties": False,
-}
+_STRING = {"type": "string", "description": "base64, a data URI, or an https URL if the service allows its host"}
+
+
+def _named_schema(key: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [key],
+        "properties": {key: _STRING, "name": {"type": ["string", "null"]}},
+        "additionalProperties": False,
+    }
+
+
 _CONTENT = {
     "type": "object",
     "required": ["content"],
@@ -112,22 +117,22 @@ def _list_of(schema: Mapping[str, Any]) -> dict[str, Any]:
 _OWN = {
     "images": Source(
         lambda value: _each(value, _named),
-        'a list of {"base64": text, "name": text (optional)}, or of texts',
-        _list_of({"anyOf": [_STRING, _NAMED]}),
+        'a list of {"base64": text, "name": text (optional)}, {"url": text, "name": text (optional)}, or texts',
+        _list_of({"anyOf": [_STRING, _named_schema("base64"), _named_schema("url")]}),
     )
 }
 _INPUT = {
     "input": Source(
         lambda value: _each([value] if isinstance(value, str) else value, _plain),
-        "the base64 or data URI of an image, or a list of them",
+        "the base64, data URI or URL of an image, or a list of them",
         {"anyOf": [_STRING, _list_of(_STRING)]},
     )
 }
 _COHERE = {
-    "images": Source(lambda value: _each(value, _plain), "a list of data URIs or base64 texts", _list_of(_STRING)),
+    "images": Source(lambda value: _each(value, _plain), "a list of data URIs, base64 texts or URLs", _list_of(_STRING)),
     "inputs": Source(
         lambda value: _each(value, _content),
-        'a list of {"content": [{"type": "image_url", "image_url": {"url": data URI}}]}, one image in each',
+        'a list of {"content": [{"type": "image_url", "image_url": {"url": data URI or URL}}]}, one image in each',
         _list_of(_CONTENT),
     ),
 }
