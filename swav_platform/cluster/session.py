@@ -81,18 +81,18 @@ def ray_session(cpus: int | None = None) -> Iterator[bool]:
     address = os.environ.get("RAY_ADDRESS") or "local"  # without "local", Ray joins a head that `ray start` left on this machine
     local = address == "local"
     options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
-    try:
-        with own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray also raises bare Exception
-        with contextlib.suppress(Exception):
-            ray.shutdown()  # stops the parts that did start
-        raise (_not_started(error) if local else _unreachable(address, error)) from error
-    try:
-        with contextlib.redirect_stdout(_StderrWriter()):
+    with contextlib.redirect_stdout(_StderrWriter()):  # also around shutdown, which prints messages that Ray held back
+        try:
+            with own_signals():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # Ray also raises bare Exception
+            with contextlib.suppress(Exception):
+                ray.shutdown()  # stops the parts that did start
+            raise (_not_started(error) if local else _unreachable(address, error)) from error
+        try:
             yield local
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def cluster_resources() -> dict[str, float]:
