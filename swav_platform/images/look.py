@@ -44,7 +44,10 @@ def look_of(pixels: np.ndarray, deep: bool = False) -> Look:
     """pixels: uint8 [H, W, 3]. deep: the file has more than 8 bits. Looks at a grid of pixels, because that is cheap."""
     height, width, _ = pixels.shape
     rows, columns = max(height // _SIDE, 1), max(width // _SIDE, 1)
-    seen = np.ascontiguousarray(pixels[rows // 2 :: rows, columns // 2 :: columns].reshape(-1, 3).T)
+    grid = pixels[rows // 2 :: rows, columns // 2 :: columns]
+    if _ordinary(grid[len(grid) // 2].tobytes()):
+        return ORDINARY
+    seen = np.ascontiguousarray(grid.reshape(-1, 3).T)
     lows, highs = seen.min(1), seen.max(1)
     low, high = int(lows.min()), int(highs.max())
     found = Look.NARROW if deep and high - low <= _NEAR else ORDINARY
@@ -55,3 +58,9 @@ def look_of(pixels: np.ndarray, deep: bool = False) -> Look:
     if int((highs - lows).max()) <= _SAME:
         return found | Look.CONSTANT
     return found
+
+
+def _ordinary(line: bytes) -> bool:
+    """Whether RGB pixels of the image alone rule out every condition. This takes microseconds and decides almost all images."""
+    spread = max(line) - min(line)  # above _NEAR, the image is neither black nor white nor narrow
+    return spread > _NEAR and any(max(line[each::3]) - min(line[each::3]) > _SAME for each in range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -22,7 +23,7 @@ from swav_platform.data.storage.addresses import hub_address
 from swav_platform.data.storage.cache import is_command
 from swav_platform.data.storage.errors import explain
 from swav_platform.data.storage.objects import SCHEMES, exists, is_remote, listing
-from swav_platform.data.walk import is_special, walk
+from swav_platform.data.walk import identity_of, is_special, walk
 from swav_platform.errors import UsageError, UserError
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -166,8 +167,23 @@ class _Search:
         name = os.path.abspath(name)
         wanted = _glob_pattern(name)
         tops = [top for top in glob.glob(name[: name.index("**")].rpartition("/")[0] or "/") if os.path.isdir(top)]
-        files = self._files(*tops) if tops else iter(())
-        return [path for path in files if wanted.fullmatch(path) and not os.path.basename(path).startswith(".")]
+        linked: list[bytes] = []
+
+        def matching(paths: Iterable[str]) -> list[str]:
+            return [path for path in paths if wanted.fullmatch(path) and not os.path.basename(path).startswith(".")]
+
+        found = matching(self._files(*tops, linked=linked)) if tops else []
+        known = {identity_of(path) for path in found}
+        middle = name[name.index("**") :].split("/")[1:-1]
+        for folder in linked:  # the pattern may have this name of a folder, and not the one under which it was visited
+            named = any(fnmatch.fnmatchcase(os.path.basename(os.fsdecode(folder)), part) for part in middle)
+            names = matching(map(os.fsdecode, walk(folder, lambda reason, path: None))) if named else []
+            others = [path for path in names if identity_of(path) not in known]
+            known |= {identity_of(path) for path in others}
+            found += others
+            if not others:
+                self._note("linked_folder", folder)
+        return found
 
     def _at(self, pattern: str, path: str) -> list[str]:
         """The file at a path, or the tars below a folder."""
@@ -184,13 +200,18 @@ class _Search:
     def _tars(self, folder: str) -> list[str]:
         return _plain(os.path.abspath(folder), self._files(os.path.abspath(folder)))
 
-    def _files(self, folder: str, *more: str) -> Iterator[str]:
-        """The files below folders, and the links to shards that do not exist."""
+    def _files(self, folder: str, *more: str, linked: list[bytes] | None = None) -> Iterator[str]:
+        """The files below folders, and the links to shards that do not exist.
+
+        linked: takes the second names of folders, which are noted otherwise.
+        """
         dangling = []
 
         def note(reason: str, path: bytes) -> None:
             if reason == "dangling_link" and is_shard(os.fsdecode(path)):
                 dangling.append(os.fsdecode(path))
+            elif reason == "linked_folder" and linked is not None:
+                linked.append(path)
             else:
                 self._note(reason, path)
 

@@ -209,6 +209,9 @@ def test_a_folder_has_its_own_name_rather_than_that_of_a_link(tmp_path: Path) ->
         ("*/**/*.tar", ["y/y.tar", "z/x.tar"], {"linked_folder": 1}),
         ("**/*.tar", ["y/y.tar", "z/x.tar"], {"linked_folder": 1}),
         ("*/*.tar", ["link/x.tar", "y/y.tar", "z/x.tar"], {}),
+        ("**/link/*.tar", ["link/x.tar"], {}),
+        ("**/li*/**/*.tar", ["link/x.tar"], {}),
+        ("**/[lz]*/*.tar", ["z/x.tar"], {"linked_folder": 1}),
     ],
 )
 def test_a_glob_finds_a_linked_folder_by_the_name_of_the_link(
