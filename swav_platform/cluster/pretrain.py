@@ -121,7 +121,7 @@ def _ready(config: Config, folder: RunFolder, uri: str, card: registry.Card) -> 
         opened = beside.submit(registry.begin, folder, uri, card)
         with session.connected(config) as (group, local):
             if local:
-                warm(group.tasks + 2)  # and the actors that schedule and split their datasets
+                warm(group.tasks)
             opened.result()
             yield group, local
 

@@ -150,6 +150,12 @@ class Train(Section):
         "checkpoint with the remedy",
         changes_results="no",
     )
+    online_knn: Literal["off", "folder"] = setting(
+        "off",
+        "kNN accuracy of the features of logged steps, as `health/knn`: `folder` takes the folder of a sample's key as its label; it is "
+        "for monitoring and never used for training",
+        changes_results="no",
+    )
     log_every: int = setting(10, "steps between logged metrics", unit="steps", changes_results="no", ge=1)
 
     @field_validator("workers")

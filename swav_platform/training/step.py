@@ -94,7 +94,7 @@ def train_step(
     gathered = None
     if vitals is not None:
         with _counted(comm, "health", calls):
-            gathered = vitals.gather(method, outputs, targets, seen, comm)
+            gathered = vitals.gather(method, rows, outputs, targets, seen, comm)
     if moving:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]
     grad_norm = total_norm(_gradients(moving))

@@ -37,6 +37,7 @@ OTHER_VALUES = {  # of every setting outside of the digest
     "train.retries": "9",
     "train.hang_timeout": "60",
     "train.health": "stop",
+    "train.online_knn": "folder",
     "data.segment": "7",
     "data.node_labels": "{pool: data}",
     "data.sample_log": "log",

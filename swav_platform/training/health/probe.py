@@ -57,41 +57,50 @@ def watching(network: nn.Module, wanted: bool) -> Iterator[Seen]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a sample: weight, small image, embeddings of V views, features."""
+    """The columns of a sample: weight, small image, embeddings of V views, features, tags."""
 
     images: int
     views: int
     dim: int
     features: int
+    tags: int = 0
 
     @property
     def width(self) -> int:
-        return 1 + 3 * SMALL**2 + self.views * self.dim + self.features
+        return 1 + 3 * SMALL**2 + self.views * self.dim + self.features + self.tags
 
-    def parts(self, whole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Small images [n, P], embeddings [n, V, D] and features [n, F] of the images that could be read, float64 in host memory."""
+    def parts(self, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Small images [n, P], embeddings [n, V, D], features [n, F] and tags [n, T] of the images that could be read.
+
+        All are float64 in host memory.
+        """
         table = whole.view(self.images, self.width).double().cpu()
         table = table[table[:, 0] > 0, 1:]
-        small, embeddings, features = table.split([3 * SMALL**2, self.views * self.dim, self.features], dim=1)
-        return small, embeddings.unflatten(1, (self.views, self.dim)), features
+        widths = [3 * SMALL**2, self.views * self.dim, self.features, self.tags]
+        small, embeddings, features, tags = table.split(widths, dim=1)
+        return small, embeddings.unflatten(1, (self.views, self.dim)), features, tags
 
 
-def sample(outputs: StepOutputs, seen: Seen, rows_per_step: int) -> tuple[Tensor, Layout]:
-    """This rank's part of the step's first images, row by row, as a flat tensor to be summed over ranks, and its layout."""
+def sample(outputs: StepOutputs, seen: Seen, rows_per_step: int, tags: Sequence[Tensor] = ()) -> tuple[Tensor, Layout]:
+    """This rank's part of the step's first images, row by row, as a flat tensor to be summed over ranks, and its layout.
+
+    tags: per row, [R, T] of whole numbers below 2^24.
+    """
     first = outputs.rows[0]
     kept_rows = min(rows_per_step, SAMPLED)
     per_row = min(len(first.weight), max(1, SAMPLED // rows_per_step))
     small = torch.cat(seen.small)
     features = torch.cat(seen.features) if seen.features else small.new_zeros(len(small), 0)
     views, size, dim = first.embeddings.shape
-    layout = Layout(kept_rows * per_row, views, dim, features.shape[1])
+    columns = [small, features, torch.cat(list(tags)).to(small) if tags else small.new_zeros(len(small), 0)]
+    layout = Layout(kept_rows * per_row, views, dim, features.shape[1], columns[2].shape[1])
     whole = small.new_zeros(kept_rows, per_row, layout.width)
-    for row, little, feature in zip(outputs.rows, small.split(size), features.split(size), strict=True):
+    for row, little, feature, tag in zip(outputs.rows, *(column.split(size) for column in columns), strict=True):
         place = row.row - outputs.step * rows_per_step
         if place < kept_rows:
             embeddings = row.embeddings.detach().float().transpose(0, 1).flatten(1)
-            columns = torch.cat([row.weight.float()[:, None], little, embeddings, feature], dim=1)[:per_row]
-            whole[place] = columns * (row.weight[:per_row, None] > 0)
+            lines = torch.cat([row.weight.float()[:, None], little, embeddings, feature, tag], dim=1)[:per_row]
+            whole[place] = lines * (row.weight[:per_row, None] > 0)
     return whole.flatten(), layout
 
 

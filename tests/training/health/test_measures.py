@@ -57,7 +57,7 @@ def test_a_sample_is_the_same_for_any_number_of_ranks() -> None:
     whole, layout = sample(StepOutputs(2, tuple(rows)), everything, 3)
     parts = [sample(StepOutputs(2, (row,)), s, 3)[0] for row, s in zip(rows, seen, strict=True)]
     assert torch.equal(whole, sum(parts))
-    small, embeddings, features = layout.parts(whole)
+    small, embeddings, features, _ = layout.parts(whole)
     assert (small.shape, embeddings.shape, features.shape) == ((14, 48), (14, 3, 4), (14, 7)), "without the unreadable image"
     assert torch.allclose(embeddings[0], rows[0].embeddings[:, 0], atol=1e-6)
 
