@@ -75,4 +75,4 @@ def _nearest_label(features: Tensor, samples: Tensor, bank: Tensor, labels: Tens
     names, classes = labels.unique(return_inverse=True)
     weights = ((near - near[:, :1]) / _TEMPERATURE).exp() * (near > -1.5)
     votes = torch.zeros(len(features), len(names)).scatter_add_(1, classes[place], weights)
-    return names[votes.argmax(1)]
+    return torch.index_select(names, 0, votes.argmax(1))
