@@ -234,6 +234,9 @@ class ReloadAnswer(_Answer):
 FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer, "description": text}
     for code, text in {
+        400: "The connection closed before the whole body was received",
+        404: "There is no such model",
+        408: "The body came too slowly",
         413: "Too many bytes or items",
         415: "Unsupported content type",
         422: "Invalid parameter, or the only image of the request is bad",

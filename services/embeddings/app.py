@@ -14,7 +14,7 @@ from services.embeddings.abandoned import Abandoned
 from services.embeddings.admission import Admission
 from services.embeddings.answers import Json
 from services.embeddings.body import Bodies
-from services.embeddings.edge import web
+from services.embeddings.edge import document, web
 from services.embeddings.edge.access import open_guard
 from services.embeddings.edge.fetch import Fetcher
 from services.embeddings.edge.hosts import read_hosts
@@ -81,8 +81,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(Abandoned)
     app.add_middleware(Measured, metrics=metrics)
     errors.install(app)
-    for part in (embeddings, clusters, neighbours, items, about, reload, explorer):
-        app.include_router(part.router)
+    routers = [part.router for part in (embeddings, clusters, neighbours, items, about, reload, explorer)]
+    for router in routers:
+        app.include_router(router)
+    document.install(app, routers, keys=guard.known is not None)
     page.install(app)
     web.install(app, settings)
     return app

@@ -233,13 +233,18 @@ def _settings(
     if misplaced := set(body) & set(keys):
         raise ServiceError(422, "invalid_request", f"The body has images in {min(misplaced)!r} and elsewhere. Send one of them.")
     try:
-        told = dialect.settings.model_validate(body, strict=strict)
+        told = dialect.settings.model_validate({name: _whole_number(value) for name, value in body.items()}, strict=strict)
     except ValidationError as error:
         raise RequestValidationError([{**fault, "loc": (where, *fault["loc"])} for fault in error.errors()]) from None
     for name, value in query.items():
         if name in body and getattr(told, name) != value:
             raise ServiceError(422, "invalid_request", f"{name!r} differs between the query and the {where}. Send it once.")
     return told.model_copy(update={name: value for name, value in query.items() if name in known})
+
+
+def _whole_number(value: Any) -> Any:
+    """JSON does not tell 3.0 from 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _no_images(message: str, names: Iterable[str], keys: Sequence[str]) -> ServiceError:

@@ -76,7 +76,11 @@ def _content(value: Any) -> Text | None:
     return (None, url) if fits and isinstance(url, str) else None
 
 
-_STRING = {"type": "string", "description": "base64, a data URI, or an https URL if the service allows its host"}
+_STRING = {
+    "type": "string",
+    "format": "image",
+    "description": "base64, a data URI, or an https URL if the service allows its host",
+}
 
 
 def _named_schema(key: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from services.embeddings.answers import ErrorAnswer, Json, ModelEntry, ModelsAnswer
 from services.embeddings.edge.access import require
@@ -22,6 +23,16 @@ from swav_platform import __version__
 router = APIRouter()
 
 ANY_KEY = [Depends(require())]
+PROMETHEUS: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}}
+
+
+class _ModelName(StringConvertor):
+    """All but the name of a route of its own, which would else seem to have the methods of this one, too."""
+
+    regex = "(?!reload$)[^/]+"
+
+
+register_url_convertor("model_name", _ModelName())
 
 
 @router.get("/v1/models", response_model=ModelsAnswer, dependencies=ANY_KEY)
@@ -48,7 +59,9 @@ def _card(name: str, state: State) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/models/{name}", response_model=ModelEntry, responses={404: {"model": ErrorAnswer}}, dependencies=ANY_KEY)
+@router.get(
+    "/v1/models/{name:model_name}", response_model=ModelEntry, responses={404: {"model": ErrorAnswer}}, dependencies=ANY_KEY
+)
 async def model(request: Request, name: str) -> Json:
     """One model, in OpenAI's words."""
     entries = _entries(request.app.state.service.states)
@@ -99,7 +112,7 @@ async def versions() -> Json:
     )
 
 
-@router.get("/metrics", dependencies=ANY_KEY)
+@router.get("/metrics", response_class=Response, responses=PROMETHEUS, dependencies=ANY_KEY)
 async def metrics(request: Request) -> Response:
     """Metrics in the Prometheus text format."""
     return Response(generate_latest(current(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -77,7 +77,7 @@ async def sizes(
 @router.get(
     "/v1/clusters/{cluster}",
     response_model=ClusterAnswer,
-    responses={404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}},
+    responses={404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}, 503: FAILURES[503]},
     dependencies=SEARCH,
 )
 async def cluster(request: Request, cluster: int, limit: Annotated[int, Query(ge=0, le=200)] = 20) -> Json:

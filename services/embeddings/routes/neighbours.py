@@ -66,7 +66,9 @@ def _nearest(store: Store, queries: np.ndarray, asked: NeighbourSettings, thumbn
     return [{"neighbors": near} for near in found]
 
 
-@router.get("/v1/neighbors", response_model=StoredNeighborsAnswer, responses={404: {"model": ErrorAnswer}, **NO_STORE})
+@router.get(
+    "/v1/neighbors", response_model=StoredNeighborsAnswer, responses={404: {"model": ErrorAnswer}, 503: FAILURES[503], **NO_STORE}
+)
 async def of_sample(request: Request, query: Annotated[SampleSettings, Query()]) -> Json:
     """The k samples nearest to a stored sample or an added item, which is itself left out."""
     state = current(request, query.model)
