@@ -16,10 +16,10 @@ import pyarrow as pa
 from swav_platform.data.index.exclusions import Exclusions
 from swav_platform.data.sets.read import EmbeddingSet, unit_vectors
 from swav_platform.errors import UsageError, UserError
-from swav_platform.neighbours.exact import exact_search, recall
+from swav_platform.neighbours.exact import exact_search, recalls
 from swav_platform.neighbours.index import NeighbourIndex
 from swav_platform.neighbours.lists import make_lists
-from swav_platform.neighbours.stored import COLUMNS, FORMAT, LISTS, MANIFEST, ROWS, SCHEMA, StoredVectors, completed, unit
+from swav_platform.neighbours.stored import COLUMNS, FORMAT, LISTS, MANIFEST, ROWS, SCHEMA, StoredVectors, completed
 
 log = logging.getLogger("swav")
 
@@ -35,6 +35,7 @@ _LARGE = 16 * 2**30  # bytes of 8-bit vectors from which on `auto` is `pq`
 _BLOCK = 65_536  # vectors in memory
 _TRAIN = 65_536  # vectors that train a quantiser
 _QUERIES, _K = 512, 10  # of the measurement
+_SURE = 1.6  # standard errors: 19 of 20 other samples of queries would reach the target too
 
 
 def build(
@@ -62,7 +63,7 @@ def build(
     chosen = _codec(codec, n, embeddings.dim)
     progress("makes lists")
     mapped = np.memmap(folder / "unordered.f16", np.float16, "r").reshape(n, embeddings.dim)
-    assigned, centres = make_lists(clusters, lambda rows: unit(mapped[rows]))
+    assigned, centres = make_lists(clusters, lambda rows: mapped[rows].astype(np.float32))
     _store_in_order(folder, mapped, assigned)
     (folder / "unordered.f16").unlink()
     progress("quantises")
@@ -162,11 +163,11 @@ def measure(index: NeighbourIndex, target: float) -> dict[str, Any]:
     k = min(_K, max(1, index.samples - 1))
     exact = _without_self(*exact_search(index.vectors, queries, k + 1), rows, k)
 
-    def reached(probes: int) -> float:
-        return recall(_without_self(*index.probed(queries, k + 1, probes), rows, k), exact)
+    def reached(probes: int) -> np.ndarray:
+        return recalls(_without_self(*index.probed(queries, k + 1, probes), rows, k), exact)
 
     most, probes = int(index.manifest["lists"]), _fewest(reached, int(index.manifest["lists"]), target)
-    found = reached(probes)
+    found = float(reached(probes).mean())
     exhaustive = probes == most and found < target
     began = time.monotonic()
     _, answers = exact_search(index.vectors, queries, k) if exhaustive else index.probed(queries, k, probes)
@@ -179,15 +180,20 @@ def measure(index: NeighbourIndex, target: float) -> dict[str, Any]:
     }
 
 
-def _fewest(reached: Callable[[int], float], most: int, target: float) -> int:
-    """The fewest probes that reach the target, or `most`."""
+def _fewest(reached: Callable[[int], np.ndarray], most: int, target: float) -> int:
+    """The fewest probes that surely reach the target, or `most`. reached(probes): the recall of each query."""
+
+    def surely(probes: int) -> bool:
+        found = reached(probes)
+        return bool(found.mean() - _SURE * found.std() / len(found) ** 0.5 >= target)
+
     high = 1
-    while high < most and reached(high) < target:
+    while high < most and not surely(high):
         high = min(2 * high, most)
     low = high // 2
-    while high - low > max(1, high // 8):
+    while high - low > max(1, high // 16):
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= target else (middle, high)
+        low, high = (low, middle) if surely(middle) else (middle, high)
     return high
 
 

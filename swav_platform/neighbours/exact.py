@@ -26,7 +26,11 @@ def exact_search(vectors: StoredVectors, queries: np.ndarray, k: int) -> tuple[n
     return scores, found
 
 
-def recall(scores: np.ndarray, exact: np.ndarray) -> float:
-    """The share of the exact answers that a search found; both cosines [q, k]. An answer as good as the exact one counts."""
+def recalls(scores: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """float64 [q]: the share of the exact answers to each query that a search found; both cosines [q, k].
+
+    An answer as good as the exact one counts.
+    """
     limit = exact[:, -1:] - _TIE
-    return float((scores >= limit).sum(axis=1).clip(max=exact.shape[1]).mean() / exact.shape[1])
+    found: np.ndarray = (scores >= limit).sum(axis=1).clip(max=exact.shape[1]) / exact.shape[1]
+    return found

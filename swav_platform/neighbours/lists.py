@@ -1,7 +1,7 @@
-"""The inverted lists of a neighbour index are the clusters that training found, so that no k-means over the set is needed.
+"""The inverted lists of a neighbour index begin as the clusters that training found, so that no k-means over the set is needed.
 
-Clusters that are much larger than the others are split, by k-means among their own members, and those that are nearly empty are
-left out. Each vector then joins the nearest of these lists. A set without clusters gets lists by k-means over a sample.
+Each cluster is split by k-means among its own members, and lists that are nearly empty are left out. Each vector then joins the
+nearest of the lists around its own, twice. A set without clusters is one large cluster, which is split twice.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 import numpy as np
 
-PER_LIST = 1.0
-"""The wanted size of a list is this × √samples: as much work to find the lists of a query as to search in them."""
+LISTS = 4.0
+"""Lists of a large set / √samples: the more, the fewer vectors hold the neighbours of a query, and the longer it looks for its lists."""
 
-_SMALLEST = 16  # samples of a list
+_LEAST, _FEW = 16, 64  # samples of a list: at least, and in a set too small for LISTS
 _ROUNDS = 6  # of k-means
 _TRAIN = 48  # samples per list that k-means sees
+_PARTS = 64  # lists of a cluster from which on it is split twice
+_REFINED = 2  # times that vectors may change to a list nearby
+_NEAR = 48  # lists around a list
 _BLOCK = 65_536  # vectors in memory
+_PIECE = 8192  # vectors of a thread
 
 Vectors = Callable[[np.ndarray], np.ndarray]
 """float32 [m, D] of unit length of the rows int64 [m]."""
@@ -28,27 +32,57 @@ Vectors = Callable[[np.ndarray], np.ndarray]
 
 def make_lists(clusters: np.ndarray, vectors: Vectors, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """List int32 [n] of each row, and the directions float32 [L, D] of the lists, from clusters int32 [n] (-1: none)."""
-    n = len(clusters)
-    wanted = max(_SMALLEST, round(PER_LIST * math.sqrt(n)))
-    if (clusters < 0).any():
-        return _without_clusters(n, max(1, n // wanted), vectors, seed)
-    order = np.argsort(clusters, kind="stable")
-    _, starts = np.unique(clusters[order], return_index=True)
-    of_cluster = np.split(order, starts[1:])
+    size = list_size(len(clusters))
+    groups = [np.arange(len(clusters))] if (clusters < 0).any() else _grouped(clusters)
+    groups = [part for rows in groups for part in _halfway(rows, size, vectors, seed)]
     # one thread each: the parts are small, so that threads which share one would mostly wait for each other
     with ThreadPoolExecutor(os.cpu_count(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-        parts = list(pool.map(lambda rows: _split(rows, max(1, round(len(rows) / wanted)), vectors, seed), of_cluster))
-    sizes = np.concatenate([np.bincount(own, minlength=len(found)) for own, found in parts])
-    centres = np.concatenate([found for _, found in parts])
-    kept = sizes >= max(1, wanted // 8)
-    centres = np.ascontiguousarray(centres[kept]) if kept.any() else centres
-    return _nearest(np.arange(n), centres, vectors), centres
+        parts = list(pool.map(lambda rows: _split(rows, max(1, round(len(rows) / size)), vectors, seed), groups))
+        first = np.cumsum([0, *(len(found) for _, found in parts)])
+        own = np.empty(len(clusters), np.int32)
+        own[np.concatenate(groups)] = np.concatenate([part + begin for (part, _), begin in zip(parts, first, strict=False)])
+        lists = np.concatenate([found for _, found in parts])
+        for _ in range(_REFINED):
+            own, lists = _refined(own, lists, max(1, size // 8), vectors, pool)
+    return own, lists
 
 
-def _without_clusters(n: int, count: int, vectors: Vectors, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    chosen = np.sort(np.random.default_rng(seed).permutation(n)[: count * _TRAIN])
-    centres = kmeans(vectors(chosen), count, seed)
-    return _nearest(np.arange(n), centres, vectors), centres
+def _refined(
+    own: np.ndarray, centres: np.ndarray, least: int, vectors: Vectors, pool: ThreadPoolExecutor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each row in the nearest of the lists around its own, and the mean directions of the lists. Lists of fewer than `least` end."""
+    kept = np.bincount(own, minlength=len(centres)) >= least
+    lists = np.ascontiguousarray(centres[kept]) if kept.any() else centres
+    around = faiss.knn(centres, lists, min(_NEAR, len(lists)), metric=faiss.METRIC_INNER_PRODUCT)[1]
+    order = np.argsort(own, kind="stable")
+    pieces = [order[at : at + _PIECE] for at in range(0, len(order), _PIECE)]
+    found, sums = np.empty(len(own), np.int32), lists * np.float32(1e-6)  # a list that stays empty keeps its direction
+    for rows, (joined, used, of_used) in zip(
+        pieces, pool.map(lambda rows: _joined(vectors(rows), own[rows], around, lists), pieces), strict=True
+    ):
+        found[rows] = joined
+        sums[used] += of_used
+    return found, _unit(sums)
+
+
+def list_size(n: int) -> int:
+    """The wanted samples of a list in a set of n."""
+    root = math.sqrt(n)
+    return max(_LEAST, round(min(root, max(_FEW, root / LISTS))))
+
+
+def _halfway(rows: np.ndarray, size: int, vectors: Vectors, seed: int) -> list[np.ndarray]:
+    """The rows in parts that need one more split: k-means with k centres costs k × n, so that one split of all would take long."""
+    if len(rows) <= _PARTS * size:
+        return [rows]
+    count = round(math.sqrt(len(rows) / size))
+    return [rows[part] for part in _grouped(_split(rows, count, vectors, seed)[0])]
+
+
+def _grouped(numbers: np.ndarray) -> list[np.ndarray]:
+    """Rows of equal numbers, ascending."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.unique(numbers[order], return_index=True)[1][1:])
 
 
 def _split(rows: np.ndarray, parts: int, vectors: Vectors, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,14 +92,24 @@ def _split(rows: np.ndarray, parts: int, vectors: Vectors, seed: int) -> tuple[n
         return np.zeros(len(rows), np.int32), _unit(np.asarray(total)[None])
     chosen = np.sort(np.random.default_rng((seed, int(rows[0]))).permutation(len(rows))[: parts * _TRAIN])
     centres = kmeans(vectors(rows[chosen]), parts, seed)
-    return _nearest(rows, centres, vectors), centres
-
-
-def _nearest(rows: np.ndarray, centres: np.ndarray, vectors: Vectors) -> np.ndarray:
     found = np.empty(len(rows), np.int32)
     for first in range(0, len(rows), _BLOCK):
         found[first : first + _BLOCK] = nearest(vectors(rows[first : first + _BLOCK]), centres)
-    return found
+    return found, centres
+
+
+def _joined(
+    values: np.ndarray, own: np.ndarray, around: np.ndarray, lists: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For vectors [m, D] in the order of their list: int32 [m], the nearest of the lists `around` it; these lists, and their sums."""
+    found = np.empty(len(own), np.int32)
+    starts = np.flatnonzero(np.diff(own, prepend=-1))
+    for first, last in zip(starts, np.append(starts[1:], len(own)), strict=True):
+        near = around[own[first]]
+        found[first:last] = near[(values[first:last] @ lists[near].T).argmax(axis=1)]
+    order = np.argsort(found, kind="stable")
+    used, begin = np.unique(found[order], return_index=True)
+    return found, used, np.add.reduceat(values[order], begin, axis=0)
 
 
 def nearest(values: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -59,6 +59,7 @@ class StoredVectors:
     def release(self) -> None:
         """Gives the pages back; the system still caches the file."""
         self._lines._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        self.place._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
     @property
     def order(self) -> np.ndarray:
@@ -82,5 +83,5 @@ def completed(batch: pa.RecordBatch) -> pa.RecordBatch:
 def unit(values: np.ndarray) -> np.ndarray:
     """float32 with rows of unit length."""
     found: np.ndarray = values.astype(np.float32)
-    found /= np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+    found /= np.sqrt(np.maximum(np.einsum("...d,...d->...", found, found), 1e-24))[..., None]
     return found
