@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +18,49 @@ from fastapi.testclient import TestClient
 
 from services.embeddings.app import create_app
 from services.embeddings.edge import access, keys
+from services.embeddings.explorer.routes import router as explorer
 from services.embeddings.settings import ServiceSettings
 from swav_platform.cli.main import swav
 from swav_platform.errors import UsageError, UserError
 from tests.services.test_bad_input import JPEG, refused
+
+EMBED, SEARCH, ADMIN = {"embed"}, {"search"}, {"admin"}
+ROUTES: list[tuple[str, str, set[str]]] = [
+    ("POST", "/v1/embeddings", EMBED),
+    ("POST", "/embeddings", EMBED),
+    ("POST", "/v2/embed", EMBED),
+    ("POST", "/v1/clusters", EMBED),
+    ("POST", "/v1/neighbors", SEARCH),
+    ("GET", "/v1/neighbors", SEARCH),
+    ("GET", "/v1/clusters", SEARCH),
+    ("GET", "/v1/clusters/1", SEARCH),
+    ("POST", "/v1/items", ADMIN),
+    ("DELETE", "/v1/items/1", ADMIN),
+    ("POST", "/v1/models/reload", ADMIN),
+    ("GET", "/v1/models", set()),
+    ("GET", "/v1/models/1", set()),
+    ("GET", "/version", set()),
+    ("GET", "/metrics", set()),
+    *[
+        ("GET", f"/v1/explorer{path}", SEARCH)
+        for path in (
+            "",
+            "/clusters",
+            "/clusters/1",
+            "/items",
+            "/neighbors",
+            "/map",
+            "/duplicates",
+            "/outliers",
+            "/exclusions",
+            "/run",
+        )
+    ],
+    ("POST", "/v1/explorer/list", SEARCH),
+    ("POST", "/v1/explorer/exclusions", SEARCH | ADMIN),
+    ("PUT", "/v1/explorer/clusters/1/name", SEARCH | ADMIN),
+]
+"""Method, path and scopes of every route that is not open. `{…}` is 1."""
 
 OPEN = {"/", "/docs", "/openapi.json", "/healthz", "/readyz"}
 
@@ -37,7 +79,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guarded(package: Path, stored: Path, file: Path) -> Iterator[TestClient]:
     swav_keys("create", file, "--name", "first")
-    with TestClient(create_app(ServiceSettings(model=package, embeddings=stored, threads=1, keys=file))) as client:
+    own = shutil.copytree(stored, file.parent / "set")  # a key with `admin` deletes from it
+    with TestClient(create_app(ServiceSettings(model=package, embeddings=own, threads=1, keys=file))) as client:
         client.app.state.guard._looked = float("inf")  # type: ignore[attr-defined]
         yield client
 
@@ -83,12 +126,29 @@ def test_missing_and_wrong_keys(guarded: TestClient, headers: dict[str, str], pi
 
 
 def test_a_stranger_s_body_is_not_read(guarded: TestClient) -> None:
-    bodies = guarded.app.state.service.bodies  # type: ignore[attr-defined]
-    bodies.open, before = None, bodies.open  # whoever counts a body fails
-    try:
-        refused(guarded.post("/v1/embeddings", content=b"{", headers=JPEG), 401, "unauthorized")
-    finally:
-        bodies.open = before
+    async def ask(method: str, path: str) -> int:
+        """The status, of a client that never sends its body."""
+        scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""}
+        scope |= {
+            "headers": [(b"content-type", b"application/json")],
+            "http_version": "1.1",
+            "scheme": "http",
+            "server": ("x", 1),
+        }
+        told: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            told.append(message)
+
+        await asyncio.wait_for(guarded.app(scope, receive, send), 5)
+        return int(told[0]["status"])
+
+    assert guarded.portal is not None
+    for method, path, _ in ROUTES:
+        assert guarded.portal.call(ask, method, path) == 401, path
 
 
 def test_scopes(guarded: TestClient, key: Any, pictures: list[bytes]) -> None:
@@ -113,11 +173,26 @@ def test_scopes(guarded: TestClient, key: Any, pictures: list[bytes]) -> None:
 
 def test_every_route_has_a_scope_or_is_open_on_purpose(guarded: TestClient) -> None:
     """Also the routes that do not exist yet when this is written."""
-    for path, methods in guarded.get("/openapi.json").json()["paths"].items():
-        for method in methods:
-            response = guarded.request(method, path.replace("{cluster}", "1"))
-            assert response.status_code == (200 if path in OPEN else 401), f"{method} {path}"
+    paths = guarded.get("/openapi.json").json()["paths"]
+    routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    routes |= {(method, route.path) for route in explorer.routes for method in route.methods}  # type: ignore[attr-defined]
+    told = {(method, re.sub(r"/1\b", lambda _: "/{…}", path)) for method, path, _ in ROUTES}
+    assert {(method, re.sub(r"{\w+}", "{…}", path)) for method, path in routes if path not in OPEN} == told
     assert all(guarded.get(path).status_code == 200 for path in OPEN)
+
+
+def test_scopes_of_every_route(guarded: TestClient, key: Any) -> None:
+    """A key with all scopes but one is refused where that one is needed, and a wrong or missing key everywhere."""
+    lacking = {scope: key(",".join(set(keys.SCOPES) - {scope})) for scope in keys.SCOPES}
+    for method, path, scopes in ROUTES:
+        for headers in ({}, bearer("swav_000000000000_" + "A" * 43)):
+            refused(guarded.request(method, path, headers=headers), 401, "unauthorized")
+        for scope, text in lacking.items():
+            response = guarded.request(method, path, headers=bearer(text))
+            if scope in scopes:
+                assert refused(response, 403, "forbidden")["detail"]["needed"] == scope
+            else:
+                assert response.status_code not in (401, 403), (method, path, scope)
 
 
 def test_revoked_while_running(guarded: TestClient, key: Any, file: Path) -> None:

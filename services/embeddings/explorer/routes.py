@@ -20,6 +20,8 @@ from services.embeddings.explorer.collection import Collection, found
 from services.embeddings.explorer.notes import LONGEST, listed
 from services.embeddings.explorer.overview import Order
 from services.embeddings.explorer.run import record
+from services.embeddings.explorer.sent import MOST as SAMPLES
+from services.embeddings.explorer.sent import sent
 from services.embeddings.state import State, current
 from swav_platform.models.inference import highest
 
@@ -29,7 +31,7 @@ ADMIN = [Depends(require("search", "admin"))]
 MOST = 200  # samples of a request
 Limit = Annotated[int, Query(ge=1, le=MOST)]
 Offset = Annotated[int, Query(ge=0)]
-SampleNumber = Annotated[int, Field(ge=0)]
+SampleNumber = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class _Body(BaseModel):
@@ -41,7 +43,7 @@ class Name(_Body):
 
 
 class Chosen(_Body):
-    samples: Annotated[list[SampleNumber], Field(max_length=1_000_000)]
+    samples: Annotated[list[SampleNumber], Field(max_length=SAMPLES)]
 
 
 class Exclusion(_Body):
@@ -140,8 +142,9 @@ def _cluster(state: State, cluster: int, limit: int, thumbnail: bool) -> dict[st
 
 
 @router.put("/clusters/{cluster}/name", dependencies=ADMIN)
-async def rename(request: Request, cluster: int, body: Name) -> Json:
+async def rename(request: Request, cluster: int) -> Json:
     """Names a cluster; null takes the name away. Names are stored beside the set."""
+    body = await sent(request, Name)
     held = collection(request)
     current(request).check_cluster(cluster)
     await asyncio.to_thread(held.notes.rename, cluster, body.name)
@@ -159,8 +162,9 @@ async def items(request: Request, samples: Annotated[str, Query(pattern=r"^\d{1,
 
 
 @router.post("/list")
-async def as_list(request: Request, body: Chosen) -> Json:
+async def as_list(request: Request) -> Json:
     """The samples as lines of a list that `swav index` takes."""
+    body = await sent(request, Chosen)
     held = collection(request)
     lines = await asyncio.to_thread(lambda: listed(held.lines(held.rows(body.samples))).splitlines())
     return Json({"lines": lines})
@@ -211,8 +215,9 @@ async def exclusions(request: Request) -> PlainTextResponse:
 
 
 @router.post("/exclusions", dependencies=ADMIN)
-async def exclude(request: Request, body: Exclusion) -> Json:
+async def exclude(request: Request) -> Json:
     """Excludes samples, or takes them back. They disappear from neighbours, clusters and the map at once."""
+    body = await sent(request, Exclusion)
     held = collection(request)
     await asyncio.to_thread(held.exclude, body.samples, body.excluded)
     return Json({"excluded": int(np.count_nonzero(held.store.hidden))})
