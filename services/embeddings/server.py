@@ -34,7 +34,7 @@ def serve(settings: ServiceSettings, host: str | None = None, port: int | None =
     address = (settings.host if host is None else host, settings.port if port is None else port)
     with listen(*address) as listener, _terminate_as_interrupt():
         if settings.workers > 1:
-            from services.embeddings.workers import run
+            from services.embeddings.scale.workers import run
 
             run(settings, listener, url(listener), lambda: on_ready(url(listener)) if on_ready else None)
             return

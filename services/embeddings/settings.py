@@ -55,6 +55,7 @@ class ServiceSettings:
     allow_int8: bool = False  # whether auto may take int8
     device: str = "cpu"
     workers: int = 1  # processes that share the port
+    alone: bool = True  # whether no other process answers from the same models and sets
     decoders: int = 0  # decoding threads; 0: as many as cores
     max_batch: int = 32  # most images in one forward pass; fewer if that is as fast
     drain: float = 5.0  # seconds that a replaced model stays for requests that began with it

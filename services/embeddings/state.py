@@ -71,3 +71,13 @@ def chosen(request: Request, name: str | None) -> State:
     """As `current`, for images: without a name, other models take their share of the requests."""
     state: State = request.app.state.service.pick(name, draw=random.random())
     return state
+
+
+async def alone(request: Request) -> None:
+    """A FastAPI dependency of routes that change something. Raises ServiceError 409 if other processes answer beside this one."""
+    if not request.app.state.service.first.settings.alone:
+        message = (
+            "Several processes answer here, and a change would reach one of them. "
+            "Change items and names through a service of one process; new models come with --poll."
+        )
+        raise ServiceError(409, "read_only", message)

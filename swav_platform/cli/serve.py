@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,7 +280,7 @@ def query_command(what: str, images: tuple[str, ...], url: str, k: int, as_json:
     if what == "clusters" and k > MAX_CLUSTERS:
         raise UsageError(f"--k {k} is too large: the service returns at most {MAX_CLUSTERS} clusters per image.")
     with Client(url) as client:
-        ask = {
+        ask: dict[str, Callable[[], Any]] = {
             "embeddings": lambda: client.embeddings(images),
             "clusters": lambda: client.clusters(images, top=k),
             "neighbors": lambda: client.neighbors(images, k=k, thumbnails=None if as_json else False),

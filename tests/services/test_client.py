@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from services.embeddings.server import serving
 from services.embeddings.settings import Limits, ServiceSettings
-from swav_platform.client import Client
+from swav_platform.client import AsyncClient, Client
 from swav_platform.errors import UserError
 
 pytestmark = pytest.mark.stack  # starts processes
@@ -59,12 +61,44 @@ def test_errors_are_paragraphs(address: str, pictures: list[bytes], tmp_path: Pa
             client.cluster(99)
         with pytest.raises(UserError, match="not_an_image"):
             client.embeddings([b"text"])
-        with pytest.raises(UserError, match="too_many_items"):
-            client.embeddings([pictures[0]] * 5)
         with pytest.raises(UserError, match=r"absent\.jpg"):
             client.embeddings([tmp_path / "absent.jpg"])
         with pytest.raises(UserError, match="empty"):
             client.embeddings([])
+
+
+def test_long_lists_are_several_requests(address: str, pictures: list[bytes], truth: tuple[np.ndarray, np.ndarray]) -> None:
+    """The service takes 4 images and 300,000 bytes of each: the client finds that out."""
+    images = [*pictures[:9], b"text", b"x" * 400_000, pictures[9]]
+    with Client(address) as client:
+        items = client.embeddings(images)["items"]
+        streamed = list(client.stream(images, batch=3))
+    assert [item["index"] for item in items] == list(range(12))
+    assert [item["error"]["code"] for item in items if "error" in item] == ["not_an_image", "too_many_bytes"]
+    assert streamed == [{**item, "name": kept["name"]} for item, kept in zip(items, streamed, strict=True)]
+    np.testing.assert_allclose([item["embedding"] for item in items if "embedding" in item], truth[0][:10], atol=1e-5)
+
+
+def test_a_folder(address: str, pictures: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name, image in {"deep/b.png": pictures[1], "a.JPG": pictures[0], "notes.txt": b"text"}.items():
+        (tmp_path / name).write_bytes(image)
+
+    async def asked() -> list[Any]:
+        async with AsyncClient(address) as client:
+            assert (await client.embeddings(pictures[:5], model="tiny"))["model"]["name"] == "tiny"
+            assert (await client.models())["models"][0]["samples"] == 40
+            with pytest.raises(UserError, match="not_an_image"):
+                await client.clusters([b"text"])
+            return [item async for item in client.stream(tmp_path)]
+
+    with Client(address) as client:
+        items = list(client.stream(tmp_path))
+        assert [item["name"] for item in items] == ["a.JPG", "b.png"]
+        assert asyncio.run(asked()) == items
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UserError, match="no images"):
+            next(client.stream(tmp_path / "empty"))
 
 
 def test_a_body_far_too_large_gets_its_answer(address: str) -> None:

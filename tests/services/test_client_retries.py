@@ -14,7 +14,8 @@ import pytest
 from services.embeddings.edge import keys
 from services.embeddings.server import serving
 from services.embeddings.settings import ServiceSettings
-from swav_platform.client import Client, pause
+from swav_platform.client import Client
+from swav_platform.client.exchange import pause
 from swav_platform.errors import UserError
 
 
@@ -57,6 +58,42 @@ def test_not_for_ever(busy: str) -> None:
     with Client(busy, retries=1) as client, pytest.raises(UserError, match="busy, HTTP 503"):
         client.models()
     assert len(Busy.seen) == 2
+
+
+class Lost(BaseHTTPRequestHandler):
+    """Loses the first requests: closes the connection, then says 500 as a proxy does whose process behind it has ended."""
+
+    seen: list[str]
+
+    def do_POST(self) -> None:
+        self.seen.append(self.command)
+        self.rfile.read(int(self.headers["content-length"]))
+        if len(self.seen) == 1:
+            self.close_connection = True
+            return
+        status, body = (500, b"Internal Server Error") if len(self.seen) == 2 else (200, b'{"model": {}, "items": []}')
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_lost_is_sent_again_unless_it_changes_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swav_platform.client.exchange.random.uniform", lambda *_: 0.01)
+    Lost.seen = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Lost) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_port}") as client:
+            assert client.embeddings([b"image"])["items"] == []
+            assert len(Lost.seen) == 3
+            Lost.seen.clear()
+            with pytest.raises(UserError, match="Cannot reach"):
+                client.add_items([("key", b"image")])
+            assert len(Lost.seen) == 1
+        server.shutdown()
 
 
 def test_pauses() -> None:

@@ -22,11 +22,11 @@ from services.embeddings.explorer.overview import Order
 from services.embeddings.explorer.run import record
 from services.embeddings.explorer.sent import MOST as SAMPLES
 from services.embeddings.explorer.sent import sent
-from services.embeddings.state import State, current
+from services.embeddings.state import State, alone, current
 from swav_platform.models.inference import highest
 
 router = APIRouter(prefix="/v1/explorer", include_in_schema=False, dependencies=[Depends(require("search"))])
-ADMIN = [Depends(require("search", "admin"))]
+ADMIN = [Depends(require("search", "admin")), Depends(alone)]
 
 MOST = 200  # samples of a request
 Limit = Annotated[int, Query(ge=1, le=MOST)]
@@ -76,7 +76,7 @@ async def facts(request: Request) -> Json:
             "thumbnails": held is not None and "thumbnail" in held.store.table.column_names and caller.may("images"),
             "map": held is not None,
             "names": {} if held is None else {str(cluster): name for cluster, name in held.notes.names.items()},
-            "writable": held is not None and held.notes.writable and caller.may("admin"),
+            "writable": held is not None and held.notes.writable and state.settings.alone and caller.may("admin"),
         }
     )
 

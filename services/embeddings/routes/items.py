@@ -17,14 +17,14 @@ from services.embeddings.errors import ServiceError
 from services.embeddings.inputs import Item as Sent
 from services.embeddings.inputs import asked, body_schema
 from services.embeddings.search.log import Item, Taken
-from services.embeddings.state import State, current
+from services.embeddings.state import State, alone, current
 from services.embeddings.store import Store
 from swav_platform.config import ImagePolicy
 from swav_platform.errors import UserError
 from swav_platform.images.decoding.decode import thumbnail
 from swav_platform.models.inference import Encoded
 
-router = APIRouter(dependencies=[Depends(require("admin"))])
+router = APIRouter(dependencies=[Depends(require("admin")), Depends(alone)])
 
 T = TypeVar("T")
 Id = Annotated[int, Path(ge=0, le=2**63 - 1, description="id of an added item, or number of a stored sample")]
@@ -40,7 +40,7 @@ async def add(request: Request, query: Annotated[ItemSettings, Query()]) -> Json
     """Adds images to the set. The answer comes when they are on the disk; from then on they are found as neighbours."""
     async with asked(request, ITEMS, query) as ask:
         state = current(request, ask.settings.model)
-        store = _writable(state)
+        store = state.stored()
         keys = _keys(ask.items, ask.settings.key)
         results = await encode(state.engine, ask.items)
         answers = await state.engine.search(_add, state, store, ask.items, keys, results, ask.settings)
@@ -52,16 +52,9 @@ async def add(request: Request, query: Annotated[ItemSettings, Query()]) -> Json
 async def delete(request: Request, item: Id, model: ModelName = None) -> Json:
     """Deletes an added item or a stored sample, for good. The answer comes when that is on the disk."""
     state = current(request, model)
-    if not await state.engine.search(_delete, _writable(state), item):
+    if not await state.engine.search(_delete, state.stored(), item):
         raise ServiceError(404, "no_such_sample", f"There is no sample or item {item}.")
     return Json({"model": state.model_name(), "id": item})
-
-
-def _writable(state: State) -> Store:
-    if state.settings.workers > 1:
-        message = "A service of several workers does not add or delete. Serve this set with --workers 1."
-        raise ServiceError(409, "read_only", message)
-    return state.stored()
 
 
 def _keys(sent: list[Sent], key: str | None) -> list[str]:

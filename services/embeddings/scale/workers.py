@@ -33,7 +33,7 @@ def run(settings: ServiceSettings, listener: socket.socket, url: str, started: C
     from services.embeddings.app import create_app
 
     config = uvicorn.Config(
-        functools.partial(create_app, replace(settings, workers=1)),
+        functools.partial(create_app, replace(settings, alone=False)),
         factory=True,
         workers=settings.workers,
         **options(settings),
