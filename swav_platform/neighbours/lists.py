@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 LISTS = 4.0
 """Lists of a large set / √samples: the more, the fewer vectors hold the neighbours of a query, and the longer it looks for its lists."""
@@ -36,7 +37,10 @@ def make_lists(clusters: np.ndarray, vectors: Vectors, seed: int = 0) -> tuple[n
     groups = [np.arange(len(clusters))] if (clusters < 0).any() else _grouped(clusters)
     groups = [part for rows in groups for part in _halfway(rows, size, vectors, seed)]
     # one thread each: the parts are small, so that threads which share one would mostly wait for each other
-    with ThreadPoolExecutor(os.cpu_count(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(os.cpu_count(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool,
+    ):
         parts = list(pool.map(lambda rows: _split(rows, max(1, round(len(rows) / size)), vectors, seed), groups))
         first = np.cumsum([0, *(len(found) for _, found in parts)])
         own = np.empty(len(clusters), np.int32)
