@@ -33,7 +33,7 @@ class Source:
     embeddings: Path | None = None
     name: str | None = None  # by which requests choose it; the package's own name if None
     tracking_uri: str | None = None
-    index: Path | None = None  # neighbour index of the set; SET-neighbours, if there is one, if None
+    index: Path | str | None = None  # neighbour index of the set, or pgvector://…; SET-neighbours, if there is one, if None
     weight: float = 0.0  # share of the requests that name no model, for all but the first source
 
 
@@ -43,7 +43,7 @@ class ServiceSettings:
 
     model: Path | str  # place of the first source
     embeddings: Path | None = None
-    index: Path | None = None
+    index: Path | str | None = None
     tracking_uri: str | None = None
     others: tuple[Source, ...] = ()
     poll: float = 0.0  # seconds between two looks for new versions of the models; 0: only when asked

@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from services.embeddings.search.indexed import Indexed, open_indexed
+from services.embeddings.search.indexed import Found, Searched, open_searched
 from services.embeddings.search.items import Items, open_items
 from swav_platform.data.sets.excluded import excluded_now
 from swav_platform.data.sets.read import EmbeddingSet, open_set, unit_vectors
 from swav_platform.errors import UsageError, UserError
 from swav_platform.models.inference import InferenceModel, highest
+from swav_platform.neighbours.conditions import masks
+from swav_platform.neighbours.search import ANY, Where
 
 COLUMNS = ("key", "shard", "sample", "cluster", "score", "embedding")
 OPTIONAL = ("label", "thumbnail", "scale")
@@ -35,11 +37,12 @@ class Store:
     hidden: np.ndarray  # bool [N]: excluded samples, which no answer contains
     gone: np.ndarray  # bool [N]: samples that stay hidden: deleted ones, and those that the index does not have
     items: Items  # that were added to the set
-    index: Indexed | None = None
+    index: Searched | None = None
 
     @property
     def samples(self) -> int:
-        return len(self.clusters) - int(np.count_nonzero(self.hidden))
+        """Stored samples and items that answers may contain."""
+        return len(self.clusters) - int(np.count_nonzero(self.hidden)) + len(self.items.shown())
 
     def hide(self, rows: np.ndarray, hidden: bool) -> None:
         """Leaves the rows out of all answers, or takes them back."""
@@ -55,21 +58,28 @@ class Store:
 
     def vector(self, row: int) -> np.ndarray:
         """float32 [feature_dim] of a row that is not hidden."""
-        if self.vectors is not None:
-            return np.asarray(self.vectors[row])
+        found: np.ndarray = self.vectors_of(np.array([row]))[0]
+        return found
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [m, feature_dim] of rows that the index has, if there is one."""
+        return self.vectors[rows] if self.vectors is not None else self._searched.vectors(rows)
+
+    def with_vectors(self) -> np.ndarray:
+        """int64 [m]: the rows that have a vector."""
+        return np.arange(len(self.clusters)) if self.index is None else np.flatnonzero(self.index.has)
+
+    @property
+    def _searched(self) -> Searched:
         assert self.index is not None
-        return self.index.vector(row)
+        return self.index
 
-    def nearest(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows of the k nearest samples and their cosines, best first, for each unit-length query of [n, feature_dim].
-
-        allowed: bool [N], rows that may be found besides that they are not hidden.
-        """
-        shown = ~self.hidden if allowed is None else allowed & ~self.hidden
-        k = min(k, int(np.count_nonzero(shown)))
+    def nearest(self, queries: np.ndarray, k: int, where: Where = ANY) -> Found:
+        """The k nearest samples that are not hidden and meet the conditions, for each unit-length query of [n, feature_dim]."""
         if self.vectors is None:
-            assert self.index is not None
-            return self.index.nearest(queries, k, shown)
+            return self._searched.nearest(queries, k, where, self.hidden)
+        shown = np.logical_and.reduce([~self.hidden, *masks(self.table, where)])
+        k = min(k, int(np.count_nonzero(shown)))
         at_once = max(1, CELLS // len(self.clusters))
         parts = [queries[i : i + at_once] for i in range(0, len(queries), at_once)]
         whole = bool(shown.all())
@@ -113,7 +123,7 @@ class Store:
         }
 
 
-def load_store(folder: Path, model: InferenceModel, index: Path | None = None) -> Store:
+def load_store(folder: Path, model: InferenceModel, index: Path | str | None = None) -> Store:
     """Loads an embedding set, the items that were added to it, and its neighbour index: `index`, else SET-neighbours if it is there.
 
     Raises UserError for a missing or damaged set or index, and for embeddings of another model or an index of another set.
@@ -123,7 +133,7 @@ def load_store(folder: Path, model: InferenceModel, index: Path | None = None) -
     except UsageError as error:
         raise UserError(f"{error} Or start the service without embeddings.") from error
     _check_maker(embeddings, folder, model)
-    opened = open_indexed(folder, embeddings, index)
+    opened = open_searched(folder, embeddings, index)
     try:
         table, vectors = _read(embeddings, opened is None)
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -140,7 +150,7 @@ def load_store(folder: Path, model: InferenceModel, index: Path | None = None) -
     first = max(int(embeddings.manifest["samples"]), int(samples.max()) + 1)  # excluded samples keep their numbers
     items = open_items(folder, embeddings.digest, first, embeddings.dim)
     gone = np.isin(samples, list(items.deleted))
-    indexed = None if opened is None else Indexed.of(opened, samples)
+    indexed = None if opened is None else opened(samples)
     if indexed is not None:
         gone |= ~indexed.has
     store = Store(

@@ -32,10 +32,16 @@ def neighbours_command() -> None:
 
 
 @neighbours_command.command(
-    epilog=console.examples("swav neighbours build mine", "swav neighbours build s3://bucket/set --to index")
+    epilog=console.examples(
+        "swav neighbours build mine",
+        "swav neighbours build s3://bucket/set --to index",
+        "swav neighbours build mine --to pgvector://me@host/images#mine",
+    )
 )
 @click.argument("place", metavar="SET")
-@click.option("--to", metavar="DIR", help="Folder of the index (default: SET-neighbours).")
+@click.option(
+    "--to", metavar="DIR", help="Folder of the index, or pgvector://USER@HOST/DATABASE#TABLE (default: SET-neighbours)."
+)
 @click.option("--codec", type=click.Choice(["auto", "sq8", "pq"]), default="auto", show_default=True, help="Quantisation.")
 @click.option(
     "--recall",
@@ -50,8 +56,15 @@ def neighbours_command() -> None:
 def build(place: str, to: str | None, codec: Codec, recall: float, exclude: str | None, out: str | None, as_json: bool) -> None:
     """Build an index for fast search, whose lists are the clusters, and measure its recall."""
     from swav_platform.neighbours.build import build as build_index
+    from swav_platform.neighbours.pgvector import SCHEME, store_in_postgres, table_of
 
     embeddings, excluded = _open(place, out, exclude)
+    if to and to.startswith(SCHEME):
+        began = time.monotonic()
+        count = store_in_postgres(embeddings, table_of(to), excluded)
+        seconds = round(time.monotonic() - began, 2)
+        console.answer({"samples": count, "dim": embeddings.dim, "seconds": seconds, "out": to}, as_json)
+        return
     console.answer(
         build_index(embeddings, _folder(embeddings, to), codec=codec, target=recall, excluded=excluded, progress=_say), as_json
     )

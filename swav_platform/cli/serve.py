@@ -80,7 +80,11 @@ MAX_CLUSTERS = 20  # limit of the service for one image
     metavar="DIR",
     help="Folder written by `swav embed`, or of such folders named by model digest (default: the run's).",
 )
-@click.option("--index", metavar="DIR", help="Neighbour index of the embeddings (default: SET-neighbours, if it is there).")
+@click.option(
+    "--index",
+    metavar="DIR",
+    help="Neighbour index of the embeddings, or pgvector://USER@HOST/DATABASE#TABLE (default: SET-neighbours, if it is there).",
+)
 @click.option("--runtime", default="auto", show_default=True, metavar="NAME", help="auto, torch, compile, bf16, onnx or int8.")
 @click.option("--allow-int8", is_flag=True, help="Let auto take int8.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:NUMBER.")
@@ -158,7 +162,7 @@ def serve_command(
     settings = ServiceSettings(
         model=first.place if is_url(first.place) or ":/" in first.place else Path(first.place),
         embeddings=first.embeddings,
-        index=Path(index) if index else None,
+        index=Path(index) if index and "://" not in index else index,
         tracking_uri=first.tracking_uri,
         others=others,
         poll=poll,

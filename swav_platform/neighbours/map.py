@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swav_platform.atomic import replacing
-from swav_platform.neighbours.axes import two_axes
+from swav_platform.neighbours.axes import Axes, two_axes
 from swav_platform.neighbours.index import NeighbourIndex
 
 _BLOCK = 8192  # vectors at once
@@ -25,15 +25,16 @@ def write_map(
     Excluded samples are left out. Returns samples, the share of the variance that the map shows, and out.
     """
     usable = np.arange(index.samples) if index.banned is None else np.flatnonzero(~index.banned)
-    mean, axes, share = _principal(index, usable)
+    axes, share = _principal(index, usable)
+    schema = _SCHEMA.with_metadata(axes.as_metadata())
     line = np.full(index.samples, -1, np.int64)
     line[usable] = np.arange(len(usable))
     allowed = None if index.banned is None else ~index.banned
-    with replacing(path) as aside, pq.ParquetWriter(aside, _SCHEMA) as file:
+    with replacing(path) as aside, pq.ParquetWriter(aside, schema) as file:
         for first in range(0, len(usable), _BLOCK):
             rows = usable[first : first + _BLOCK]
             values = index.vectors.rows(rows)
-            places = (values - mean) @ axes
+            places = axes.places(values)
             scores, found = index.search_rows(values, min(k + 1, len(usable)), allowed)
             near = [_near(*each, line, k) for each in zip(scores, found, rows, strict=True)]
             names = index.rows.select(_NAMES).take(pa.array(rows))
@@ -43,7 +44,7 @@ def write_map(
                 *names.columns,
                 pa.array(near, _SCHEMA.field("neighbors").type),
             ]
-            file.write_table(pa.table(columns, schema=_SCHEMA))
+            file.write_table(pa.table(columns, schema=schema))
             progress(first + len(rows), len(usable))
     return {"samples": len(usable), "variance_share": round(share, 4), "out": str(path)}
 
@@ -63,16 +64,16 @@ _SCHEMA = pa.schema(
 )
 
 
-def _principal(index: NeighbourIndex, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean float32 [D], axes float32 [D, 2] and their share of the variance."""
+def _principal(index: NeighbourIndex, rows: np.ndarray) -> tuple[Axes, float]:
+    """The main axes and their share of the variance."""
     total, squares = np.zeros(index.dim), np.zeros((index.dim, index.dim))
     for first in range(0, len(rows), _BLOCK):
         values = index.vectors.rows(rows[first : first + _BLOCK])
         total += values.sum(axis=0, dtype=np.float64)
         squares += values.T @ values
     mean = total / max(len(rows), 1)
-    axes, share = two_axes(squares / max(len(rows), 1) - np.outer(mean, mean))
-    return mean.astype(np.float32), axes.astype(np.float32), share
+    directions, share = two_axes(squares / max(len(rows), 1) - np.outer(mean, mean))
+    return Axes(mean.astype(np.float32), directions.astype(np.float32)), share
 
 
 def _near(scores: np.ndarray, rows: np.ndarray, own: int, line: np.ndarray, k: int) -> dict[str, Any]:

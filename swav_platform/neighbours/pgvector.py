@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,62 +22,102 @@ _COLUMNS = "sample, key, shard, label, cluster"
 _EFFORT = 200  # hnsw.ef_search: candidates of a search
 
 
-class PgNeighbours:
-    """A `Neighbours` in a table of PostgreSQL. Belongs to one thread."""
+SCHEME = "pgvector://"
+_TABLE = "swav"
 
-    def __init__(self, url: str, table: str, *, of_set: str | None = None, excluded: Exclusions | None = None) -> None:
+
+@dataclass(frozen=True)
+class Table:
+    """Where a set is: url as PostgreSQL takes it (postgresql://USER:PASSWORD@HOST/DATABASE), and the name of the table."""
+
+    url: str
+    name: str = _TABLE
+
+
+def table_of(place: str) -> Table:
+    """The table that pgvector://USER:PASSWORD@HOST/DATABASE#TABLE means; without #TABLE, `swav`."""
+    url, _, name = place.partition("#")
+    return Table(f"postgresql://{url.removeprefix(SCHEME)}", name or _TABLE)
+
+
+class PgNeighbours:
+    """A `Neighbours` in a table of PostgreSQL. Belongs to one thread. Its methods raise UserError if the server does not answer."""
+
+    def __init__(self, table: Table, *, of_set: str | None = None, excluded: Exclusions | None = None) -> None:
         """Raises UserError if the server does not answer, or if the table is missing or holds another set."""
-        self._connection, self._table = _connected(url), _quoted(table)
-        told = self._one("SELECT obj_description(to_regclass(%s))", table)
-        if told is None:
+        self._connection, self._table, self._named = _connected(table.url), _quoted(table.name), table.name
+        self._connection.autocommit = True  # an open transaction would keep others from replacing the table
+        self._of_set = of_set
+        try:
+            self.manifest = self._told()
+            self.samples, self.dim = int(self.manifest["samples"]), int(self.manifest["dim"])
+            self._banned = self._matching(excluded)
+        except UserError:
             self.close()
-            raise UsageError(f"There is no set in the table {table}: write it with store_in_postgres.")
-        self.manifest: dict[str, Any] = json.loads(told)
-        if of_set is not None and self.manifest["set"] != of_set:
-            self.close()
-            raise UserError(f"The table {table} holds another set: write it again with store_in_postgres.")
-        self.samples, self.dim = int(self.manifest["samples"]), int(self.manifest["dim"])
-        self._banned = self._matching(excluded)
+            raise
 
     def search(self, queries: np.ndarray, k: int, where: Where = ANY) -> list[list[Hit]]:
+        self._told()
         conditions, values = self._conditions(where)
         statement = (
             f"SELECT {_COLUMNS}, -(embedding <#> %s::halfvec) FROM {self._table} WHERE {conditions} "
             f"ORDER BY embedding <#> %s::halfvec LIMIT %s"
         )
         found = []
-        with self._connection.cursor() as cursor:
+        with _answering(), self._connection.cursor() as cursor:
             cursor.execute(f"SET hnsw.ef_search = {max(_EFFORT, min(4 * k, 1000))}; SET hnsw.iterative_scan = strict_order")
             for query in queries:
                 text = _text(query)
                 cursor.execute(statement, (text, *values, text, k))
-                found.append([Hit(*line) for line in cursor.fetchall()])
+                lines = cursor.fetchall()
+                if len(lines) < min(k, self.samples):  # few meet the conditions; the index gives up before it has found them
+                    cursor.execute("SET enable_indexscan = off")
+                    cursor.execute(statement, (text, *values, text, k))
+                    lines = cursor.fetchall()
+                    cursor.execute("SET enable_indexscan = on")
+                found.append([Hit(*line) for line in lines])
         return found
 
     def vector(self, sample: int) -> np.ndarray:
-        text = (
-            None if sample in self._banned else self._one(f"SELECT embedding::text FROM {self._table} WHERE sample = %s", sample)
-        )
-        if text is None:
-            raise KeyError(sample)
-        return unit(np.array(json.loads(text), np.float32))
+        found: np.ndarray = self.vectors(np.array([sample]))[0]
+        return found
+
+    def vectors(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [m, D] of unit length of int64 [m]. Raises KeyError as `vector`."""
+        self._told()
+        lines = self._all(f"SELECT sample, embedding::text FROM {self._table} WHERE sample = ANY(%s)", samples.tolist())
+        found = {sample: text for sample, text in lines if sample not in self._banned}
+        return unit(np.array([json.loads(found[sample]) for sample in samples.tolist()], np.float32).reshape(-1, self.dim))
+
+    def numbers(self) -> np.ndarray:
+        """int64 [n], ascending: the samples that it has."""
+        return np.array([sample for (sample,) in self._all(f"SELECT sample FROM {self._table} ORDER BY sample")], np.int64)
 
     def close(self) -> None:
         self._connection.close()
 
-    def _one(self, statement: str, value: Any) -> Any:
-        with self._connection.cursor() as cursor:
-            cursor.execute(statement, (value,))
-            line = cursor.fetchone()
-        return None if line is None else line[0]
+    def _told(self) -> dict[str, Any]:
+        """What the table says of its set, which another program may have replaced."""
+        [(text,)] = self._all("SELECT obj_description(to_regclass(%s))", self._table)
+        if text is None:
+            raise UsageError(f"There is no set in the table {self._named}: write it with `swav neighbours build --to {SCHEME}…`.")
+        told: dict[str, Any] = json.loads(text)
+        if self._of_set is not None and told["set"] != self._of_set:
+            raise UserError(f"The table {self._named} holds another set: write it again with `swav neighbours build`.")
+        return told
+
+    def _all(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with _answering(), self._connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            lines: list[tuple[Any, ...]] = cursor.fetchall()
+        return lines
 
     def _matching(self, excluded: Exclusions | None) -> set[int]:
         """The samples that are excluded now."""
         if excluded is None or not len(excluded):
             return set()
-        with self._connection.cursor() as cursor:
-            cursor.execute(f"SELECT sample, shard, key FROM {self._table}")
-            return {sample for sample, shard, key in cursor if excluded.may_cover(shard, key)}
+        lines = self._all(f"SELECT sample, shard, key FROM {self._table}")
+        return {sample for sample, shard, key in lines if excluded.may_cover(shard, key)}
 
     def _conditions(self, where: Where) -> tuple[str, list[Any]]:
         found, values = ["true"], list[Any]()
@@ -85,9 +126,8 @@ class PgNeighbours:
         if where.label is not None:
             found, values = [*found, "label = %s"], [*values, where.label]
         if where.shard is not None:
-            with self._connection.cursor() as cursor:
-                cursor.execute(f"SELECT DISTINCT shard FROM {self._table}")
-                shards = [shard for (shard,) in cursor if is_end_of(where.shard, shard)]
+            lines = self._all(f"SELECT DISTINCT shard FROM {self._table}")
+            shards = [shard for (shard,) in lines if is_end_of(where.shard, shard)]
             found, values = [*found, "shard = ANY(%s)"], [*values, shards]
         if where.key_prefix is not None:
             found, values = [*found, "starts_with(key, %s)"], [*values, where.key_prefix]
@@ -96,15 +136,15 @@ class PgNeighbours:
         return " AND ".join(found), values
 
 
-def store_in_postgres(embeddings: EmbeddingSet, url: str, table: str, excluded: Exclusions | None = None) -> int:
+def store_in_postgres(embeddings: EmbeddingSet, table: Table, excluded: Exclusions | None = None) -> int:
     """Writes a set into a table with an HNSW index, and replaces an older one, in one transaction. Returns the number of samples.
 
     Raises UserError if the server does not answer, lacks the extension, or the set has more dimensions than pgvector can index.
     """
     if embeddings.dim > _DIMENSIONS:
         raise UserError(f"pgvector indexes up to {_DIMENSIONS} dimensions, and this set has {embeddings.dim}.")
-    name, count = _quoted(table), 0
-    with contextlib.closing(_connected(url)) as connection, connection, connection.cursor() as cursor:
+    name, count = _quoted(table.name), 0
+    with contextlib.closing(_connected(table.url)) as connection, _answering(), connection, connection.cursor() as cursor:
         cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
         cursor.execute(f"DROP TABLE IF EXISTS {name}")
         cursor.execute(
@@ -134,14 +174,25 @@ def _quoted(table: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in table.split("."))
 
 
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turns errors of the server into UserError."""
+    import psycopg2
+
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise UserError(f"PostgreSQL does not answer ({_reason(error)}). Check the address and that the server runs.") from error
+
+
 def _connected(url: str) -> Any:
     try:
         import psycopg2
     except ImportError:
         raise UserError("The search on PostgreSQL needs more packages: pip install 'swav-platform[pgvector]'.") from None
-    try:
-        connection = psycopg2.connect(url)
-    except psycopg2.OperationalError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"PostgreSQL does not answer ({reason}). Check the address and that the server runs.") from error
-    return connection
+    with _answering():
+        return psycopg2.connect(url)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

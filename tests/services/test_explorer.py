@@ -7,6 +7,8 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,13 +49,18 @@ def test_numbers_of_clusters() -> None:
     assert found.order("size", np.array([4, 0, 9, 0])).tolist() == [2, 0, 1, 3]
 
 
+def held(vectors: np.ndarray) -> Any:
+    """The vectors as a store has them."""
+    return SimpleNamespace(with_vectors=lambda: np.arange(len(vectors)), vectors_of=lambda rows: vectors[rows])
+
+
 def test_a_map_keeps_what_differs_most() -> None:
     rng = np.random.default_rng(0)
     vectors = np.concatenate([rng.normal(3, 0.1, (50, 8)), rng.normal(-3, 0.1, (50, 8))]).astype(np.float32)
-    xy = principal(vectors)
+    xy = principal(held(vectors)).places(vectors)
     assert abs(xy[:50, 0].mean() - xy[50:, 0].mean()) > 10
-    assert principal(vectors[:1]).shape == (1, 2)
-    assert principal(np.ones((5, 1), np.float32)).shape == (5, 2)
+    for few in (vectors[:1], np.ones((5, 1), np.float32)):
+        assert principal(held(few)).places(few).shape == (len(few), 2)
     data = packed(xy, np.arange(100), np.arange(100) + 7)
     assert struct.unpack_from("<I", data) == (100,)
     assert np.frombuffer(data, "<u4", 100, 4 + 1200).tolist() == list(range(7, 107))

@@ -1,4 +1,4 @@
-"""What the page shows of a set: its samples, numbers of its clusters, its map, and people's notes."""
+"""What the page shows of a set: its samples and items, numbers of its clusters, its map, and people's notes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from services.embeddings.explorer import plane
 from services.embeddings.explorer.notes import Notes, read_notes
 from services.embeddings.explorer.overview import Overview, overview
+from services.embeddings.explorer.plane import Later, Plane, packed, plane
+from services.embeddings.search.find import told
+from services.embeddings.search.log import Item
+from services.embeddings.search.members import Members
 from services.embeddings.store import Store
 from swav_platform.data.index.exclusions import Exclusions, Line
 from swav_platform.data.index.names import is_end_of
@@ -20,7 +23,7 @@ from swav_platform.data.index.names import is_end_of
 
 @dataclass
 class Collection:
-    """`store` hides the samples that the notes exclude. folder: of the set, None for one in a bucket."""
+    """`store` hides what the notes exclude. folder: of the set, None for one in a bucket."""
 
     store: Store
     folder: Path | None
@@ -34,13 +37,19 @@ class Collection:
     @cached_property
     def overview(self) -> Overview:
         store = self.store
-        labelled = "label" in store.table.column_names and store.table["label"].null_count < store.samples
+        labelled = "label" in store.table.column_names and store.table["label"].null_count < len(store.clusters)
         kinds = store.table["label" if labelled else "shard"].to_pylist()
         return overview(store.clusters, store.scores, kinds, len(store.sizes))
 
     @cached_property
-    def xy(self) -> np.ndarray:
-        return plane.positions(self.folder, self.samples, self.store.vectors)
+    def plane(self) -> Later:
+        return Later(lambda: plane(self.folder, self.samples, self.store))
+
+    @property
+    def excluded(self) -> int:
+        """How many samples and items are hidden."""
+        items = self.store.items
+        return int(np.count_nonzero(self.store.hidden)) + len(items.all()) - len(items.shown())
 
     def rows(self, samples: Iterable[int]) -> np.ndarray:
         """Rows of the sample numbers; unknown ones are left out."""
@@ -49,33 +58,54 @@ class Collection:
         at = np.minimum(at, len(self.samples) - 1)
         return np.asarray(at[self.samples[at] == wanted])
 
-    def map(self) -> bytes:
-        """The points of the samples that are not excluded."""
-        shown = ~self.store.hidden
-        return plane.packed(self.xy[shown], self.store.clusters[shown], self.samples[shown])
+    def find(self, numbers: Sequence[int]) -> list[int | Item]:
+        """Rows of samples, and items, with these numbers, excluded ones too; unknown ones are left out."""
+        at = np.minimum(np.searchsorted(self.samples, numbers), len(self.samples) - 1)
+        stored = self.samples[at] == np.array(numbers)
+        held = zip(numbers, at.tolist(), stored.tolist(), strict=True)
+        found = [row if known else self.store.items.known(number) for number, row, known in held]
+        return [what for what in found if what is not None]
 
-    def item(self, row: int, score: float | None, *, thumbnail: bool) -> dict[str, Any]:
-        """A sample as the page takes it."""
-        own = self.store.scores[row] if score is None else score
-        return {**self.store.sample(row, own, thumbnail=thumbnail), "excluded": bool(self.store.hidden[row])}
+    def map(self, plane: Plane) -> bytes:
+        """The points of what is not excluded."""
+        store, items = self.store, self.store.items.shown()
+        xy, clusters, samples = plane.xy[~store.hidden], store.clusters[~store.hidden], self.samples[~store.hidden]
+        if items:
+            xy = np.concatenate([xy, plane.places(store, np.stack([item.vector for item in items]))])
+            clusters = np.concatenate([clusters, np.array([item.cluster for item in items], np.int32)])
+            samples = np.concatenate([samples, np.array([item.id for item in items])])
+        return packed(xy, clusters, samples)
 
-    def exemplars(self, cluster: int, count: int, *, thumbnail: bool) -> list[dict[str, Any]]:
-        return [self.item(int(row), None, thumbnail=thumbnail) for row in self.store.members(cluster, count)]
+    def hides(self, what: int | Item) -> bool:
+        return self.store.items.hides(what) if isinstance(what, Item) else bool(self.store.hidden[what])
 
-    def lines(self, rows: Iterable[int]) -> list[Line]:
-        """The rows as lines of an exclusion list."""
+    def item(self, what: int | Item, score: float | None, *, thumbnail: bool) -> dict[str, Any]:
+        """A row or an item as the page takes it. What is excluded has no picture."""
+        own = what.score if isinstance(what, Item) else float(self.store.scores[what])
+        hidden = self.hides(what)
+        shown = told(self.store, what, own if score is None else score, thumbnail=thumbnail and not hidden)
+        return {**shown, "excluded": hidden}
+
+    def exemplars(self, members: Members, cluster: int, count: int, *, thumbnail: bool) -> list[dict[str, Any]]:
+        return [self.item(what, score, thumbnail=thumbnail) for what, score in members.best(cluster, count)]
+
+    def lines(self, found: Iterable[int | Item]) -> list[Line]:
+        """Rows and items as lines of an exclusion list."""
         shard, key = self.store.table["shard"], self.store.table["key"]
-        return [(shard[int(row)].as_py(), key[int(row)].as_py()) for row in rows]
+        return [
+            (self.store.items.place, what.key) if isinstance(what, Item) else (shard[what].as_py(), key[what].as_py())
+            for what in found
+        ]
 
-    def exclude(self, samples: Iterable[int], excluded: bool) -> None:
-        """Adds the samples to the exclusion list, or takes them out; from then on the service hides or shows them."""
-        rows = self.rows(samples)
-        lines = self.lines(rows)
-        asked = set(lines)
+    def exclude(self, numbers: Sequence[int], excluded: bool) -> None:
+        """Adds samples and items to the exclusion list, or takes them out; from then on the service hides or shows them."""
+        found = self.find(numbers)
+        asked = set(self.lines(found))
         # A list from elsewhere may name a shard by its path or not at all.
         same = {line for line in self.notes.lines if not excluded and any(_means(line, sample) for sample in asked)}
         self.notes.exclude(same | asked, excluded)
-        self.store.hide(rows, excluded)
+        self.store.hide(np.array([what for what in found if not isinstance(what, Item)], np.int64), excluded)
+        self.store.items.hide([what.key for what in found if isinstance(what, Item)], excluded)
 
 
 def _means(line: Line, sample: Line) -> bool:
@@ -89,6 +119,7 @@ def collect(store: Store, folder: Path | None) -> Collection:
         listed = Exclusions(notes.lines)
         keys, shards = store.table["key"].to_pylist(), store.table["shard"].to_pylist()
         store.hide(np.flatnonzero([listed.may_cover(shard, key) for shard, key in zip(shards, keys, strict=True)]), True)
+        store.items.hide([key for shard, key in notes.lines if shard is None or is_end_of(shard, store.items.place)], True)
     return Collection(store, folder, notes)
 
 

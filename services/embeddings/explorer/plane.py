@@ -3,58 +3,119 @@
 from __future__ import annotations
 
 import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from services.embeddings.store import Store
 from swav_platform.errors import UserError
-from swav_platform.neighbours.axes import two_axes
+from swav_platform.neighbours.axes import Axes, axes_of, two_axes
 
 FILE = "map.parquet"
 MOST = 200_000  # points that a page is sent
 _FITTED = 20_000  # vectors from which the directions are computed
+_BLOCK = 16_384  # vectors in memory
+_AROUND = 5  # nearest samples, in whose middle an item is placed on a map without directions
 
 
-def positions(folder: Path | None, samples: np.ndarray, vectors: np.ndarray | None) -> np.ndarray:
-    """float32 [N, 2] in -1 … 1 of the samples (ascending int64 [N]); NaN for those that the file does not have,
-    and for all without a file and vectors.
+@dataclass(frozen=True)
+class Plane:
+    """Where samples and items are. middle, half: what becomes 0 and 1 of the page's coordinates."""
 
-    Raises UserError for a file that cannot be read.
-    """
+    xy: np.ndarray  # float32 [N, 2] in -1 … 1; NaN for samples without a place
+    axes: Axes | None  # None: a map that was made elsewhere
+    middle: np.ndarray  # float32 [2]
+    half: float
+
+    def places(self, store: Store, vectors: np.ndarray) -> np.ndarray:
+        """float32 [m, 2] of vectors [m, D] that are not stored samples; NaN for those without a place."""
+        if self.axes is not None:
+            found: np.ndarray = (self.axes.places(vectors) - self.middle) / self.half
+            return found.astype(np.float32)
+        near = [self.xy[rows] for rows, _ in store.nearest(vectors, _AROUND)]
+        known = [placed[np.isfinite(placed).all(axis=1)] for placed in near]
+        return np.array([placed.mean(axis=0) if len(placed) else (np.nan, np.nan) for placed in known], np.float32)
+
+
+class Later:
+    """A plane that a thread computes from the first question on, so that neither the start nor a request waits for it."""
+
+    def __init__(self, make: Callable[[], Plane]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: Future[Plane] | None = None
+
+    def get(self, seconds: float) -> Plane | None:
+        """None if it takes longer. Raises what `make` raised; the next question tries again."""
+        with self._lock:
+            if self._made is None:
+                self._made = Future()
+                threading.Thread(target=self._run, args=(self._made,), name="map", daemon=True).start()
+            made = self._made
+        try:
+            return made.result(seconds)
+        except TimeoutError:
+            if made.done():
+                raise
+            return None
+
+    def _run(self, made: Future[Plane]) -> None:
+        try:
+            made.set_result(self._make())
+        except BaseException as error:
+            with self._lock:
+                self._made = None
+            made.set_exception(error)
+
+
+def plane(folder: Path | None, samples: np.ndarray, store: Store) -> Plane:
+    """The map of a store with these samples (ascending int64 [N]). Raises UserError for a file that cannot be read."""
     if folder is None or not (folder / FILE).is_file():
-        return np.full((len(samples), 2), np.nan, np.float32) if vectors is None else _scaled(principal(vectors))
+        own = principal(store)
+        return _scaled(_placed(store, own), own)
     try:
         table = pq.read_table(folder / FILE, columns=["sample", "x", "y"])
         number, xy = table["sample"].to_numpy(), np.stack([table["x"].to_numpy(), table["y"].to_numpy()], 1)
-    except (OSError, pa.ArrowException, KeyError) as error:
+        axes = axes_of(table.schema.metadata)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder / FILE} can't be read as a map ({reason}). Run `swav neighbours map` again.") from error
     placed = np.full((len(samples), 2), np.nan, np.float32)
     at = np.searchsorted(samples, number)
     known = (at < len(samples)) & (samples[np.minimum(at, len(samples) - 1)] == number)
     placed[at[known]] = xy[known]
-    return _scaled(placed)
+    return _scaled(placed, axes)
 
 
-def principal(vectors: np.ndarray) -> np.ndarray:
-    """float32 [N, 2]: coordinates along the two directions of largest variance. vectors: float32 [N, D]."""
-    step = max(1, len(vectors) // _FITTED)
-    some = vectors[::step].astype(np.float64)
-    mean = some.mean(0)
+def principal(store: Store) -> Axes:
+    """The directions of largest variance, from evenly chosen vectors."""
+    rows = store.with_vectors()
+    some = store.vectors_of(rows[:: max(1, len(rows) // _FITTED)]).astype(np.float64)
+    mean = some.mean(axis=0)
     two, _ = two_axes((some - mean).T @ (some - mean))
-    found = (vectors - mean.astype(np.float32)) @ two.astype(np.float32)
-    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+    return Axes(mean.astype(np.float32), two.astype(np.float32))
 
 
-def _scaled(xy: np.ndarray) -> np.ndarray:
+def _placed(store: Store, axes: Axes) -> np.ndarray:
+    found = np.full((len(store.clusters), 2), np.nan, np.float32)
+    rows = store.with_vectors()
+    for first in range(0, len(rows), _BLOCK):
+        found[rows[first : first + _BLOCK]] = axes.places(store.vectors_of(rows[first : first + _BLOCK]))
+    return found
+
+
+def _scaled(xy: np.ndarray, axes: Axes | None) -> Plane:
     """Into -1 … 1, by the same factor in both directions."""
     if not np.isfinite(xy).any():
-        return xy.astype(np.float32)
+        return Plane(xy.astype(np.float32), axes, np.zeros(2, np.float32), 1.0)
     low, high = np.nanmin(xy, 0), np.nanmax(xy, 0)
-    scaled: np.ndarray = (xy - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)
-    return scaled.astype(np.float32)
+    middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-12)
+    return Plane(((xy - middle) / half).astype(np.float32), axes, middle.astype(np.float32), half)
 
 
 def packed(xy: np.ndarray, clusters: np.ndarray, samples: np.ndarray) -> bytes:

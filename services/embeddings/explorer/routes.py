@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,13 +21,18 @@ from services.embeddings.explorer.overview import Order
 from services.embeddings.explorer.run import record
 from services.embeddings.explorer.sent import MOST as SAMPLES
 from services.embeddings.explorer.sent import sent
+from services.embeddings.search.find import find, number
+from services.embeddings.search.log import Item
+from services.embeddings.search.members import Members
 from services.embeddings.state import State, alone, current
 from swav_platform.models.inference import highest
+from swav_platform.neighbours.search import ANY
 
 router = APIRouter(prefix="/v1/explorer", include_in_schema=False, dependencies=[Depends(require("search"))])
 ADMIN = [Depends(require("search", "admin")), Depends(alone)]
 
 MOST = 200  # samples of a request
+PATIENCE = 1.0  # seconds that a request waits for the map
 Limit = Annotated[int, Query(ge=1, le=MOST)]
 Offset = Annotated[int, Query(ge=0)]
 SampleNumber = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -71,8 +75,8 @@ async def facts(request: Request) -> Json:
         {
             "model": state.model_name(),
             "clusters": len(state.model.prototypes),
-            "samples": None if held is None else int(np.count_nonzero(~held.store.hidden)),
-            "excluded": 0 if held is None else int(np.count_nonzero(held.store.hidden)),
+            "samples": None if held is None else held.store.samples,
+            "excluded": 0 if held is None else held.excluded,
             "thumbnails": held is not None and "thumbnail" in held.store.table.column_names and caller.may("images"),
             "map": held is not None,
             "names": {} if held is None else {str(cluster): name for cluster, name in held.notes.names.items()},
@@ -99,25 +103,24 @@ def _clusters(
     state: State, order: Order, search: str, limit: int, offset: int, exemplars: int, thumbnail: bool
 ) -> dict[str, Any]:
     held = state.collection
-    if held is None:
+    members = None if held is None else Members(held.store)
+    if held is None or members is None:
         numbers: list[int] = found({}, search, range(len(state.model.prototypes)))
     else:
-        numbers = found(held.notes.names, search, held.overview.order(order, held.store.sizes).tolist())
-    shown = [_summary(state, c, exemplars, thumbnail) for c in numbers[offset : offset + limit]]
+        numbers = found(held.notes.names, search, held.overview.order(order, members.sizes).tolist())
+    shown = [_summary(held, members, c, exemplars, thumbnail) for c in numbers[offset : offset + limit]]
     return {"total": len(numbers), "limit": limit, "offset": offset, "clusters": shown}
 
 
-def _summary(state: State, cluster: int, exemplars: int, thumbnail: bool) -> dict[str, Any]:
-    held = state.collection
-    if held is None:
+def _summary(held: Collection | None, members: Members | None, cluster: int, exemplars: int, thumbnail: bool) -> dict[str, Any]:
+    if held is None or members is None:
         return {"cluster": cluster, "name": None, "size": None, "exemplars": []}
-    numbers = held.overview
     return {
         "cluster": cluster,
         "name": held.notes.names.get(cluster),
-        "size": int(held.store.sizes[cluster]),
-        **{name: _number(getattr(numbers, name)[cluster]) for name in ("tightness", "spread", "entropy")},
-        "exemplars": held.exemplars(cluster, exemplars, thumbnail=thumbnail),
+        "size": int(members.sizes[cluster]),
+        **{name: _number(getattr(held.overview, name)[cluster]) for name in ("tightness", "spread", "entropy")},
+        "exemplars": held.exemplars(members, cluster, exemplars, thumbnail=thumbnail),
     }
 
 
@@ -134,10 +137,12 @@ async def cluster(request: Request, cluster: int, limit: Limit = 120) -> Json:
 
 
 def _cluster(state: State, cluster: int, limit: int, thumbnail: bool) -> dict[str, Any]:
-    summary = _summary(state, cluster, limit, thumbnail)
+    held = state.collection
+    members = None if held is None else Members(held.store)
+    summary = _summary(held, members, cluster, limit, thumbnail)
     places, scores = highest(state.model.scores(state.model.prototypes[cluster][None])[0], 7)
     near = [(int(c), float(s)) for c, s in zip(places, scores, strict=True) if c != cluster][:6]
-    nearest = [{**_summary(state, c, 4, thumbnail), "score": _number(score)} for c, score in near]
+    nearest = [{**_summary(held, members, c, 4, thumbnail), "score": _number(score)} for c, score in near]
     return {**summary, "members": summary.pop("exemplars"), "nearest": nearest}
 
 
@@ -157,8 +162,7 @@ async def items(request: Request, samples: Annotated[str, Query(pattern=r"^\d{1,
     held = collection(request)
     wanted = [int(part) for part in samples.split(",")][:MOST]
     thumbnail = _shows(request)
-    rows = held.rows(wanted)
-    return Json({"items": [held.item(int(row), None, thumbnail=thumbnail) for row in rows]})
+    return Json({"items": [held.item(what, None, thumbnail=thumbnail) for what in held.find(wanted)]})
 
 
 @router.post("/list")
@@ -166,7 +170,7 @@ async def as_list(request: Request) -> Json:
     """The samples as lines of a list that `swav index` takes."""
     body = await sent(request, Chosen)
     held = collection(request)
-    lines = await asyncio.to_thread(lambda: listed(held.lines(held.rows(body.samples))).splitlines())
+    lines = await asyncio.to_thread(lambda: listed(held.lines(held.find(body.samples))).splitlines())
     return Json({"lines": lines})
 
 
@@ -174,26 +178,29 @@ async def as_list(request: Request) -> Json:
 async def neighbours(request: Request, sample: SampleNumber, k: Limit = 48) -> Json:
     """The samples nearest to one of them."""
     held, thumbnail = collection(request), _shows(request)
-    rows = held.rows([sample])
-    if not len(rows):
+    found = held.find([sample])
+    if not found:
         raise ServiceError(404, "no_such_sample", f"There is no sample {sample}.")
-    return Json(await asyncio.to_thread(_neighbours, held, int(rows[0]), k, thumbnail))
+    return Json(await asyncio.to_thread(_neighbours, held, found[0], k, thumbnail))
 
 
-def _neighbours(held: Collection, row: int, k: int, thumbnail: bool) -> dict[str, Any]:
-    near, scores = held.store.nearest(held.store.vector(row)[None], k + 1)[0]
-    others = [(int(r), float(s)) for r, s in zip(near, scores, strict=True) if r != row][:k]
+def _neighbours(held: Collection, what: int | Item, k: int, thumbnail: bool) -> dict[str, Any]:
+    vector = what.vector if isinstance(what, Item) else held.store.vector(what)
+    [near] = find(held.store, vector[None], k, 0, ANY, thumbnail=thumbnail, without=number(held.store, what))
     return {
-        "item": held.item(row, None, thumbnail=thumbnail and not held.store.hidden[row]),
-        "neighbors": [held.item(r, s, thumbnail=thumbnail) for r, s in others],
+        "item": held.item(what, None, thumbnail=thumbnail),
+        "neighbors": [{**neighbour, "excluded": False} for neighbour in near],
     }
 
 
 @router.get("/map")
 async def plane(request: Request) -> Response:
-    """The points of the map; plane.py gives the format."""
+    """The points of the map; plane.py gives the format. Status 202 while it is computed."""
     held = collection(request)
-    return Response(await asyncio.to_thread(held.map), media_type="application/octet-stream")
+    found = await asyncio.to_thread(held.plane.get, PATIENCE)
+    if found is None:
+        return Json({"state": "computing"}, status_code=202)
+    return Response(await asyncio.to_thread(held.map, found), media_type="application/octet-stream")
 
 
 @router.get("/duplicates")
@@ -220,7 +227,7 @@ async def exclude(request: Request) -> Json:
     body = await sent(request, Exclusion)
     held = collection(request)
     await asyncio.to_thread(held.exclude, body.samples, body.excluded)
-    return Json({"excluded": int(np.count_nonzero(held.store.hidden))})
+    return Json({"excluded": held.excluded})
 
 
 @router.get("/run")

@@ -13,6 +13,8 @@ from services.embeddings.edge.dialects import CLUSTERS
 from services.embeddings.edge.settings import ClusterSettings
 from services.embeddings.encoding import describe, encode, stack
 from services.embeddings.inputs import asked, body_schema
+from services.embeddings.search.find import told
+from services.embeddings.search.members import Members
 from services.embeddings.state import State, chosen, current
 from swav_platform.models.inference import Assignment, highest
 
@@ -61,15 +63,16 @@ async def sizes(
     state = current(request)
     state.check_clusters()
     store = state.stored()
-    order = np.argsort(-store.sizes, kind="stable")[offset : offset + limit]
+    found = Members(store).sizes
+    order = np.argsort(-found, kind="stable")[offset : offset + limit]
     return Json(
         {
             "model": state.model_name(),
             "samples": store.samples,
-            "total": len(store.sizes),
+            "total": len(found),
             "limit": limit,
             "offset": offset,
-            "clusters": [{"cluster": int(c), "size": int(store.sizes[c])} for c in order],
+            "clusters": [{"cluster": int(c), "size": int(found[c])} for c in order],
         }
     )
 
@@ -95,13 +98,13 @@ def _cluster(state: State, cluster: int, limit: int, thumbnails: bool) -> dict[s
     places, scores = highest(state.model.scores(own[None])[0], 6)
     nearest = [{"cluster": int(c), "score": round(float(s), 7)} for c, s in zip(places, scores, strict=True) if c != cluster]
     store = state.store
-    rows = [] if store is None else [int(row) for row in store.members(cluster, limit)]
-    members = [store.sample(row, store.scores[row], thumbnail=thumbnails) for row in rows] if store else []
+    members = None if store is None else Members(store)
+    best = [] if members is None else members.best(cluster, limit)
     return {
         "model": state.model_name(),
         "cluster": cluster,
-        "size": None if store is None else int(store.sizes[cluster]),
+        "size": None if members is None else int(members.sizes[cluster]),
         "norm": round(float(state.model.norms[cluster]), 7),
         "nearest": nearest[:5],
-        "members": members,
+        "members": [told(store, what, score, thumbnail=thumbnails) for what, score in best] if store else [],
     }

@@ -97,7 +97,7 @@ def _cluster(state: State, projection: np.ndarray) -> tuple[int, float]:
 
 def _delete(store: Store, item: int) -> bool:
     row = store.row_of(item)
-    if row is None and store.items.get(item) is None:
+    if row is None and store.items.known(item) is None:
         return False
     done = _stored(lambda: store.items.delete(item))
     if row is not None:

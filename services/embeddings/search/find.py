@@ -10,7 +10,6 @@ import numpy as np
 
 from services.embeddings.search.log import Item
 from services.embeddings.store import Store
-from swav_platform.neighbours.conditions import masks
 from swav_platform.neighbours.search import Where
 
 
@@ -22,8 +21,7 @@ def find(
     without: number of a sample or item that is left out.
     """
     wanted = offset + k + (without is not None)
-    met = masks(store.table, where)
-    stored = store.nearest(queries, wanted, np.logical_and.reduce(met) if met else None)
+    stored = store.nearest(queries, wanted, where)
     added = store.items.nearest(queries, wanted, meets(where) if where else None)
     answers = []
     for (rows, scores), near in zip(stored, added, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary, finalize
@@ -56,6 +56,7 @@ class Items:
         self._writing = threading.Lock()
         self._compacting: threading.Thread | None = None
         self._part = 0  # bytes
+        self._excluded: frozenset[str] = frozenset()  # keys
         self.compact_at = COMPACT
         self._show(read_contents(self._folder, made_for, first))
 
@@ -68,11 +69,40 @@ class Items:
         with self._writing:
             return frozenset(self._contents.deleted)
 
-    def get(self, number: int) -> Item | None:
+    @property
+    def place(self) -> str:
+        """What stands for the shard of items in an exclusion list: they are in none."""
+        return self._folder.name
+
+    def all(self) -> list[Item]:
+        return list(self._contents.items.values())
+
+    def shown(self) -> list[Item]:
+        """The items that are not excluded."""
+        return [item for item in self.all() if item.key not in self._excluded]
+
+    def known(self, number: int) -> Item | None:
+        """The item, excluded or not."""
         return self._contents.items.get(number)
 
+    def get(self, number: int) -> Item | None:
+        """The item, if it is not excluded."""
+        item = self.known(number)
+        return None if item is None or item.key in self._excluded else item
+
     def with_key(self, key: str) -> list[Item]:
-        return [item for item in list(self._contents.items.values()) if item.key == key]
+        return [item for item in self.shown() if item.key == key]
+
+    def hides(self, item: Item) -> bool:
+        return item.key in self._excluded
+
+    def hide(self, keys: Iterable[str], hidden: bool) -> None:
+        """Leaves all items with these keys out of all answers, also those that are added later, or takes them back."""
+        with self._writing:
+            self._excluded = self._excluded.union(keys) if hidden else self._excluded.difference(keys)
+            for item in self.all():
+                block, row = divmod(self._rows[item.id], _BLOCK)
+                self._seen.alive[block][row] = item.key not in self._excluded
 
     def add(self, items: Sequence[Item]) -> list[int]:
         """Adds items and returns their ids; those in `items` do not count. Returns when they are on the disk and visible.
@@ -172,7 +202,7 @@ class Items:
             seen.blocks[block][row] = item.vector
             shown = replace(item, vector=seen.blocks[block][row])
             seen.rows.append(shown)
-            seen.alive[block][row] = True
+            seen.alive[block][row] = item.key not in self._excluded
             self._rows[item.id] = number
             self._contents.items[item.id] = shown
         self._seen = replace(seen, count=seen.count + len(items))

@@ -38,7 +38,10 @@ function query(values) {
 }
 
 export const get = async (path, values, options) => (await request(`v1/${path}${query(values)}`, options)).json();
-export const bytes = async (path, values, options) => (await request(`v1/${path}${query(values)}`, options)).arrayBuffer();
+export async function bytes(path, values, options) {
+  const answer = await request(`v1/${path}${query(values)}`, options);
+  return answer.status === 202 ? null : answer.arrayBuffer();  // null: not computed yet
+}
 export const text = async (path, values, options) => (await request(`v1/${path}${query(values)}`, options)).text();
 
 export async function send(method, path, body, values) {

@@ -1,7 +1,7 @@
 // The 2-D map of the set. Points are pixels of a canvas; thumbnails appear when few points are in view.
 
 import { bytes, get, send } from "../api.js";
-import { empty, h, notice, number, save, show } from "../dom.js";
+import { empty, failed, h, notice, number, save, show } from "../dom.js";
 import { tiles } from "../tiles.js";
 import { colours, nearest, paint, within } from "../points.js";
 
@@ -10,7 +10,30 @@ const HELP = "Drag to move, scroll or pinch to zoom. Keys: arrows move, + and âˆ
 
 export async function view({ about }) {
   if (!about.map) return empty("The set has no map. Run ", h("code", {}, "swav neighbours map SET"), " and reload the page.");
-  const data = decode(await bytes("explorer/map"));
+  const found = await bytes("explorer/map");
+  return found ? drawn(about, decode(found)) : awaited(about);
+}
+
+// Asks again each second until the service has computed the map.
+function awaited(about) {
+  const title = h("h1", {}, "Map");
+  const place = h("div", {}, title, h("p", { class: "state", role: "status" }, "The map is being computed. It appears here when it is ready."));
+  let [gone, leave] = [false, () => {}];
+  async function again() {
+    try {
+      const found = await bytes("explorer/map");
+      if (gone) return;
+      if (!found) { setTimeout(again, 1000); return; }
+      const made = drawn(about, decode(found));
+      leave = made.leave;
+      place.replaceChildren(...made.nodes);
+    } catch (error) { place.replaceChildren(title, failed(error, again)); }
+  }
+  setTimeout(again, 1000);
+  return { nodes: [place], leave: () => { gone = true; leave(); } };
+}
+
+function drawn(about, data) {
   const side = h("div", { "aria-live": "polite" });
   const plot = h("div", { class: "plot", tabIndex: 0, role: "application", "aria-label": `Map of ${number(data.n)} images` });
   const [points, overlay] = [h("canvas", { "aria-hidden": "true" }), h("canvas", { "aria-hidden": "true" })];
