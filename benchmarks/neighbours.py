@@ -52,7 +52,7 @@ def measured(vectors: np.ndarray, clusters: np.ndarray, queries: np.ndarray, fol
     report = build(made, folder / "index")
     index = open_neighbours(folder / "index")
     exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(vectors.astype(np.float32))
+    exact.add(np.concatenate(list(made.vectors())))  # as the set has them: of unit length, in float16
     some = queries[: 4 * BATCH]
     true = exact.search(some, K)[1]
     found = index.search_rows(some, K)[1]
