@@ -39,6 +39,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     Raises UserError if either, or the file of API keys, cannot be loaded. The engine runs for the length of the application's lifespan.
     """
     guard = open_guard(settings.keys)
+    guard.origins = settings.origins
     metrics, limits = make_metrics(), settings.limits
     fetcher = Fetcher(read_hosts(settings.url_hosts), limits) if settings.url_hosts else None
     admission = Admission(limits.max_pending, limits.max_age)

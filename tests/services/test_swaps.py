@@ -18,7 +18,6 @@ from mlflow import MlflowClient
 from services.embeddings.app import create_app
 from services.embeddings.settings import ServiceSettings, Source
 from swav_platform.models.package import package_digest
-from swav_platform.models.reference import FILE
 from tests.services.conftest import direct
 
 JPEG = {"content-type": "image/jpeg"}
@@ -72,9 +71,18 @@ def test_a_new_version_replaces_the_old_one(swapped: TestClient, place: Path, pa
     assert f'digest="{package_digest(package)}"' not in text
 
 
-@pytest.mark.parametrize("damage", ["truncated", "nan", "shape", "half", "dimensions", "missing"])
-def test_a_damaged_version_is_refused(swapped: TestClient, place: Path, pictures: list[bytes], damage: str) -> None:
-    old = swapped.get("/v1/models").json()["models"][0]["digest"]
+DAMAGES = {
+    "truncated": "can't be loaded",
+    "nan": "not finite",
+    "shape": "size mismatch",
+    "half": "float16",
+    "dimensions": "another name",
+    "missing": "can't be reached",
+}
+"""Damages, and words of the reason for which such a package is refused."""
+
+
+def _damage(place: Path, damage: str) -> None:
     path = place / "encoder.safetensors"
     weights = safetensors.torch.load_file(path)
     name = next(name for name, weight in weights.items() if weight.ndim == 4)
@@ -92,15 +100,13 @@ def test_a_damaged_version_is_refused(swapped: TestClient, place: Path, pictures
         path.write_bytes(safetensors.torch.save(weights))
     if damage == "dimensions":  # a whole package whose vectors nobody who knows the old one could use
         _narrow(place)
-    told = reload(swapped)
-    words = {
-        "truncated": "can't be loaded",
-        "nan": "not finite",
-        "shape": "size mismatch",
-        "half": "float16",
-        "dimensions": "another name",
-        "missing": "can't be reached",
-    }[damage]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_version_is_refused(swapped: TestClient, place: Path, pictures: list[bytes], damage: str) -> None:
+    old = swapped.get("/v1/models").json()["models"][0]["digest"]
+    _damage(place, damage)
+    told, words = reload(swapped), DAMAGES[damage]
     assert told["result"] == "refused"
     assert words in told["because"]
     ready = swapped.get("/readyz")
@@ -218,13 +224,18 @@ def test_a_moved_alias_is_taken_and_a_damaged_one_is_not(package: Path, tmp_path
         fresh = changed(package, tmp_path / "fresh")
         register(fresh)
         assert reload(service)["result"] == "swapped"
-        bad = changed(package, tmp_path / "bad")
-        (bad / FILE).unlink()
-        (bad / "encoder.safetensors").write_bytes((bad / "encoder.safetensors").read_bytes()[:500])
-        version = register(bad)
-        assert reload(service)["result"] == "refused"
-        assert service.get("/readyz").json()["refused"]["tiny"]["version"] == version
-        assert service.get("/v1/models").json()["models"][0]["digest"] == package_digest(fresh)
+        for damage in ("truncated", "nan", "shape", "half", "dimensions"):
+            bad = changed(package, tmp_path / damage)
+            _damage(bad, damage)
+            version = register(bad)
+            assert reload(service)["result"] == "refused"
+            refusal = service.get("/readyz").json()["refused"]["tiny"]
+            assert refusal["version"] == version
+            assert DAMAGES[damage] in refusal["because"]
+            assert service.get("/v1/models").json()["models"][0]["digest"] == package_digest(fresh)
+        client.set_registered_model_alias("tiny", "live", "2")
+        assert reload(service)["result"] == "unchanged"
+        assert "refused" not in service.get("/readyz").json()
 
 
 def test_a_broken_engine_is_not_ready(swapped: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,31 @@ def test_pages_of_the_named_origin_only(edge: TestClient, service: TestClient, p
     assert "access-control-allow-origin" not in closed.headers
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models/reload"), ("POST", "/v1/items"), ("DELETE", "/v1/items/9")])
+def test_pages_of_other_sites_change_nothing(edge: TestClient, bare: TestClient, method: str, path: str) -> None:
+    """A form or an image of any page can send these to a service without keys on the reader's own machine."""
+    own = {"host": "127.0.0.1:8000"}
+    foreign: list[dict[str, str]] = [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9000"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:8000"},
+        {"sec-fetch-site": "cross-site", "origin": ORIGIN},
+    ]
+    for headers in foreign:
+        refused(bare.request(method, path, headers=own | headers), 403, "cross_origin")
+    fine: list[dict[str, str]] = [
+        {},
+        {"origin": "http://127.0.0.1:8000"},
+        {"sec-fetch-site": "none"},
+        {"sec-fetch-site": "same-origin"},
+    ]
+    for headers in fine:
+        assert bare.request(method, path, headers=own | headers).status_code != 403
+    assert edge.request(method, path, headers=own | {"sec-fetch-site": "cross-site", "origin": ORIGIN}).status_code != 403
+
+
 def test_security_headers_on_everything(service: TestClient, pictures: list[bytes]) -> None:
     answers = [service.get(path) for path in ("/", "/docs", "/v1/models", "/nothing", "/explorer/none.js")]
     answers += [service.post("/v1/embeddings", content=content, headers=JPEG) for content in (pictures[0], b"text")]

@@ -11,9 +11,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -59,6 +60,7 @@ class Guard:
 
     known: Keys | None = None  # None: no keys are asked for
     path: Path | None = None
+    origins: Sequence[str] = ()  # of pages that may change things, if there are no keys
     _seen: tuple[int, ...] = ()
     _looked: float = -math.inf
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
@@ -152,12 +154,27 @@ def require(*scopes: str) -> Callable[[Request], Awaitable[Caller]]:
         for scope in scopes:
             if not caller.may(scope):
                 raise forbidden(caller, scope)
+        if caller.key is None and "admin" in scopes:
+            _check_page(request, guard.origins)
         guard.admit(caller)
         request.state.caller = caller
         return caller
 
     check.scopes = scopes  # type: ignore[attr-defined]  # tests ask every route for it
     return check
+
+
+def _check_page(request: Request, origins: Sequence[str]) -> None:
+    """Raises ServiceError 403 for a page of another site: a browser inside may reach a service without keys, its pages may not."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if origin in origins or "*" in origins:
+        return
+    own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not (own if site is None else site in ("same-origin", "none")):
+        message = (
+            "A page of another site may not change anything here. Allow its origin with `swav serve --allow-origin`, or use keys."
+        )
+        raise ServiceError(403, "cross_origin", message)
 
 
 def forbidden(caller: Caller, scope: str) -> ServiceError:
