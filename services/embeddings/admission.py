@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ class Admission:
 
     max_pending: int  # images, and separately searches
     max_age: float  # seconds that new work may have to wait
+    show: Callable[[float], None] = lambda images: None  # told the number of pending images
     rate: float = math.inf  # images per second that the models encode, from the latest batches
     images: int = 0
     searches: int = 0
@@ -38,11 +39,15 @@ class Admission:
     @contextmanager
     def admitted(self, count: int) -> Iterator[None]:
         self.check(count)
-        self.images += count
+        self._add(count)
         try:
             yield
         finally:
-            self.images -= count
+            self._add(-count)
+
+    def _add(self, count: int) -> None:
+        self.images += count
+        self.show(self.images)
 
     @contextmanager
     def searching(self) -> Iterator[None]:

@@ -5,25 +5,37 @@ Routes build plain dictionaries; responses are not validated again at run time.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+LARGE = 8192  # numbers of an answer that is written in a thread
+
 
 class Json(JSONResponse):
-    """JSON in ASCII, so that a file name with a lone surrogate (invalid in UTF-8) is escaped instead of failing."""
+    """JSON of Python's types and of numpy arrays."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        try:
+            return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError:  # a file name with a lone surrogate is invalid in UTF-8: ASCII escapes it
+            return json.dumps(content, allow_nan=False, separators=(",", ":"), default=np.ndarray.tolist).encode("ascii")
 
 
-def numbers(vector: np.ndarray) -> list[float]:
+async def written(make: Callable[[], Any], count: int) -> Json:
+    """The answer that `make` builds from `count` numbers; a large one does not hold up other requests."""
+    return await asyncio.to_thread(lambda: Json(make())) if count > LARGE else Json(make())
+
+
+def numbers(vector: np.ndarray) -> np.ndarray:
     """Rounds to seven decimals, the precision of float32 in a unit-length vector; this halves the bytes."""
-    rounded: list[float] = np.round(vector.astype(np.float64), 7).tolist()
-    return rounded
+    return np.round(vector.astype(np.float64), 7)
 
 
 class _Answer(BaseModel):

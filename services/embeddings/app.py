@@ -42,8 +42,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     guard.origins = settings.origins
     metrics, limits = make_metrics(), settings.limits
     fetcher = Fetcher(read_hosts(settings.url_hosts), limits) if settings.url_hosts else None
-    admission = Admission(limits.max_pending, limits.max_age)
-    metrics.queued.set_function(lambda: admission.images)
+    admission = Admission(limits.max_pending, limits.max_age, metrics.queued.set)
     bodies = Bodies(limits.max_held, admission.check)
     cores = len(os.sched_getaffinity(0))
     pools = [ThreadPoolExecutor(settings.decoders or cores, "decode"), ThreadPoolExecutor(cores, "search")]
@@ -51,7 +50,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     def build(loaded: Loaded) -> State:
         collection = None if loaded.store is None else collect(loaded.store, loaded.embeddings)
-        return State(settings, loaded.model, loaded.store, Engine(loaded.model, rooms), metrics, bodies, collection)
+        return State(settings, loaded.model, loaded.store, Engine(loaded.model, rooms), metrics, bodies, collection, loaded.name)
 
     models = Models(settings, build)
 

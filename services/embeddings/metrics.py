@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable of prometheus_client: the folder in which several processes count together. Set before it is imported."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -31,7 +38,10 @@ class Metrics:
 def make_metrics() -> Metrics:
     """Creates a registry for each app, so that two apps in one process do not share counters."""
     registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
+    if SHARED in os.environ:
+        _forget_dead(Path(os.environ[SHARED]))
+    else:
+        ProcessCollector(registry=registry)
     return Metrics(
         registry=registry,
         requests=Counter("swav_service_requests_total", "Requests served", ["route", "code"], registry=registry),
@@ -48,9 +58,41 @@ def make_metrics() -> Metrics:
         swaps=Counter(
             "swav_service_swaps_total", "Models loaded while running, by result", ["model", "result"], registry=registry
         ),
-        queued=Gauge("swav_service_pending_images", "Images queued or in progress", registry=registry),
-        models=Gauge("swav_service_model_info", "Models that answer", ["model", "digest", "runtime"], registry=registry),
+        queued=Gauge(
+            "swav_service_pending_images", "Images queued or in progress", registry=registry, multiprocess_mode="livesum"
+        ),
+        models=Gauge(
+            "swav_service_model_info",
+            "Models that answer",
+            ["model", "digest", "runtime"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        ),
     )
+
+
+def latest(metrics: Metrics) -> bytes:
+    """The metrics in Prometheus's text format: those of all workers, if there are several."""
+    if SHARED not in os.environ:
+        return generate_latest(metrics.registry)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def forget(gauge: Gauge, labels: tuple[str, ...]) -> None:
+    """Takes a series away; it becomes 0 where several processes count together, which knows no removal."""
+    gauge.labels(*labels).set(0)
+    if SHARED not in os.environ:
+        gauge.remove(*labels)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Takes the gauges of workers that have ended out of the sums. Their counters stay."""
+    for path in folder.glob("gauge_live*_*.db"):
+        number = int(path.stem.rpartition("_")[2])
+        if not psutil.pid_exists(number):
+            mark_process_dead(number)  # type: ignore[no-untyped-call]
 
 
 def _seconds(stage: str, text: str, registry: CollectorRegistry) -> Histogram:

@@ -110,7 +110,7 @@ class _Server(uvicorn.Server):
         from services.embeddings.app import create_app
         from services.embeddings.edge.protocol import options
 
-        self._app = app = create_app(settings)
+        app = create_app(settings)
         super().__init__(uvicorn.Config(app, **options(settings)))
         self._tell = started
         self._drain: Drain = app.state.drain
@@ -118,10 +118,6 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins to drain; the next ones close at once."""
         self._drain.begin(lambda: super(_Server, self).handle_exit(sig, frame))
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.service.bodies.close()  # what was accepted is answered; bodies that are still coming have to hurry
-        await super().shutdown(sockets=sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)

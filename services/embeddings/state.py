@@ -26,6 +26,7 @@ class State:
     metrics: Metrics
     bodies: Bodies
     collection: Collection | None = None  # of the store, for the page
+    name: str | None = None  # by which requests choose it; the package's own name if None
 
     def stored(self) -> Store:
         """The run's embeddings. Raises ServiceError 409 if the service was started without any."""
@@ -55,7 +56,7 @@ class State:
             raise ServiceError(404, "no_such_cluster", message, {"clusters": known})
 
     def model_name(self) -> dict[str, str]:
-        return {"name": self.model.name, "digest": self.model.digest}
+        return {"name": self.name or self.model.name, "digest": self.model.digest}
 
 
 def current(request: Request, name: str | None = None) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import threading
@@ -202,6 +203,11 @@ def test_several_models_by_name(package: Path, tmp_path: Path, pictures: list[by
         assert digest() == package_digest(other)  # a canary with all of the requests that name no model
         assert [card["name"] for card in client.get("/v1/models").json()["models"]] == ["tiny", "next"]
         assert client.post("/v1/embeddings?model=none", content=pictures[0], headers=JPEG).status_code == 404
+        body = {"model": "next", "input": base64.b64encode(pictures[0]).decode()}
+        assert client.post("/v1/embeddings", json=body).json()["model"] == "next"
+        for path, images in (("/v1/embeddings", "input"), ("/embeddings", "input"), ("/v2/embed", "images")):
+            unknown = client.post(path, json={"model": "none", images: [body["input"]]})
+            assert (unknown.status_code, unknown.json()["error"]["detail"]) == (404, {"models": ["tiny", "next"]})
         assert client.post("/v1/models/reload?name=next").json()["models"][0]["result"] == "unchanged"
 
 

@@ -12,6 +12,12 @@ from services.embeddings.settings import ServiceSettings
 
 
 class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen at run time: httptools if it is installed, else h11
+    def shutdown(self) -> None:
+        """At the end of the server: what was accepted is answered; bodies that are still coming have to hurry."""
+        if self.scope and "app" in self.scope:
+            self.scope["app"].state.service.bodies.close()
+        super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         body = json.dumps({"error": Fault("http_error", f"{msg} Send a valid request in HTTP/1.1.").as_json()}).encode()
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -96,7 +96,7 @@ async def clusters(
 ) -> Json:
     """A page of clusters with their best samples."""
     state = current(request)
-    return Json(await asyncio.to_thread(_clusters, state, order, search, limit, offset, exemplars, _shows(request)))
+    return Json(await state.engine.search(_clusters, state, order, search, limit, offset, exemplars, _shows(request)))
 
 
 def _clusters(
@@ -133,7 +133,7 @@ async def cluster(request: Request, cluster: int, limit: Limit = 120) -> Json:
     """One cluster: its best samples and the nearest clusters with theirs."""
     state = current(request)
     state.check_cluster(cluster)
-    return Json(await asyncio.to_thread(_cluster, state, cluster, limit, _shows(request)))
+    return Json(await state.engine.search(_cluster, state, cluster, limit, _shows(request)))
 
 
 def _cluster(state: State, cluster: int, limit: int, thumbnail: bool) -> dict[str, Any]:
@@ -152,7 +152,7 @@ async def rename(request: Request, cluster: int) -> Json:
     body = await sent(request, Name)
     held = collection(request)
     current(request).check_cluster(cluster)
-    await asyncio.to_thread(held.notes.rename, cluster, body.name)
+    await current(request).engine.search(held.notes.rename, cluster, body.name)
     return Json({"cluster": cluster, "name": held.notes.names.get(cluster)})
 
 
@@ -162,7 +162,11 @@ async def items(request: Request, samples: Annotated[str, Query(pattern=r"^\d{1,
     held = collection(request)
     wanted = [int(part) for part in samples.split(",")][:MOST]
     thumbnail = _shows(request)
-    return Json({"items": [held.item(what, None, thumbnail=thumbnail) for what in held.find(wanted)]})
+    return Json({"items": await current(request).engine.search(_items, held, wanted, thumbnail)})
+
+
+def _items(held: Collection, samples: list[int], thumbnail: bool) -> list[dict[str, Any]]:
+    return [held.item(what, None, thumbnail=thumbnail) for what in held.find(samples)]
 
 
 @router.post("/list")
@@ -170,7 +174,7 @@ async def as_list(request: Request) -> Json:
     """The samples as lines of a list that `swav index` takes."""
     body = await sent(request, Chosen)
     held = collection(request)
-    lines = await asyncio.to_thread(lambda: listed(held.lines(held.find(body.samples))).splitlines())
+    lines = await current(request).engine.search(lambda: listed(held.lines(held.find(body.samples))).splitlines())
     return Json({"lines": lines})
 
 
@@ -181,7 +185,7 @@ async def neighbours(request: Request, sample: SampleNumber, k: Limit = 48) -> J
     found = held.find([sample])
     if not found:
         raise ServiceError(404, "no_such_sample", f"There is no sample {sample}.")
-    return Json(await asyncio.to_thread(_neighbours, held, found[0], k, thumbnail))
+    return Json(await current(request).engine.search(_neighbours, held, found[0], k, thumbnail))
 
 
 def _neighbours(held: Collection, what: int | Item, k: int, thumbnail: bool) -> dict[str, Any]:
@@ -200,19 +204,19 @@ async def plane(request: Request) -> Response:
     found = await asyncio.to_thread(held.plane.get, PATIENCE)
     if found is None:
         return Json({"state": "computing"}, status_code=202)
-    return Response(await asyncio.to_thread(held.map, found), media_type="application/octet-stream")
+    return Response(await current(request).engine.search(held.map, found), media_type="application/octet-stream")
 
 
 @router.get("/duplicates")
 async def duplicates(request: Request, limit: Limit = 24, offset: Offset = 0) -> Json:
     """Groups of near-duplicates; the first sample of each is the one to keep."""
-    return Json(await asyncio.to_thread(lists.groups, collection(request), limit, offset, _shows(request)))
+    return Json(await current(request).engine.search(lists.groups, collection(request), limit, offset, _shows(request)))
 
 
 @router.get("/outliers")
 async def outliers(request: Request, limit: Limit = 24, offset: Offset = 0) -> Json:
     """Samples unlike all others, the farthest first."""
-    return Json(await asyncio.to_thread(lists.outliers, collection(request), limit, offset, _shows(request)))
+    return Json(await current(request).engine.search(lists.outliers, collection(request), limit, offset, _shows(request)))
 
 
 @router.get("/exclusions")
@@ -226,11 +230,11 @@ async def exclude(request: Request) -> Json:
     """Excludes samples, or takes them back. They disappear from neighbours, clusters and the map at once."""
     body = await sent(request, Exclusion)
     held = collection(request)
-    await asyncio.to_thread(held.exclude, body.samples, body.excluded)
+    await current(request).engine.search(held.exclude, body.samples, body.excluded)
     return Json({"excluded": held.excluded})
 
 
 @router.get("/run")
 async def run(request: Request) -> Json:
     """The record of the run that the model came from."""
-    return Json(await asyncio.to_thread(record, Path(current(request).settings.model)))
+    return Json(await current(request).engine.search(record, Path(current(request).settings.model)))

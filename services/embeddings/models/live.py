@@ -11,7 +11,7 @@ from typing import Any
 
 from services.embeddings.body import Bodies
 from services.embeddings.errors import ServiceError
-from services.embeddings.metrics import Metrics
+from services.embeddings.metrics import Metrics, forget
 from services.embeddings.models.sources import Loaded, load, version
 from services.embeddings.settings import ServiceSettings, Source
 from services.embeddings.state import State
@@ -104,7 +104,7 @@ class Models:
                 return state
         known = ", ".join(self._slots)
         raise ServiceError(
-            404, "no_such_model", f"There is no model {name[:80]!r} here. The models are {known}.", {"models": known}
+            404, "no_such_model", f"There is no model {name[:80]!r} here. The models are {known}.", {"models": list(self._slots)}
         )
 
     async def start(self) -> None:
@@ -195,7 +195,7 @@ class Models:
         elif any(each.model.digest == labels[1] for each in self.states.values()):
             return
         else:
-            state.metrics.models.remove(*labels)
+            forget(state.metrics.models, labels)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -22,6 +22,7 @@ class Loaded(NamedTuple):
     model: InferenceModel
     store: Store | None
     embeddings: Path | None
+    name: str | None = None  # that the source gives it
 
 
 def version(source: Source) -> str:
@@ -55,7 +56,8 @@ def load(source: Source, settings: ServiceSettings) -> Loaded:
         )
     if embeddings is not None and (embeddings / model.digest).is_dir():
         embeddings = embeddings / model.digest
-    return Loaded(model, None if embeddings is None else load_store(embeddings, model, source.index), embeddings)
+    store = None if embeddings is None else load_store(embeddings, model, source.index)
+    return Loaded(model, store, embeddings, source.name)
 
 
 def _find(source: Source, scratch: Path) -> tuple[Path, Path | None]:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from services.embeddings.answers import ErrorAnswer, Json, ModelEntry, ModelsAnswer
 from services.embeddings.edge.access import require
 from services.embeddings.errors import ServiceError
+from services.embeddings.metrics import latest
 from services.embeddings.models.live import Models
 from services.embeddings.state import State, current
 from swav_platform import __version__
@@ -115,4 +116,4 @@ async def versions() -> Json:
 @router.get("/metrics", response_class=Response, responses=PROMETHEUS, dependencies=ANY_KEY)
 async def metrics(request: Request) -> Response:
     """Metrics in the Prometheus text format."""
-    return Response(generate_latest(current(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(latest(current(request).metrics), media_type=CONTENT_TYPE_LATEST)

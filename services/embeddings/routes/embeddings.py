@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.embeddings.answers import FAILURES, CohereAnswer, EmbeddingsAnswer, Json, OpenAIAnswer, numbers
+from services.embeddings.answers import FAILURES, CohereAnswer, EmbeddingsAnswer, Json, OpenAIAnswer, numbers, written
 from services.embeddings.edge.access import require
 from services.embeddings.edge.dialects import COHERE, EMBEDDINGS, OPENAI, cohere_answer, openai_answer, shortened
 from services.embeddings.edge.settings import CohereSettings, EmbeddingSettings, OpenAISettings
@@ -39,8 +39,13 @@ async def embeddings(request: Request, query: Annotated[EmbeddingSettings, Query
             vectors = stack(results, lambda r: r.features, state.model.feature_dim)
         else:
             vectors = stack(results, lambda r: r.projections, state.model.projection_dim)
-        told = describe(ask.items, results, [{"embedding": numbers(vector)} for vector in vectors])
-    return Json({"model": state.model_name(), "kind": ask.settings.kind, "dim": vectors.shape[1], "items": told})
+        kind, dim = ask.settings.kind, vectors.shape[1]
+
+        def told() -> dict[str, Any]:
+            items = describe(ask.items, results, [{"embedding": numbers(vector)} for vector in vectors])
+            return {"model": state.model_name(), "kind": kind, "dim": dim, "items": items}
+
+        return await written(told, vectors.size)
 
 
 @router.post("/embeddings", response_model=OpenAIAnswer, responses=FAILURES, openapi_extra=body_schema((OPENAI,)))
@@ -53,7 +58,7 @@ async def infinity(request: Request) -> Json:
 
 async def _openai(state: State, ask: Asked, settings: OpenAISettings) -> Json:
     vectors = await _vectors(state, ask, settings.kind, settings.dimensions, "dimensions")
-    return Json(openai_answer(vectors, state.model_name(), settings))
+    return await written(lambda: openai_answer(vectors, state.model_name(), settings), vectors.size)
 
 
 @router.post("/v2/embed", response_model=CohereAnswer, responses=FAILURES, openapi_extra=body_schema((COHERE,)))
@@ -63,7 +68,7 @@ async def cohere(request: Request) -> Json:
         state = chosen(request, ask.settings.model)
         settings: CohereSettings = ask.settings
         vectors = await _vectors(state, ask, "embedding", settings.output_dimension, "output_dimension")
-        return Json(cohere_answer(vectors, state.model_name(), settings))
+        return await written(lambda: cohere_answer(vectors, state.model_name(), settings), vectors.size)
 
 
 async def _vectors(state: State, ask: Asked, kind: str, dimensions: int | None, name: str) -> np.ndarray:

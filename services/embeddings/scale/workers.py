@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import tempfile
 import threading
 import time
 import urllib.error
@@ -13,10 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from services.embeddings.edge.protocol import options
+from services.embeddings.metrics import SHARED
 from services.embeddings.settings import ServiceSettings
+from swav_platform.errors import UserError
 
 
 def run(settings: ServiceSettings, listener: socket.socket, url: str, started: Callable[[], None]) -> None:
@@ -39,14 +43,23 @@ def run(settings: ServiceSettings, listener: socket.socket, url: str, started: C
         **options(settings),
     )
     threading.Thread(target=_tell, args=(url, started), daemon=True).start()
-    Multiprocess(config, sockets=[listener]).run()
+    workers = Multiprocess(config, sockets=[listener])
+    with tempfile.TemporaryDirectory(prefix="swav-metrics-") as folder:
+        os.environ[SHARED] = folder  # workers inherit it
+        try:
+            workers.run()
+        finally:
+            del os.environ[SHARED]
+    if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
+        raise UserError("A worker of the service failed to start. Its messages above have the cause.")
 
 
 def _tell(url: str, started: Callable[[], None]) -> None:
     """Calls `started` once a worker answers."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            with urllib.request.urlopen(f"{url.replace('0.0.0.0', '127.0.0.1')}/healthz", timeout=600):
+            with direct.open(f"{url.replace('0.0.0.0', '127.0.0.1')}/healthz", timeout=600):
                 started()
                 return
         except (urllib.error.URLError, OSError):
