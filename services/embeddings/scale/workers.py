@@ -22,6 +22,9 @@ from services.embeddings.metrics import SHARED
 from services.embeddings.settings import ServiceSettings
 from swav_platform.errors import UserError
 
+START = 120
+"""Seconds that a worker may take to import torch on a busy machine. uvicorn would kill it after five, again and again."""
+
 
 def run(settings: ServiceSettings, listener: socket.socket, url: str, started: Callable[[], None]) -> None:
     """Serves until SIGINT or SIGTERM. Each worker gets its share of the cores, unless `threads` says otherwise.
@@ -40,6 +43,7 @@ def run(settings: ServiceSettings, listener: socket.socket, url: str, started: C
         functools.partial(create_app, replace(settings, alone=False)),
         factory=True,
         workers=settings.workers,
+        timeout_worker_healthcheck=START,
         **options(settings),
     )
     threading.Thread(target=_tell, args=(url, started), daemon=True).start()
