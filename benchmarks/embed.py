@@ -1,19 +1,21 @@
 """How much of the speed of the bare runtime does `swav embed` reach, and does a killed job write the same set?
 
-    python benchmarks/embed.py DIR_OF_CIFAR10 DIR_OF_IMAGENET_SAMPLE [--images 4000] [--kills 10]
+    python benchmarks/embed.py DIR_OF_CIFAR10 DIR_OF_IMAGENET_SAMPLE [--images 4000] [--kills 10] [--outage 30]
 
 Encoders have random weights: the recipe's tiny network for CIFAR-10, a ResNet-50 at 224 px for ImageNet. The loop reads, decodes and
 preprocesses images one after the other with the platform's own functions and calls the same runtime in the same batches. Takes about
-4 minutes on 2 cores. Prints one JSON line:
+5 minutes on 2 cores. Prints one JSON line:
 
 vs_encoder_loop: images a second of `swav embed` / of the loop, the lower of both data sets; identical: whether the set of a job that got
-SIGKILL `kills` times, then ran with 1, 2 and 3 Ray actors, equals the unbroken one.
+SIGKILL `kills` times, then ran with 1, 2 and 3 Ray actors, equals the unbroken one. outage: the same for a job whose S3 server was away
+for so many seconds. That server has the images and gets the set. said: whether the job told that it waits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import random
@@ -21,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -44,6 +47,7 @@ from swav_platform.models.heads import projection_head
 from swav_platform.models.inference import load_for_inference
 from swav_platform.models.package import preprocess, save_package
 from swav_platform.runs.storage import storage_of
+from tests.s3 import s3_server
 
 REPEATS = 3
 
@@ -114,12 +118,46 @@ def identical(job: EmbedJob, whole: Path, kills: int) -> bool:
     return names[0] == names[1] and all(stores[0].get(name) == stores[1].get(name) for name in names[0])
 
 
+def outage(made: Path, shards: list[Path], folder: Path, seconds: float) -> dict[str, Any]:
+    """A job whose S3 server dies when a third is done, and comes back after so many seconds."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("swav").addHandler(handler)
+    with s3_server(folder / "s3") as server:
+        bucket = server.store("embed")
+        for shard in shards:
+            bucket.put(shard.name, shard.read_bytes())
+        build_index([f"s3://embed/{shard.name}" for shard in shards], folder / "index")
+        index, stopped = Index.open(folder / "index"), list[float]()
+        embed(embed_job(made, index, folder / "set", ImagePolicy()))
+
+        def stop(done: int, total: int) -> None:
+            if not stopped and done >= total // 3:
+                stopped.append(time.monotonic())
+                server.stop()
+                threading.Timer(seconds, server.restore).start()
+
+        report = embed(embed_job(made, index, "s3://embed/set", ImagePolicy()), progress=stop)
+        stores = [storage_of(place) for place in (folder / "set", "s3://embed/set")]
+        names = [set(store.entries()) for store in stores]
+        same = names[0] == names[1] and all(stores[0].get(name) == stores[1].get(name) for name in names[0])
+    return {
+        "seconds": seconds,
+        "identical": same,
+        "samples": report["samples"],
+        "took": round(time.monotonic() - stopped[0], 1),
+        "said": any("waiting for s3://" in line for line in said),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar10", type=Path)
     parser.add_argument("imagenet", type=Path)
     parser.add_argument("--images", type=int, default=4000, help="of CIFAR-10")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--outage", type=float, default=30.0, help="seconds")
     options = parser.parse_args()
     tiny = Model(name="resnet_tiny", stem="small", stem_stride=2, projection_hidden=512, projection_dim=128)
     with tempfile.TemporaryDirectory() as name:
@@ -129,8 +167,10 @@ def main() -> None:
         large = speed(folder / "large", sorted(options.imagenet.glob("*.tar")), Model(name="resnet50"), 224, options.images)
         job = embed_job(folder / "small" / "model", Index.open(folder / "small" / "index"), folder / "killed", ImagePolicy())
         same = identical(job, folder / "small" / "set-0", options.kills)
+        away = outage(folder / "small" / "model", train[:1], folder / "outage", options.outage)
     lower = min(small["vs_encoder_loop"], large["vs_encoder_loop"])
-    print(json.dumps({"vs_encoder_loop": lower, "cifar10": small, "imagenet": large, "kills": options.kills, "identical": same}))
+    told = {"vs_encoder_loop": lower, "cifar10": small, "imagenet": large, "kills": options.kills, "identical": same}
+    print(json.dumps({**told, "outage": away}))
 
 
 if __name__ == "__main__":

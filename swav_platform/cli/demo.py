@@ -19,16 +19,16 @@ from rich.table import Table
 
 from swav_platform.cli import console
 from swav_platform.cli.demo_images import FEWEST_STEPS, Shards, affordable_steps, own_images, own_shards, photograph_shards
+from swav_platform.cli.demo_search import search_set
 from swav_platform.cli.embed import embed_images
 from swav_platform.cli.evaluate import record_knn
 from swav_platform.cli.pretrain import ProgressDisplay
 from swav_platform.config import RECIPES, Config, load
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.ledger.ledger import Ledger
-from swav_platform.data.sets.read import open_set
+from swav_platform.data.sets.read import EmbeddingSet, open_set
 from swav_platform.errors import UsageError, UserError
 from swav_platform.runs.folder import RunFolder
-from swav_platform.runs.storage import join
 
 RECIPE = RECIPES / "demo.yaml"
 BASELINES = ("knn_top1_random_init", "knn_top1_colour_histogram")  # with labels, the trained encoder must exceed both
@@ -98,10 +98,13 @@ def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[s
             record_knn(folder, scores)
     with watch.part("embed"):
         index, _ = embed_images(folder, label=None if shards.query is None else "folder")
+    stored = open_set(folder.embeddings)
+    with watch.part("search"):
+        found = search_set(stored, folder.embeddings, place)
     with watch.part("serve and query"):
         url, answers = _serve_and_ask(folder, index, place)
     with watch.part("report"):
-        report = _report(folder, trained, scores, place)
+        report = _report(folder, stored, trained, scores, found, place)
     result = {
         "images": trained["images"],
         "steps": trained["steps"],
@@ -110,6 +113,7 @@ def run(config: Config, shards: Shards, place: Path, watch: Stopwatch) -> dict[s
         **{k: scores.get(k) for k in ("knn_top1", *BASELINES)},
         "quarantined": trained["quarantined"],
         "prototypes_used": report["prototypes_used"],
+        **{k: found[k] for k in ("near_duplicates", "outliers")},
         "model_uri": trained["model_uri"],
         "run_id": trained["run_id"],
         "report": str(place / "report.html"),
@@ -197,12 +201,18 @@ def _serve_and_ask(folder: RunFolder, index: Index, place: Path) -> tuple[str, d
     }
 
 
-def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], place: Path) -> dict[str, Any]:
+def _report(
+    folder: RunFolder,
+    stored: EmbeddingSet,
+    trained: dict[str, Any],
+    scores: dict[str, Any],
+    found: dict[str, Any],
+    place: Path,
+) -> dict[str, Any]:
     from swav_platform.evaluation.report import largest_clusters, write_report
 
     config = folder.config()
     named = {"SwAV": "knn_top1", "random initialisation": "knn_top1_random_init", "colour histogram": "knn_top1_colour_histogram"}
-    stored = open_set(join(folder.place, "embeddings"))
     write_report(
         place / "report.html",
         title="SwAV demo: clusters and neighbours in these images",
@@ -210,6 +220,8 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
             "images seen": f"{trained['images']:,} at {trained['images_per_second']:.0f} a second",
             "loss": f"{trained['loss_first']:.3f} → {trained['loss_last']:.3f} (ln K {math.log(config.method.heads[0]):.3f})",
             "bad images": Ledger.read(folder.readable_ledger()).samples(),
+            "near-duplicates": found["near_duplicates"],
+            "outliers": found["outliers"],
             "model": trained["model_uri"],
             "MLflow run": trained["run_id"],
         },
@@ -217,8 +229,15 @@ def _report(folder: RunFolder, trained: dict[str, Any], scores: dict[str, Any], 
         losses=folder.losses(),
         prototypes=sum(config.method.heads),
         embeddings=stored,
+        pages=found["pages"],
+        explorer=_explorer(place),
     )
     return {"prototypes_used": len(largest_clusters(stored, 1, 1)[1])}
+
+
+def _explorer(place: Path) -> str:
+    """The command that serves the demo's model with the explorer."""
+    return f"{Path(sys.executable).parent / 'swav'} serve {place / 'demo'}"
 
 
 def _show(result: dict[str, Any], watch: Stopwatch, place: Path) -> None:
@@ -232,4 +251,4 @@ def _show(result: dict[str, Any], watch: Stopwatch, place: Path) -> None:
     console.show(table)
     if result["quarantined"]:
         click.echo(f"\nBad images with reasons:  swav ledger {place / 'demo'}")
-    click.echo(f"\nReport:  {place / 'report.html'}\nService:  {Path(sys.executable).parent / 'swav'} serve {place / 'demo'}")
+    click.echo(f"\nReport:  {place / 'report.html'}\nExplorer:  {_explorer(place)}")

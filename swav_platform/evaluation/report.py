@@ -69,16 +69,20 @@ def write_report(
     losses: Sequence[float],
     prototypes: int,
     embeddings: EmbeddingSet,
+    pages: Mapping[str, str],
+    explorer: str,
 ) -> None:
     """Writes the report to `path`.
 
     facts: name -> value, shown as a table. scores: name of the features -> kNN top-1 in percent. losses: one per step.
+    pages: name -> file beside the report. explorer: the command that serves the model.
     """
     clusters, sizes = largest_clusters(embeddings, count=8, members=24)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{len(losses)} steps, {prototypes} prototypes, {int(sizes.sum()):,} images embedded.</p>",
         _table(facts),
+        _further(pages, explorer),
         "<h2>Loss</h2>",
         _loss(losses, math.log(prototypes)),
     ]
@@ -92,6 +96,17 @@ def write_report(
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>"
     )
     path.write_text(page, encoding="utf-8")
+
+
+EXPLORER = "http://127.0.0.1:8000/"
+
+
+def _further(pages: Mapping[str, str], explorer: str) -> str:
+    links = ", ".join(f'<a href="{html.escape(file)}">{html.escape(name)}</a>' for name, file in pages.items())
+    return (
+        f"<h2>Look further</h2><p>Pages: {links}.</p><p>The explorer searches, shows the map and all clusters: run "
+        f'<code>{html.escape(explorer)}</code>, then open <a href="{EXPLORER}">{EXPLORER}</a>.</p>'
+    )
 
 
 def _table(facts: Mapping[str, Any]) -> str:

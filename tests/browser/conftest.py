@@ -28,8 +28,12 @@ HOSTILE = "photos/<img src=x onerror=window.hacked=1>"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model` and `set`: 2,000 samples in the first of 3,000 clusters, with labels, thumbnails, duplicates and outliers."""
-    root = tmp_path_factory.mktemp("explored")
+    """`model` and `set`: 2,000 samples in the first 50 of 3,000 clusters, with labels, thumbnails, duplicates and outliers."""
+    return make(tmp_path_factory.mktemp("explored"), SAMPLES, 50)
+
+
+def make(root: Path, samples: int, used: int) -> Path:
+    """Writes `model`, with 3,000 clusters, and `set`, with so many samples in the first `used` of them."""
     torch.manual_seed(0)
     model = Model(name="resnet_tiny", stem="small", stem_stride=2, projection_hidden=32, projection_dim=16)
     encoder = build_encoder(model)
@@ -42,31 +46,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     settings = Config(model=model, views={"all": ViewGroup(size=32, count=2, scale=(0.3, 1.0))})
     save_package(root / "model", network.state_dict(), settings, name="flowers", run="r", run_id="1", index_digest="i", codec="c")
-    write_set(root / "set", encoder.feature_dim, package_digest(root / "model"))
+    write_set(root / "set", encoder.feature_dim, package_digest(root / "model"), samples, used)
     return root
 
 
-def write_set(folder: Path, dim: int, digest: str) -> None:
+def write_set(folder: Path, dim: int, digest: str, samples: int, used: int) -> None:
     rng = np.random.default_rng(0)
-    cluster = np.arange(SAMPLES) % 50
-    vectors = rng.normal(size=(50, dim))[cluster] + 0.5 * rng.normal(size=(SAMPLES, dim))
+    cluster = np.arange(samples) % used
+    vectors = rng.normal(size=(used, dim))[cluster] + 0.5 * rng.normal(size=(samples, dim))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pictures = [smooth(seed) for seed in range(20)]
     table = pa.table(
         {
-            "key": [HOSTILE, *(f"photos/{i:05d}" for i in range(1, SAMPLES))],
-            "shard": [f"shard-{i // 500:06d}.tar" for i in range(SAMPLES)],
-            "sample": pa.array(range(SAMPLES), pa.int64()),
+            "key": [HOSTILE, *(f"photos/{i:05d}" for i in range(1, samples))],
+            "shard": [f"shard-{i // 500:06d}.tar" for i in range(samples)],
+            "sample": pa.array(range(samples), pa.int64()),
             "label": [f"class {c % 7}" for c in cluster],
             "cluster": pa.array(cluster, pa.int32()),
-            "score": pa.array(rng.uniform(0.2, 0.9, SAMPLES), pa.float32()),
+            "score": pa.array(rng.uniform(0.2, 0.9, samples), pa.float32()),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), dim),
-            "thumbnail": pa.array([pictures[i % 20] for i in range(SAMPLES)], pa.binary()),
+            "thumbnail": pa.array([pictures[i % 20] for i in range(samples)], pa.binary()),
         }
     )
     folder.mkdir()
     pq.write_table(table, folder / "embeddings.parquet")
-    (folder / "embeddings.json").write_text(json.dumps({"samples": SAMPLES, "dim": dim, "model": digest}))
+    (folder / "embeddings.json").write_text(json.dumps({"samples": samples, "dim": dim, "model": digest}))
     group = pa.table({"group": [0, 0, 0, 1, 1], "sample": [7, 57, 107, 8, 58], "similarity": pa.array([0.97] * 5, pa.float32())})
     pq.write_table(group, folder / "duplicates.parquet")
     pq.write_table(pa.table({"sample": [3, 4], "score": pa.array([0.1, 0.2], pa.float32())}), folder / "outliers.parquet")

@@ -148,3 +148,17 @@ def test_a_slow_and_a_failing_api(desktop: Any, url: str) -> None:
     desktop.route("**/v1/explorer/run", lambda route: route.abort())
     desktop.goto(f"{url}/#/run")
     desktop.wait_for_selector("[role=alert]:has-text('does not answer')")
+
+
+def test_a_map_that_is_being_computed(desktop: Any, url: str) -> None:
+    asked: list[int] = []
+
+    def answer(route: Any) -> None:
+        asked.append(1)
+        route.fulfill(status=202, json={"state": "computing"}) if len(asked) == 1 else route.continue_()
+
+    desktop.route("**/v1/explorer/map", answer)
+    desktop.goto(f"{url}/#/map")
+    desktop.wait_for_selector(".state:has-text('being computed')")
+    desktop.wait_for_selector(".plot")
+    assert len(asked) == 2

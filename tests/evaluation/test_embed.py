@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from swav_platform.data.sets.read import has_set, open_set
 from swav_platform.errors import UserError
 from swav_platform.evaluation.embed import embed, embed_job
 from swav_platform.evaluation.parts import EmbedJob
+from swav_platform.failures import LogWaits
 from swav_platform.models.encoders import build_encoder
 from swav_platform.models.heads import projection_head
 from swav_platform.models.package import save_package
@@ -156,17 +159,31 @@ def test_int8(make: Make, whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.stack
-def test_an_outage_of_the_bucket_is_waited_for(make: Make, whole: Path, s3: S3Server) -> None:
-    s3.store("embed").put("probe", b"makes the bucket")
-    target = "s3://embed/set"
+def test_an_outage_of_the_bucket_is_waited_for(
+    package: Path,
+    index: Index,
+    s3: S3Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bucket has the images and gets the set."""
+    monkeypatch.setattr("swav_platform.evaluation.parts.LogWaits", partial(LogWaits, quiet=0.5))
+    shards = s3.upload("embed", Path(index.place).parents[1])
+    build_index([f"{shards}/a.tar", f"{shards}/b.tar"], tmp_path / "index")
+    there = Index.open(tmp_path / "index")
+    embed(embed_job(package, there, tmp_path / "set", ImagePolicy(), thumbnails=True))
 
     def stop(done: int, total: int) -> None:
         if done == 64:
             s3.stop()
             threading.Timer(3, s3.restore).start()
 
-    embed(make(target, thumbnails=True), progress=stop)
-    assert contents(target) == contents(whole)
+    with caplog.at_level(logging.WARNING, "swav"):
+        embed(embed_job(package, there, "s3://embed/set", ImagePolicy(), thumbnails=True), progress=stop)
+    assert "waiting for s3://embed/" in caplog.text
+    assert "end of the wait" in caplog.text
+    assert contents("s3://embed/set") == contents(tmp_path / "set")
 
 
 def test_a_storage_that_stays_away_ends_the_job_resumably(make: Make, tmp_path: Path) -> None:

@@ -146,8 +146,11 @@ def test_report_is_one_self_contained_page(tmp_path: Path) -> None:
         losses=[4.0, 3.0, 2.5],
         prototypes=12,
         embeddings=open_set(tmp_path),
+        pages={"outliers": "outliers.html"},
+        explorer="swav serve 'a b'",
     )
     page = (tmp_path / "report.html").read_text()
+    assert '<a href="outliers.html">outliers</a>' in page
     assert "a &lt;b&gt;" in page
     assert "2 of 12 prototypes" in page
     assert page.count("data:image/jpeg") == 3

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -139,6 +140,21 @@ def test_the_report_shows_photos(shown: Shown) -> None:
     page = (shown.place / "report.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') >= 20
     assert Path(shown.result["report"]) == shown.place / "report.html"
+
+
+def test_the_set_is_searched_cleaned_and_mapped(shown: Shown) -> None:
+    page, place = (shown.place / "report.html").read_text(), shown.place / "demo" / "embeddings"
+    assert f"serve {shown.place / 'demo'}" in page
+    assert 'href="http://127.0.0.1:8000/"' in page
+    for name in ("duplicates.html", "outliers.html"):
+        assert f'href="{name}"' in page
+        assert (shown.place / name).is_file()
+    assert pq.read_table(place / "map.parquet").num_rows == 60 - len(BROKEN)
+    dropped = (shown.place / "duplicates.txt").read_text().splitlines()
+    assert len(dropped) == shown.result["near_duplicates"]
+    assert pq.read_table(shown.place / "weights.parquet").num_rows == 60 - len(BROKEN)
+    assert pq.read_table(place / "outliers.parquet").num_rows == shown.result["outliers"]
+    assert (place.with_name("embeddings-neighbours") / "manifest.json").is_file()
 
 
 @pytest.mark.long

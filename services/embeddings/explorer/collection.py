@@ -67,7 +67,7 @@ class Collection:
         return [what for what in found if what is not None]
 
     def map(self, plane: Plane) -> bytes:
-        """The points of what is not excluded."""
+        """The points of samples and items that are not excluded."""
         store, items = self.store, self.store.items.shown()
         xy, clusters, samples = plane.xy[~store.hidden], store.clusters[~store.hidden], self.samples[~store.hidden]
         if items:

@@ -21,7 +21,7 @@ FILE = "map.parquet"
 MOST = 200_000  # points that a page is sent
 _FITTED = 20_000  # vectors from which the directions are computed
 _BLOCK = 16_384  # vectors in memory
-_AROUND = 5  # nearest samples, in whose middle an item is placed on a map without directions
+_AROUND = 5  # nearest samples; on a map without directions, an item is in their middle
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ function draw(state) {
   state.waiting = requestAnimationFrame(() => {
     state.waiting = 0;
     paint(state.points.getContext("2d"), state.data, state.palette, screen(state));
+    state.points.dataset.points = state.data.n;
     decorate(state);
     clearTimeout(state.resting);
     state.resting = setTimeout(() => thumbnails(state), 250);
