@@ -7,7 +7,7 @@ from typing import Any
 
 from swav_platform.data.sets.read import EmbeddingSet
 
-THRESHOLD = 0.99  # cosine of near-duplicates; after minutes of training, much that differs is at 0.95
+THRESHOLD = 0.9995  # cosine of near-duplicates; after minutes of training, much that differs is at 0.99
 
 
 def search_set(embeddings: EmbeddingSet, folder: Path, place: Path) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def test_an_outage_of_the_bucket_is_waited_for(
 ) -> None:
     """The bucket has the images and gets the set."""
     monkeypatch.setattr("swav_platform.evaluation.parts.LogWaits", partial(LogWaits, quiet=0.5))
+    monkeypatch.setattr("swav_platform.failures.LONGEST_PAUSE", 1.0)
     shards = s3.upload("embed", Path(index.place).parents[1])
     build_index([f"{shards}/a.tar", f"{shards}/b.tar"], tmp_path / "index")
     there = Index.open(tmp_path / "index")

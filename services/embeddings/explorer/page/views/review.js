@@ -44,11 +44,11 @@ function group(found, about, place) {
       await send("POST", "explorer/exclusions", { samples: found.items.slice(1).map((item) => item.sample), excluded: true });
       found.items.slice(1).forEach((item) => { item.excluded = true; });
       made.replaceWith(group(found, about, place));
-      notice("All but the first image are excluded.");
+      notice("All but the first of the images shown are excluded.");
     } catch (error) { notice(error.message); event.target.disabled = false; }
   } }, "Keep the first only");
-  const made = h("section", { class: "group", "aria-label": `Group ${place}: ${found.items.length} similar images` },
-    h("p", { class: "bar" }, h("span", { class: "soft" }, `${found.items.length} images, least cosine ${decimals(found.similarity, 3)}`), about.writable && drop),
+  const made = h("section", { class: "group", "aria-label": `Group ${place}: ${number(found.size)} similar images` },
+    h("p", { class: "bar" }, h("span", { class: "soft" }, `${number(found.size)} images${found.size > found.items.length ? `, ${found.items.length} shown` : ""}, least cosine ${decimals(found.similarity, 3)}`), about.writable && drop),
     tiles(found.items, { choose: about.writable }));
   return made;
 }
