@@ -21,6 +21,7 @@ PUBLIC = (
     "swav_platform.Encoder",
     "swav_platform.encoder.ImageError",
     "swav_platform.client.Client",
+    "swav_platform.client.AsyncClient",
     "swav_platform.Method",
     "swav_platform.methods.method.RowOutputs",
     "swav_platform.methods.method.StepOutputs",
