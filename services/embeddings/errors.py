@@ -28,6 +28,8 @@ class Fault:
         return {"code": self.code, "message": self.message, "detail": dict(self.detail)}
 
 
+PROBLEMS = 20  # that an answer names
+
 INTERNAL = Fault("internal_error", "Internal error. The cause is in the log of the service.")
 
 
@@ -101,7 +103,7 @@ def _methods(request: Request) -> list[str]:
 
 async def _invalid(request: Request, error: Exception) -> Json:
     assert isinstance(error, RequestValidationError)
-    problems = [{"where": ".".join(str(p) for p in e["loc"]), "problem": e["msg"]} for e in error.errors()]
+    problems = [{"where": ".".join(str(p)[:80] for p in e["loc"]), "problem": e["msg"]} for e in error.errors()[:PROBLEMS]]
     told = "; ".join(f"{p['where']}: {p['problem']}" for p in problems)
     return answer(422, Fault("invalid_request", f"The request is invalid: {told}.", {"problems": problems}))
 

@@ -164,6 +164,16 @@ def test_unknown_names_in_a_body(
     assert words in response.json()["error"]["message"]
 
 
+def test_escapes_are_undone_exactly() -> None:
+    every = bytes(range(256)) * 3 + b"=== =\r\n= \n==41%41\t \n _~"
+    for text in (quote(every, safe=""), quote(every, safe="=:_+"), "".join(f"%{byte:02x}" for byte in every)):
+        assert base64text.decode("data:," + text) == every
+    assert base64text.decode("data:,a%20b\x7f") == b"a b\x7f"
+    for stray in ("%", "%4", "%zz", "%%41", "a%"):
+        with pytest.raises(ValueError, match="%"):
+            base64text.decode("data:," + stray)
+
+
 def test_settings_in_a_body_count(service: TestClient, pictures: list[bytes], truth: Truth) -> None:
     body: dict[str, Any] = {"images": [{"base64": text(pictures[0])}]}
     answer = EmbeddingsAnswer.model_validate(service.post("/v1/embeddings", json=body | {"kind": "projection"}).json())

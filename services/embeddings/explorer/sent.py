@@ -14,6 +14,7 @@ from services.embeddings.errors import ServiceError
 from services.embeddings.state import current
 
 MOST = 1_000_000  # samples that a body may name
+KEYS = 1000  # colons, also those in a name
 BYTES = 20 * MOST
 
 T = TypeVar("T", bound=BaseModel)
@@ -31,8 +32,10 @@ async def sent(request: Request, kind: type[T]) -> T:
 
 
 def _parsed(body: bytes, kind: type[T]) -> T:
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST + 10:
-        raise ServiceError(413, "too_many_items", f"The body has more than {MOST} elements. Send fewer.", {"limit": MOST})
+    if body.count(b":") > KEYS or sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST + 10:
+        raise ServiceError(
+            413, "too_many_items", f"The body has more than {MOST} elements or {KEYS} keys. Send fewer.", {"limit": MOST}
+        )
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
