@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from services.embeddings.app import create_app
 from services.embeddings.batching import Batcher
 from services.embeddings.errors import ServiceError
 from services.embeddings.settings import Limits, ServiceSettings
+from tests.services.test_bad_input import refused
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -130,3 +131,29 @@ def test_ready_only_while_it_runs(package: Path) -> None:
     assert outside.get("/healthz").status_code == 200
     with TestClient(app) as inside:
         assert inside.get("/readyz").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/neighbors?key=0003",
+        "/v1/clusters/1",
+        "/v1/explorer/clusters",
+        "/v1/explorer/clusters/1",
+        "/v1/explorer/items?samples=1",
+        "/v1/explorer/neighbors?sample=1",
+        "/v1/explorer/outliers",
+        "/v1/explorer/duplicates",
+    ],
+)
+def test_searches_of_all_routes_are_bounded(full: TestClient, path: str) -> None:
+    answer = refused(full.get(path), 503, "busy")
+    assert "searches" in answer["message"]
+
+
+@pytest.fixture(scope="module")
+def full(package: Path, stored: Path) -> Iterator[TestClient]:
+    """A service that has no place for another search."""
+    settings = ServiceSettings(model=package, embeddings=stored, limits=Limits(max_pending=0), threads=1)
+    with TestClient(create_app(settings)) as client:
+        yield client

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 
-from services.embeddings.answers import EmbeddingsAnswer
+from services.embeddings.answers import EmbeddingsAnswer, numbers, written
 
 Truth = tuple[np.ndarray, np.ndarray]
 
@@ -86,3 +90,16 @@ def test_names_that_are_hostile(service: TestClient, pictures: list[bytes]) -> N
     raw = b'--X\r\nContent-Disposition: form-data; name="images"; filename="caf\xe9.jpg"\r\n\r\n' + pictures[0] + b"\r\n--X--\r\n"
     response = service.post("/v1/embeddings", content=raw, headers={"content-type": "multipart/form-data; boundary=X"})
     assert len(vectors(response)) == 1
+
+
+def test_large_answers_are_written_in_a_thread() -> None:
+    threads = []
+
+    def make() -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return {"name": "caf\udce9", "vector": numbers(np.array([1 / 3, 1e-9], np.float32))}
+
+    for count in (1, 10_000):
+        answer = asyncio.run(written(make, count))
+        assert json.loads(answer.body) == {"name": "caf\udce9", "vector": [0.3333333, 0.0]}
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
