@@ -24,6 +24,7 @@ from swav_platform.data.ledger.outcomes import Outcome
 from swav_platform.errors import UserError
 from swav_platform.images.decoding.decode import decode
 from swav_platform.images.decoding.refused import Refused
+from swav_platform.malloc import give_back_freed
 from swav_platform.models.inference import Encoded, InferenceModel
 from swav_platform.models.reference import probe
 from swav_platform.models.runtimes.runtime import PARITY, cosines
@@ -35,6 +36,7 @@ R = TypeVar("R")
 
 LATENCY = 0.03  # seconds: batches that take less are made larger, up to max_batch
 NEARLY = 0.93  # of the highest throughput: the smallest batch that reaches it is used
+LARGE = 48 * 2**20  # bytes of pixels: malloc would keep the pages of larger images, Pillow's copies among them
 WARM_UP = 2.0  # seconds to find it
 
 
@@ -142,7 +144,12 @@ class Engine:
             return known
         try:
             with self._metrics.decode.time():
-                return Decoded(self._model.preprocess(decode(data, self._policy)).numpy(), key)
+                image = decode(data, self._policy)
+                decoded, size = Decoded(self._model.preprocess(image).numpy(), key), image.nbytes
+            del image
+            if size > LARGE:
+                give_back_freed()
+            return decoded
         except Refused as refused:
             return image_fault(refused.outcome, refused.detail)
         except MemoryError:
