@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import re
+import socket
 import sys
 import tempfile
 import threading
@@ -63,27 +64,23 @@ def peak_memory(process: psutil.Process) -> Iterator[list[int]]:
         thread.join()
 
 
-async def stall(number: int, end: float) -> None:
-    """Sends 19 of 20 MiB, and nothing more until the service hangs up."""
-    await asyncio.sleep(0.02 * number)
-    reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+def stall(number: int, end: float) -> None:
+    """Sends 19 of 20 MiB, and nothing more until the service hangs up. In a thread, whose sending does not hold up the clock of others."""
+    time.sleep(0.02 * number)
     head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {20 * MIB}\r\n\r\n"
-    with suppress(OSError, TimeoutError):
-        writer.write(head.encode())
-        for _ in range(19):
-            writer.write(bytes(MIB))
-            await writer.drain()
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + end - time.perf_counter()):
-            await reader.read()
-    writer.close()
+    with suppress(OSError), socket.create_connection(("127.0.0.1", PORT)) as connection:
+        connection.settimeout(max(1.0, end - time.perf_counter()))
+        connection.sendall(head.encode() + bytes(19 * MIB))
+        connection.recv(1)
 
 
 async def under_stall(images: list[bytes], seconds: float) -> tuple[Load, Load]:
     calm = await closed_loop("127.0.0.1", PORT, "/v1/embeddings", unique(images), CLIENTS, seconds)
-    end = time.perf_counter() + seconds
-    stalled = [asyncio.create_task(stall(number, end)) for number in range(STALLED)]
-    load = await closed_loop("127.0.0.1", PORT, "/v1/embeddings", unique(images), CLIENTS, seconds)
-    await asyncio.gather(*stalled)
+    with ThreadPoolExecutor(STALLED) as pool:
+        end = time.perf_counter() + seconds
+        for number in range(STALLED):
+            pool.submit(stall, number, end)
+        load = await closed_loop("127.0.0.1", PORT, "/v1/embeddings", unique(images), CLIENTS, seconds)
     return calm, load
 
 
