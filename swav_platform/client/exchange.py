@@ -123,7 +123,7 @@ def _fault(response: httpx.Response) -> dict[str, Any] | None:
 def pause(got: Got, tried: int) -> float:
     """Seconds to wait before the next try: those of Retry-After (a number or a date), else 0.5, 1, 2 …, up to a minute."""
     told = got.headers.get("retry-after", "") if isinstance(got, httpx.Response) else ""
-    if told.isdigit():
+    if told.isdecimal():
         return min(float(told), LONGEST_PAUSE)
     try:
         seconds = email.utils.parsedate_to_datetime(told).timestamp() - time.time()

@@ -98,12 +98,13 @@ def test_what_is_lost_is_sent_again_unless_it_changes_something(monkeypatch: pyt
 
 def test_pauses() -> None:
     def told(value: str) -> httpx.Response:
-        return httpx.Response(503, headers={"retry-after": value})
+        return httpx.Response(503, headers={b"retry-after": value.encode()})
 
     assert pause(told("7"), 0) == 7
     assert pause(told("9999"), 0) == 60
     assert pause(told(formatdate(0, usegmt=True)), 0) == 0
     assert 0.3 < pause(told("soon"), 0) < 0.7
+    assert 0.3 < pause(told("²"), 0) < 0.7  # a digit to str, no number to float
     assert 3 < pause(httpx.Response(503), 3) < 5
 
 

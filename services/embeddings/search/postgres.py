@@ -57,7 +57,8 @@ class InPostgres:
         try:
             return ask(self._connection())
         except UserError:
-            self._own.held.close() if getattr(self._own, "held", None) else None
+            if (held := getattr(self._own, "held", None)) is not None:
+                held.close()
             self._own.held = None
         try:
             return ask(self._connection())
