@@ -14,7 +14,7 @@ Y = TypeVar("Y")
 
 
 class Batcher(Generic[X, Y]):
-    """Calls `run` with up to `max_batch` items at a time, in `executor`, one call after another.
+    """Calls `run` with up to `max_batch` items at a time, in `executor`, with at most `parallel` calls at once.
 
     The first item of a batch waits at most `max_wait` seconds for more. `run` returns one result per item. If it
     raises, every item of that batch gets the exception, and the next batch is processed as usual.
@@ -22,34 +22,43 @@ class Batcher(Generic[X, Y]):
     """
 
     def __init__(
-        self, run: Callable[[Sequence[X]], Sequence[Y]], *, max_batch: int, max_wait: float, executor: ThreadPoolExecutor
+        self,
+        run: Callable[[Sequence[X]], Sequence[Y]],
+        *,
+        max_batch: int,
+        max_wait: float,
+        executor: ThreadPoolExecutor,
+        parallel: int = 1,
     ) -> None:
         self._run = run
         self.max_batch = max_batch
         self._max_wait = max_wait
         self._executor = executor
         self._queue: asyncio.Queue[tuple[X, asyncio.Future[Y]]] = asyncio.Queue()
-        self._batch: list[tuple[X, asyncio.Future[Y]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._parallel = parallel
+        self._collecting = asyncio.Lock()  # one at a time: two that collect would share the waiting items
+        self._taken: set[asyncio.Future[Y]] = set()  # of items in a batch
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def running(self) -> bool:
-        return self._task is not None and not self._task.done()
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._work()) for _ in range(self._parallel)]
 
     async def stop(self) -> None:
         """Stops processing. Queued items fail with a ServiceError."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         while not self._queue.empty():
-            self._batch.append(self._queue.get_nowait())
-        for _, future in self._batch:
+            self._taken.add(self._queue.get_nowait()[1])
+        for future in self._taken:
             if not future.done():
                 future.set_exception(busy("it is shutting down"))
-        self._batch, self._task = [], None
+        self._taken, self._tasks = set(), []
         del self._run  # it may own this object: a replaced model is freed now, not when the collector of cycles comes round
 
     async def submit(self, item: X) -> Y:
@@ -61,27 +70,37 @@ class Batcher(Generic[X, Y]):
 
     async def _work(self) -> None:
         while True:
-            await self._collect()
-            batch = [(item, future) for item, future in self._batch if not future.done()]
-            if not batch:
-                continue
-            try:
-                results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, [item for item, _ in batch])
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for (_, future), result in zip(batch, results, strict=True):
-                    if not future.done():
-                        future.set_result(result)
+            async with self._collecting:
+                collected = await self._collect()
+            batch = [(item, future) for item, future in collected if not future.done()]
+            if batch:
+                await self._process(batch)
+            self._taken.difference_update(future for _, future in collected)
 
-    async def _collect(self) -> None:
-        self._batch = [await self._queue.get()]
+    async def _process(self, batch: Sequence[tuple[X, asyncio.Future[Y]]]) -> None:
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, [item for item, _ in batch])
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    async def _collect(self) -> list[tuple[X, asyncio.Future[Y]]]:
+        batch = [await self._next()]
         deadline = asyncio.get_running_loop().time() + self._max_wait
-        while len(self._batch) < self.max_batch:
+        while len(batch) < self.max_batch:
             try:
                 async with asyncio.timeout_at(deadline):  # an item that is queued already is taken even after the deadline
-                    self._batch.append(await self._queue.get())
+                    batch.append(await self._next())
             except TimeoutError:
                 break
+        return batch
+
+    async def _next(self) -> tuple[X, asyncio.Future[Y]]:
+        item, future = await self._queue.get()
+        self._taken.add(future)
+        return item, future

@@ -38,6 +38,8 @@ LATENCY = 0.03  # seconds: batches that take less are made larger, up to max_bat
 NEARLY = 0.93  # of the highest throughput: the smallest batch that reaches it is used
 LARGE = 48 * 2**20  # bytes of pixels: malloc would keep the pages of larger images, Pillow's copies among them
 WARM_UP = 2.0  # seconds to find it
+AT_ONCE = {"int8": 2}
+"""Batches that a runtime encodes at once: the operations of int8 are so short that its threads mostly wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ class Engine:
         self._metrics = rooms.metrics
         self._policy = ImagePolicy(max_bytes=settings.limits.max_bytes, max_pixels=settings.limits.max_pixels)
         self._cache = Cache(settings.cache_bytes)
-        self._torch = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=_set_threads, initargs=(settings.threads,))
+        parallel = AT_ONCE.get(model.runtime.name, 1)
+        self._torch = ThreadPoolExecutor(
+            parallel, thread_name_prefix="model", initializer=_set_threads, initargs=(settings.threads,)
+        )
         self._batcher: Batcher[Decoded, Encoded] = Batcher(
-            self._forward, max_batch=settings.max_batch, max_wait=settings.max_wait, executor=self._torch
+            self._forward, max_batch=settings.max_batch, max_wait=settings.max_wait, executor=self._torch, parallel=parallel
         )
         self._canary: np.ndarray | None = None  # features of the probe images when the engine started
         self.busy = 0  # requests in progress

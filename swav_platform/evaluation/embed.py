@@ -14,7 +14,7 @@ from swav_platform.config import ImagePolicy
 from swav_platform.data.index.lookup import Index
 from swav_platform.data.sets.layout import DType, PartReport, Recipe, Space
 from swav_platform.data.sets.write import begin, finish
-from swav_platform.evaluation.parts import EmbedJob, PartMaker, on_this_machine
+from swav_platform.evaluation.parts import EmbedJob, PartMaker, on_this_machine, usual_runtime
 from swav_platform.failures import Tell
 from swav_platform.models.package import load_package, package_digest
 from swav_platform.models.runtimes.runtime import digest_with
@@ -94,11 +94,24 @@ def embed(job: EmbedJob, run: Runner | None = None, progress: Progress = lambda 
     }
 
 
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_here(
     job: EmbedJob, numbers: list[int], done: Callable[[int], None], tell: Tell | None = None
 ) -> Iterator[tuple[int, PartReport]]:
     """Makes parts in this process, with all its CPUs, or its GPU if it has one."""
-    maker = PartMaker(job, device="cuda" if torch.cuda.is_available() else "cpu", threads=max(2, os.cpu_count() or 1))
-    with contextlib.closing(maker):
+    device, cores = "cuda" if torch.cuda.is_available() else "cpu", os.cpu_count() or 1
+    maker = PartMaker(job, device=device, threads=max(2, cores))
+    # Small images take as long to decode as to encode: with a thread per core, torch's threads would wait for the decoding ones.
+    shared = device == "cpu" and usual_runtime(job.recipe.transform["size"], device) == "torch"
+    with contextlib.closing(maker), _torch_threads(max(1, cores // 2) if shared else torch.get_num_threads()):
         for number in numbers:
             yield number, maker.make(number, done, tell)
