@@ -24,6 +24,7 @@ log = logging.getLogger("swav")
 FEW = 20_000
 """Rows that meet a condition up to which all of them are compared."""
 
+_AT_ONCE = 2048  # vectors whose exact cosine is computed
 _MORE = 16  # candidates at least, besides k × the manifest's `candidates`
 
 
@@ -89,10 +90,20 @@ class NeighbourIndex:
         parameters = untyped.SearchParametersIVF(**options)
         wanted = min(max(k * self.manifest["candidates"], k + _MORE), self.samples)
         _, rows = self._lists.search(queries, wanted, params=parameters)
-        values = self.vectors.rows(np.maximum(rows, 0).ravel()).reshape(*rows.shape, self.dim)
-        scores = np.where(rows >= 0, np.einsum("qd,qcd->qc", queries, values), -2.0).astype(np.float32)
+        scores = self._exact(queries, rows)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return _padded(np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1), k)
+
+    def _exact(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Cosines float32 [q, c] of rows [q, c]; -2 where there is none. Few at a time: their vectors then stay in the cache."""
+        scores, at_once = np.empty(rows.shape, np.float32), max(1, _AT_ONCE // rows.shape[1])
+        for first in range(0, len(rows), at_once):
+            some = slice(first, first + at_once)
+            values = self.vectors.rows(np.maximum(rows[some], 0).ravel(), release=False).reshape(*rows[some].shape, self.dim)
+            scores[some] = np.einsum("qd,qcd->qc", queries[some], values)
+        self.vectors.release()
+        scores[rows < 0] = -2.0
+        return scores
 
     def allowed(self, where: Where) -> np.ndarray | None:
         """bool [n]: rows that meet the conditions and are not excluded; None for all rows."""
