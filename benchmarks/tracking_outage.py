@@ -40,6 +40,7 @@ def start(folder: Path, uri: str, steps: int, patience: float) -> subprocess.Pop
         *TINY,
         f"train.steps={steps}",
         "train.checkpoint_every=10",
+        "data.segment=4096",
         f"tracking.uri={uri}",
         f"tracking.patience={patience}",
     ]
